@@ -1,0 +1,403 @@
+"""Readers: one function for each kind of data set, from a folder as users have it to a `Table`.
+
+A reader opens no picture. It says which files there are, their labels, groups and split, and what
+it left out and why; `decode_all` then makes one file of pixels of them.
+
+To add a data set: write one reader and enter it in `DATASETS` at the end.
+"""
+
+import concurrent.futures
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import time
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from torchvision.datasets.utils import download_url
+from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows: everything works, but two processes must not share one run
+    fcntl = None
+
+CACHE_VERSION = 1  # raised when pictures are decoded differently, so that old files are not used
+
+
+class InputError(ValueError):
+    """Something the reader gave us is wrong; the message says what, where, and what to do."""
+
+
+@dataclass
+class Table:
+    """What a folder holds, one entry for each picture."""
+
+    files: list  # paths; None where the picture is missing
+    ids: list  # unique names
+    labels: np.ndarray  # (N,) int64 codes into classes
+    groups: np.ndarray  # (N,) int64 codes into group_names
+    subjects: np.ndarray  # (N,) texts: pictures of one lesion or person never part
+    split: np.ndarray  # (N,) texts train / val / test, or "" = not used
+    classes: list
+    group_names: list
+    notes: dict = field(default_factory=dict)  # what was left out and why, with counts
+    images: np.ndarray = None  # (N, H, W, 3) uint8 where the pictures are drawn, not read
+
+
+# ==================================================================================================
+# What readers share
+# ==================================================================================================
+
+
+def read_rows(path, columns):
+    """The rows of a table with a header, as dicts; commas or tabs, with or without a BOM."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            delimiter = "\t" if "\t" in handle.readline() else ","
+            handle.seek(0)
+            reader = csv.DictReader(handle, delimiter=delimiter)
+            rows = list(reader)
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: save the table as CSV (UTF-8)") from None
+    header = reader.fieldnames or ["nothing"]
+    missing = [c for c in columns if c not in header]
+    if missing:
+        raise InputError(
+            f"{path} has no column {missing[0]!r}: it needs {', '.join(columns)} and has "
+            f"{', '.join(header)}"
+        )
+    if not rows:
+        raise InputError(f"{path} has a header but no rows: fill it in")
+    for line, row in enumerate(rows, 2):
+        if any(row[c] is None for c in columns):
+            raise InputError(f"{path}, line {line}: fewer fields than the header has columns")
+    ids, counts = np.unique([row[columns[0]] for row in rows], return_counts=True)
+    if (counts > 1).any():
+        raise InputError(
+            f"{path} names {ids[counts.argmax()]!r} {counts.max()} times ({(counts > 1).sum()} "
+            "names are not unique): keep one row for each picture"
+        )
+    return rows
+
+
+def codes(values, names):
+    """Texts as codes into `names`, (N,) int64."""
+    place = {name: k for k, name in enumerate(names)}
+    return np.array([place[v] for v in values], dtype=np.int64)
+
+
+def contents(folder):
+    """The first names in a folder, for an error message."""
+    return ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+
+
+def split_by_subject(subjects, fold, shares=(0.7, 0.1, 0.2), seed=0):
+    """(N,) of "train" / "val" / "test", whole subjects at a time.
+
+    Without a fold: `shares` of the subjects. Fold k in 0..4: the subjects are dealt into five
+    parts; part k is the test set and an eighth of the rest (a tenth of all) the validation set, so
+    that five runs test every picture once.
+    """
+    names = np.unique(subjects)
+    names = names[np.random.RandomState(seed).permutation(len(names))]
+    if fold is None:
+        n_test, n_val = round(shares[2] * len(names)), round(shares[1] * len(names))
+        test, val = names[:n_test], names[n_test : n_test + n_val]
+    else:
+        test = np.array_split(names, 5)[fold]
+        rest = names[~np.isin(names, test)]
+        val = rest[: len(rest) // 8]
+    split = np.where(np.isin(subjects, val), "val", "train")
+    split[np.isin(subjects, test)] = "test"
+    return split
+
+
+# ==================================================================================================
+# Files that are whole or absent
+# ==================================================================================================
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """A temporary name beside `path`, renamed to it if the block ends well and removed if not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path):
+    """One process at a time for `path`, others wait. A killed process leaves no lock behind."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as handle:
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+# ==================================================================================================
+# From a picture file to pixels, once
+# ==================================================================================================
+
+
+def decode(file, size):
+    """One picture as (size, size, 3) uint8: upright, RGB, the centre square, antialiased."""
+    with Image.open(file) as image:
+        image = ImageOps.exif_transpose(image).convert("RGB")
+        square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(square)
+
+
+def decode_all(table, size, folder, skip_bad):
+    """All pictures of a table, decoded once: memory-mapped (N, size, size, 3) uint8; {id: fault}.
+
+    The file is keyed by names, file sizes, side and CACHE_VERSION, and appears only when complete.
+    Raises InputError, naming a picture that cannot be read, unless `skip_bad`.
+    """
+    sizes = [os.path.getsize(f) if f else -1 for f in table.files]
+    key = json.dumps([CACHE_VERSION, size, table.ids, sizes])
+    folder = folder if os.access(folder, os.W_OK) else Path("runs")  # a read-only data folder
+    path = folder / f"decoded-{size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    faults_path = path.with_suffix(".json")
+    with locked(path):
+        if not (path.exists() and faults_path.exists()):
+            start, faults = time.time(), {}
+            with atomic(path) as temporary:
+                shape = (len(table.ids), size, size, 3)
+                images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+
+                def work(n):
+                    try:
+                        if table.files[n] is None:
+                            raise FileNotFoundError("no such file")
+                        images[n] = decode(table.files[n], size)
+                    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as why:
+                        faults[table.ids[n]] = str(why)
+
+                with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+                    todo = pool.map(work, range(len(table.ids)))
+                    list(tqdm(todo, "decoding", len(table.ids), leave=False, disable=None))
+                images.flush()
+                if not faults or skip_bad:
+                    with atomic(faults_path) as note:
+                        note.write_text(json.dumps(faults))
+                else:
+                    raise_faults(faults, len(table.ids))
+            print(f"decoded {len(table.ids)} pictures in {time.time() - start:.1f} s into {path}")
+    faults = json.loads(faults_path.read_text())
+    if faults and not skip_bad:
+        raise_faults(faults, len(table.ids))
+    return np.load(path, mmap_mode="c"), faults  # "c": torch wants a writable array; the file stays
+
+
+def raise_faults(faults, total):
+    name = min(faults)
+    raise InputError(
+        f"{len(faults)} of {total} pictures cannot be read, the first is {name} ({faults[name]}): "
+        "mend or replace them, or leave them out with --skip-bad"
+    )
+
+
+# ==================================================================================================
+# HAM10000
+# ==================================================================================================
+
+HAM_PAGE = "https://doi.org/10.7910/DVN/DBW86T"
+HAM_SERVER = "https://dataverse.harvard.edu/api/access/datafile/"
+HAM_FILES = {  # name: (number at Harvard Dataverse, MD5 that Dataverse publishes)
+    "HAM10000_metadata.csv": ("4338392?format=original", "8f85fb1aa29d80a2797247e434deb79d"),
+    "HAM10000_images_part_1.zip": ("3172585", "4639bfa73ab251610530a97c898e6e46"),
+    "HAM10000_images_part_2.zip": ("3172584", "da43d6cc50f6613013be07e8986b384b"),
+}
+HAM_CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+HAM_TARGETS = {"malignant": ["akiec", "mel"], "malignant+bcc": ["akiec", "mel", "bcc"], "dx": None}
+HAM_GROUPS = {  # attribute: names of its groups, and the group of a row
+    "sex": (["female", "male"], lambda row: row["sex"]),
+    "age": (["age<=60", "age>60"], lambda row: "age>60" if row["age"] > 60 else "age<=60"),
+}
+
+
+def download_ham10000(root):
+    """Fetch HAM10000 (about 2.7 GB) from its owner, check the MD5 sums, unpack into `root`."""
+    for name, (number, md5) in HAM_FILES.items():
+        try:
+            download_url(HAM_SERVER + number, root, name, md5)
+        except (OSError, RuntimeError) as error:
+            raise InputError(
+                f"{name} cannot be downloaded ({error}): get it from {HAM_PAGE} and put it into "
+                f"{root}"
+            ) from None
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(root / name) as archive:
+                for member in archive.infolist():
+                    member.filename = Path(member.filename).name  # no folders: nothing can leave
+                    if member.filename.endswith(".jpg"):
+                        archive.extract(member, root / Path(name).stem)
+
+
+def read_ham10000(root, target, sensitive, fold, download):
+    """HAM10000 (Tschandl et al., 2018): 10,015 dermatoscopic pictures of 7,470 lesions.
+
+    The protocol of MEDFAIR (Zong et al., 2023): malignant = akiec + mel; rows with unknown sex or
+    without age are left out, 9,948 pictures remain; lesions are split 80/10/10. Old is over 60.
+    """
+    if download:
+        download_ham10000(root)
+    names = [f"HAM10000_metadata{ending}" for ending in (".csv", ".tab", "")]
+    table = next((root / n for n in names if (root / n).is_file()), None)
+    if table is None:
+        places = [*root.glob("*/HAM10000_metadata*"), *root.parent.glob("HAM10000_metadata*")]
+        near = [p.parent for p in places if p.is_file()]
+        raise InputError(
+            f"{root} has no HAM10000_metadata.csv (it holds {contents(root)}): "
+            + (f"it is in {near[0]}, pass that folder as --data-dir" if near else
+               f"get it and the pictures from {HAM_PAGE}, or add --download (2.7 GB)")
+        )  # fmt: skip
+    if target not in HAM_TARGETS:
+        raise InputError(f"--target {target!r} is unknown: choose one of {', '.join(HAM_TARGETS)}")
+    attributes = sensitive.split("+")
+    if not set(attributes) <= set(HAM_GROUPS) or len(set(attributes)) < len(attributes):
+        raise InputError(f"--sensitive {sensitive!r} is unknown: choose sex, age or sex+age")
+
+    rows = read_rows(table, ["image_id", "lesion_id", "dx", "age", "sex"])
+    rows.sort(key=lambda row: row["image_id"])
+    for row in rows:
+        where = f"{table}, picture {row['image_id']}"
+        if row["sex"] not in ("male", "female", "unknown", ""):
+            raise InputError(f"{where}: sex is {row['sex']!r}, but must be male, female or unknown")
+        if row["dx"] not in HAM_CLASSES:
+            raise InputError(f"{where}: dx is {row['dx']!r}, but must be one of {HAM_CLASSES}")
+        try:
+            row["age"] = float(row["age"]) if row["age"] not in ("", "unknown") else None
+        except ValueError:
+            raise InputError(f"{where}: age is {row['age']!r}, but must be a number") from None
+    found = {p.stem: p for pattern in ("*.jpg", "*/*.jpg") for p in root.glob(pattern)}
+    ids = [row["image_id"] for row in rows]
+    if not any(i in found for i in ids):
+        raise InputError(
+            f"{root} has the table but none of its pictures, such as {ids[0]}.jpg: put them into "
+            f"{root / 'HAM10000_images_part_1'} and _part_2, or add --download (2.7 GB)"
+        )
+
+    positive = HAM_TARGETS[target]
+    classes = ["benign", "malignant"] if positive else HAM_CLASSES
+    labels = [classes[row["dx"] in positive] if positive else row["dx"] for row in rows]
+    used = np.array([row["sex"] in ("male", "female") and row["age"] is not None for row in rows])
+    group_names = HAM_GROUPS[attributes[0]][0]
+    for attribute in attributes[1:]:  # crossed attributes: every combination is a group
+        group_names = [f"{a} {b}" for a in group_names for b in HAM_GROUPS[attribute][0]]
+    groups = [
+        " ".join(HAM_GROUPS[a][1](row) for a in attributes) if u else group_names[0]
+        for row, u in zip(rows, used)
+    ]
+    lesions = np.array([row["lesion_id"] for row in rows])
+    if fold is None:
+        ## The published split: a fifth of the shuffled lesions goes off, and half of that, shuffled
+        ## once more, is the test set (scikit-learn's train_test_split, random_state=0, used twice).
+        off = np.unique(lesions[used])
+        off = off[np.random.RandomState(0).permutation(len(off))][: -(-len(off) // 5)]
+        test = off[np.random.RandomState(0).permutation(len(off))][: -(-len(off) // 2)]
+        split = np.where(np.isin(lesions, off), "val", "train")
+        split[np.isin(lesions, test)] = "test"
+    else:
+        split = np.full(len(rows), "train", dtype="<U5")
+        split[used] = split_by_subject(lesions[used], fold)
+    notes = {
+        "rows": len(rows),
+        "left out: sex unknown or age missing": int((~used).sum()),
+        "kept: age 0, probably not recorded": sum(row["age"] == 0 for row in rows),
+    }
+    return Table(
+        [found.get(i) for i in ids], ids, codes(labels, classes), codes(groups, group_names),
+        lesions, np.where(used, split, ""), classes, group_names, notes,
+    )  # fmt: skip
+
+
+# ==================================================================================================
+# The reader's own pictures
+# ==================================================================================================
+
+
+def read_csv(root, target, sensitive, fold, download):
+    """`labels.csv` in the folder: columns file,label,group and, if wanted, split and subject.
+
+    Labels and groups are texts or numbers, pictures have any size. Without `split`: 70/10/20 by
+    subject, or by picture when there is no `subject`. --target and --sensitive name other columns.
+    """
+    table = root / "labels.csv"
+    if not table.is_file():
+        raise InputError(
+            f"{root} has no labels.csv (it holds {contents(root)}): write one with the columns "
+            "file,label,group and, if you like, split and subject"
+        )
+    rows = read_rows(table, ["file", target, sensitive])
+    for line, row in enumerate(rows, 2):
+        row[target], row[sensitive] = row[target].strip(), row[sensitive].strip()
+        if not (row[target] and row[sensitive]):
+            raise InputError(f"{table}, line {line}: {target} or {sensitive} is empty: fill it in")
+        if not (root / row["file"]).resolve().is_relative_to(root.resolve()):
+            raise InputError(
+                f"{table}, line {line}: {row['file']} lies outside {root}: use names inside that "
+                "folder"
+            )
+
+    def names(column):  # numbers in their own order, texts after them in the alphabet's
+        number = lambda v: float(v) if v.replace(".", "", 1).isdigit() else float("inf")
+        return sorted({row[column] for row in rows}, key=lambda v: (number(v), v))
+
+    subjects = np.array([row.get("subject") or row["file"] for row in rows])
+    if "split" in rows[0] and fold is None:
+        split = np.array([(row["split"] or "").strip().lower() for row in rows])
+        wrong = set(split) - {"train", "val", "test"}
+        if wrong:
+            raise InputError(
+                f"{table}: split {min(wrong)!r} is unknown: write train, val or test in every row, "
+                "or leave the column out"
+            )
+        both = set(subjects[split == "test"]) & set(subjects[split != "test"])
+        if both:
+            raise InputError(
+                f"{table}: subject {min(both)!r} is in the test set and outside it: keep each "
+                "subject in one split"
+            )
+    else:
+        split = split_by_subject(subjects, fold)
+    files = [root / row["file"] if (root / row["file"]).is_file() else None for row in rows]
+    classes, group_names = names(target), names(sensitive)
+    return Table(
+        files, [row["file"] for row in rows], codes([row[target] for row in rows], classes),
+        codes([row[sensitive] for row in rows], group_names), subjects, split, classes, group_names,
+        {"rows": len(rows)},
+    )  # fmt: skip
+
+
+@dataclass
+class Kind:
+    """A kind of data set: its reader, and what a run uses where the command line says nothing."""
+
+    read: object
+    size: int
+    teacher: str
+    student: str
+    target: str = "label"
+    sensitive: str = "group"
+
+
+DATASETS = {
+    "ham10000": Kind(read_ham10000, 64, "resnet18", "shufflenet_v2_x0_5", "malignant", "sex"),
+    "csv": Kind(read_csv, 64, "resnet18", "shufflenet_v2_x0_5"),
+}

@@ -1,0 +1,204 @@
+"""What a run leaves behind: settings, teachers, checkpoints and results, as files.
+
+Nothing here knows a method. A result is written last, so a run is finished exactly when its result
+is there; it is never overwritten by a run with other settings. Files appear whole or not at all.
+"""
+
+import hashlib
+import json
+import math
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from readers import DATASETS, InputError, atomic, locked
+
+SOURCES = ("data", "readers", "metrics", "runs")  # shared files whose hash a result carries
+LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
+PLACES = ("data_dir", "download", "device", "out", "restart")  # settings that change no number
+
+
+def complete(args):
+    """Fill in the settings that depend on data set and machine; refuse those that cannot be."""
+    kind = DATASETS[args.dataset]
+    args.image_size = args.image_size or kind.size
+    for name in ("target", "sensitive", "teacher", "student"):
+        setattr(args, name, getattr(args, name) or getattr(kind, name))
+    if args.smoke:
+        args.epochs, args.batch_size = min(args.epochs, 2), min(args.batch_size, 32)
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
+    least = {"epochs": 1, "batch_size": 2, "image_size": 8, "lr": 1e-12, "weight_decay": 0,
+             "temperature": 1e-6, "alpha": 0, "seed": 0}  # fmt: skip
+    for name, low in least.items():
+        if not low <= getattr(args, name) < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {low:g}")
+    if args.alpha > 1:
+        raise InputError("--alpha shares the loss between labels and teacher: choose 0 to 1")
+    return args
+
+
+def runs_folder(args):
+    """Where teachers and checkpoints live: runs/ beside the folder of the results."""
+    return Path(args.out).resolve().parent / "runs" / ("smoke" * args.smoke) / args.dataset
+
+
+def digest(content):
+    """12 hex digits that stand for a JSON-ready value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def save(path, **content):
+    """torch.save of a dict, whole or not at all."""
+    with atomic(path) as temporary:
+        torch.save(content, temporary)
+
+
+def once(path, made_of, make):
+    """The dict that `make()` returns, kept in `path`: made now, or earlier by any script.
+
+    `made_of` says what it was made of; a file made of something else is refused. A second process
+    waits for the first and then finds the file.
+    """
+    with locked(path):
+        if path.exists():
+            print(f"{path.stem} is ready in {path.parent}")
+        else:
+            save(path, made_of=made_of, **make())
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    if saved.get("made_of") != made_of:
+        raise InputError(f"{path} is not what its name says: delete it")
+    return saved
+
+
+class Run:
+    """The files of one run. Its name tells the settings that are not the usual ones."""
+
+    def __init__(self, script, args, usual, data):
+        self.script, self.data = Path(script), data
+        self.settings = {k: v for k, v in vars(args).items() if k not in PLACES}
+        name = "-".join(
+            f"{k}_{v}".replace("/", "_")
+            for k, v in self.settings.items()
+            if v != getattr(usual, k) and k not in ("dataset", "seed")
+        )
+        if len(name) > 120:  # file systems end at 255 characters
+            name = f"{name[:100]}-{digest(name)}"
+        name = f"{name or 'default'}-seed{args.seed}"
+        self.settings["pictures"] = data.hash()
+        out = Path(args.out) / ("smoke" * args.smoke)
+        self.result = out / args.dataset / self.script.stem / f"{name}.json"
+        self.folder = runs_folder(args) / self.script.stem / name
+        self.checkpoint, self.student = self.folder / "checkpoint.pt", self.folder / "student.pt"
+
+    def finished(self, restart):
+        """The result of this run if it is there; refuses one that was made with other settings."""
+        if restart:
+            for path in (self.result, self.checkpoint):
+                path.unlink(missing_ok=True)
+        if not self.result.exists():
+            return None
+        result = json.loads(self.result.read_text())
+        old, new = result["settings"], self.settings
+        changed = [
+            f"{k} was {old.get(k)!r} and is now {new.get(k)!r}"
+            for k in {**old, **new}
+            if old.get(k) != new.get(k)
+        ]
+        if changed:
+            raise InputError(
+                f"{self.result} was made with other settings ({'; '.join(changed)}): choose "
+                "another --out, or --restart to replace it"
+            )
+        print(f"{self.result} is there already; --restart makes it anew")
+        return result
+
+    def write(self, result, logits, states, times):
+        """Write the student's states, the test logits and, last of all, the result."""
+        test, folder = self.data["test"], self.script.parent.parent
+        save(self.student, network=self.settings["student"], states=states)
+        arrays = {name: values.astype(np.float16) for name, values in logits.items()}
+        arrays |= {"labels": test.labels.cpu().numpy(), "groups": test.groups.cpu().numpy()}
+        arrays |= {"ids": np.array(test.ids), "subjects": np.array(test.subjects)}
+        with atomic(self.result.with_suffix(".npz")) as temporary, open(temporary, "wb") as handle:
+            np.savez_compressed(handle, **arrays)
+        sources = [self.script, *(folder / f"{name}.py" for name in SOURCES)]
+        sources = b"".join(path.read_bytes() for path in sources)
+        result = {
+            "method": self.script.stem,
+            "settings": self.settings,
+            "classes": [str(c) for c in self.data.classes],
+            "group_names": [str(g) for g in self.data.group_names],
+            "notes": self.data.notes,
+            **result,
+            "source": hashlib.sha256(sources).hexdigest()[:16],
+            "times": times,
+        }
+        with atomic(self.result) as temporary:
+            temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
+        self.checkpoint.unlink(missing_ok=True)
+        print(f"wrote {self.result}")
+        return result
+
+
+def log_line(label, epochs, row, speed, seconds):
+    """One line for an epoch: losses, validation in percent, images per second, time left."""
+    losses = {k.removeprefix("loss_"): v for k, v in row.items() if k not in ("epoch", "val")}
+    losses = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    val = {k: "?" if v is None else f"{100 * v:.1f}" for k, v in row["val"].items()}
+    left = round((epochs - row["epoch"] - 1) * seconds)
+    return (
+        f"{label} {row['epoch'] + 1}/{epochs}  {losses}  | val auroc {val['auroc']}, worst group "
+        f"{val['auroc_worst_group']}, mean-DEO {val['mean_deo']} | {speed:.0f} images/s, "
+        f"{left // 60}:{left % 60:02} left"
+    )
+
+
+def seconds_per_call(work, times, device="cpu"):
+    """Mean seconds of work(), after two calls that are not counted; waits for the device."""
+    wait = torch.cuda.synchronize if str(device).startswith("cuda") else lambda: None
+    for n in range(times + 2):
+        if n == 2:
+            wait()
+            start = time.perf_counter()
+        work()
+    wait()
+    return (time.perf_counter() - start) / times
+
+
+def cpu_latency(network, picture):
+    """Milliseconds for one picture (1, 3, H, W) on one CPU thread, as on a small device."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        seconds = seconds_per_call(lambda: network(picture), 20)
+    torch.set_num_threads(threads)
+    return 1000 * seconds
+
+
+def size_of(network):
+    """Name, number of parameters, and megabytes on disk of a network."""
+    sizes = [v.numel() * v.element_size() for v in network.state_dict().values()]
+    parameters = sum(p.numel() for p in network.parameters())
+    return {"network": network.name, "parameters": parameters, "megabytes": sum(sizes) / 1e6}
+
+
+def machine(device):
+    """Where and with what a run was made."""
+    gpu = torch.cuda.get_device_name(device) if str(device).startswith("cuda") else None
+    return {
+        "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }
