@@ -197,11 +197,13 @@ def bootstrap_weights(*, n, replicates=1000, seed=0, clusters=None):
         row[:] = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[ids]
     return weights
 
-def interval(*, draws, level=0.95):
-    """Percentile interval (low, high) of draws (R,); undefined ones left out, NaN if half are."""
+def interval(*, draws, level=0.95, point=None):
+    """Percentile interval (low, high) of draws (R,); undefined ones left out, NaN if half are.
+    ## Resamples of a gap lie above it (noise adds to max - min): widened to hold the `point`."""
     kept = np.asarray(draws, float)[~np.isnan(draws)]
     kept = kept if 2 * len(kept) > len(draws) else [np.nan]
-    return tuple(np.quantile(kept, [(1 - level) / 2, (1 + level) / 2]).tolist())
+    low, high = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return (low, high) if point is None else (min(low, point), max(high, point))
 
 def paired_difference(*, point_a, point_b, draws_a, draws_b, level=0.95):
     """a - b with its percentile interval; draws (R,) must come from the same resamples.
@@ -268,10 +270,12 @@ def evaluate(*, labels, groups, logits, num_classes, num_groups, clusters=None, 
     counts = out.pop("counts")
     samples, recalls = counts.sum(-1), recall_per_group(counts=counts)  # (G, C) both
     within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
-    out |= {"n": len(labels), "interval": {k: interval(draws=draws[k]) for k in out if draws}}
+    out["interval"] = {k: interval(draws=draws[k], point=out[k]) for k in out if draws}
+    out["n"] = len(labels)
     out["groups"] = [{k: v[g] for k, v in within.items()} | {
         "n": int(samples[g].sum()), "recall": _mean(recalls[g]),
-        "interval": {k: interval(draws=draws["group_" + k][:, g]) for k in within if draws},
+        "interval": {k: interval(draws=draws["group_" + k][:, g], point=within[k][g])
+                     for k in within if draws},
     } for g in range(num_groups)]
     of_class = {"recall": _ratio(*_margins(counts.sum(0))[:2]), "recall_per_group": recalls.T,
                 "disparity": disparity(counts=counts)[0], "deo": deo(counts=counts)[0]}
@@ -280,21 +284,3 @@ def evaluate(*, labels, groups, logits, num_classes, num_groups, clusters=None, 
     out["undefined"] = ["there is one group only: nothing to compare"] * (num_groups == 1) + [
         f"group {g} has no sample of class {c}" for g, c in np.argwhere(samples == 0)]
     return json.loads(json.dumps(out, default=np.ndarray.tolist), parse_constant=lambda _: None)
-
-def table(*, columns, class_names, group_names):
-    """Text, percent with 95 % interval: a column per model from {"teacher": evaluate(...), ...}; a
-    row per metric, named as there, then each group, then the signed disparity of each class."""
-    def cell(part, key):
-        shown = [part[key], *part.get("interval", {}).get(key, [])]
-        shown = ["undefined" if v is None else f"{100 * v:.1f}" for v in shown]
-        return shown[0] + (f" [{shown[1]}, {shown[2]}]" if shown[1:] else "")
-    models, rows = columns.values(), [["percent", *columns]]
-    rows += [[key, *(cell(r, key) for r in models)] for key in (
-        "accuracy f1 auroc auroc_worst_group auroc_gap es_auc mean_deo max_deo disparity").split()]
-    rows += [[f"{key}, {name}", *(cell(r["groups"][g], key) for r in models)]
-             for key in ("auroc", "accuracy") for g, name in enumerate(group_names)]
-    for c, name in enumerate(class_names):
-        rows += [[f"disparity, {name}", *(cell(r["classes"][c], "disparity") for r in models)]]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows]
-    return "\n".join(lines + [f"{k}: collapsed" for k, r in columns.items() if r["collapsed"]])

@@ -15,9 +15,14 @@ import numpy as np
 import torch
 import torchvision
 
+from data import batches
 from readers import DATASETS, InputError, atomic, locked
 
 SOURCES = ("data", "readers", "metrics", "runs")  # shared files whose hash a result carries
+TABLE = (
+    "accuracy", "f1", "auroc", "auroc_worst_group", "auroc_gap", "es_auc", "mean_deo", "max_deo",
+    "disparity",
+)  # fmt: skip
 LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
 PLACES = ("data_dir", "download", "device", "out", "restart")  # settings that change no number
 
@@ -150,6 +155,16 @@ class Run:
         return result
 
 
+def check_finite(values, where):
+    """Raises InputError when one of the named values is NaN or infinite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"{name} is {value} in {where}: use a smaller --lr or smaller weights of the "
+                "losses; the last checkpoint is kept"
+            )
+
+
 def log_line(label, epochs, row, speed, seconds):
     """One line for an epoch: losses, validation in percent, images per second, time left."""
     losses = {k.removeprefix("loss_"): v for k, v in row.items() if k not in ("epoch", "val")}
@@ -175,14 +190,30 @@ def seconds_per_call(work, times, device="cpu"):
     return (time.perf_counter() - start) / times
 
 
-def cpu_latency(network, picture):
-    """Milliseconds for one picture (1, 3, H, W) on one CPU thread, as on a small device."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def speed(args, split, bare, seconds):
+    """How fast the run was: {images_per_second, bare_..., cpu_latency_ms, and the machine}.
+
+    bare     a method whose step on one batch, repeated, is the fastest this student could train
+    seconds  of each epoch of the run, validation and checkpoint included
+    """
+    batch = next(batches(split, args.batch_size, args.seed))
+    fastest = args.batch_size / seconds_per_call(lambda: bare.step(batch), 10, args.device)
+    images = len(split) * len(seconds) / sum(seconds)
+    network, picture, threads = (
+        bare.student.cpu().eval(),
+        batch.images[:1].cpu(),
+        torch.get_num_threads(),
+    )
+    torch.set_num_threads(1)  # latency as on a small device: one picture, one thread
     with torch.no_grad():
-        seconds = seconds_per_call(lambda: network(picture), 20)
+        latency = 1000 * seconds_per_call(lambda: network(picture), 20)
     torch.set_num_threads(threads)
-    return 1000 * seconds
+    print(
+        f"student: {images:.0f} images/s, {images / fastest:.0%} of the bare step's {fastest:.0f}; "
+        f"{latency:.1f} ms for one picture on one CPU thread"
+    )
+    rates = {"images_per_second": images, "bare_images_per_second": fastest}
+    return {**rates, "cpu_latency_ms": latency, **machine(args.device)}
 
 
 def size_of(network):
@@ -202,3 +233,40 @@ def machine(device):
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
     }
+
+
+def table(*, columns, class_names, group_names):
+    """Metrics as text, in percent with 95 % intervals: a column for each model.
+
+    columns: {"teacher": metrics.evaluate(...), ...}. A row for each metric under its name there,
+    then for each group, then the signed disparity of each class.
+    """
+
+    def cell(part, key):
+        shown = [part[key], *part.get("interval", {}).get(key, [])]
+        shown = ["undefined" if v is None else f"{100 * v:.1f}" for v in shown]
+        return shown[0] + (f" [{shown[1]}, {shown[2]}]" if shown[1:] else "")
+
+    rows, models = [["percent", *columns]], columns.values()
+    for key in TABLE:
+        rows.append([key, *(cell(model, key) for model in models)])
+    for key in ("auroc", "accuracy"):
+        for g, name in enumerate(group_names):
+            rows.append([f"{key}, {name}", *(cell(model["groups"][g], key) for model in models)])
+    for c, name in enumerate(class_names):
+        parts = [model["classes"][c] for model in models]
+        rows.append([f"disparity, {name}", *(cell(part, "disparity") for part in parts)])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    for name, model in columns.items():
+        if model["collapsed"]:
+            lines.append(f"{name} has collapsed: it predicts one class for every picture")
+    return "\n".join(lines)
+
+
+def show(result):
+    """Print teacher beside student (its last epoch) on the test split."""
+    columns = {"teacher": result.get("teacher"), "student": result["last"]}
+    columns = {name: model["test"] for name, model in columns.items() if model}
+    names = {"class_names": result["classes"], "group_names": result["group_names"]}
+    print(table(columns=columns, **names))

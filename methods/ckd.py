@@ -241,8 +241,7 @@ def evaluate(model, data, part, replicates=0):
     ## Logits are stored as float16. Rounded before anything is computed from them, they give the
     ## same numbers again later; three digits are finer than any of our intervals.
     logits = logits.half().float().cpu().numpy()
-    if not math.isfinite(logits.sum()):
-        raise D.InputError(f"{model.name} gives infinite logits on {part}: use a smaller --lr")
+    R.check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
     return logits, M.evaluate(**data.truth(part), logits=logits, replicates=replicates)
 
 
@@ -279,12 +278,7 @@ def fit(args, data, method, path, label, rules=RULES):
                 sums[name] = sums.get(name, 0) + loss.detach()  # no .item(): the device runs on
         losses = {name: float(total) / steps for name, total in sums.items()}
         speed = steps * args.batch_size / (time.time() - start)
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise D.InputError(
-                    f"{name} of the {label} is {value} in epoch {epoch + 1}: use a smaller --lr or "
-                    "smaller weights of the losses; the checkpoint of the epoch before is kept"
-                )
+        R.check_finite(losses, f"epoch {epoch + 1} of the {label}")
         _, validation = evaluate(model, data, "val")
         method.end_epoch(epoch, validation)
         for rule, metric in rules.items():
@@ -353,9 +347,7 @@ def main():
     run = R.Run(__file__, args, usual, data)
     with R.locked(run.folder):  # a second process on this run waits, and then finds the result
         result = run.finished(args.restart) or work(args, data, run)
-    columns = {"teacher": result.get("teacher"), "student": result["last"]}
-    columns = {name: model["test"] for name, model in columns.items() if model}
-    print(M.table(columns=columns, class_names=data.classes, group_names=data.group_names))
+    R.show(result)
 
 
 def work(args, data, run):
@@ -380,22 +372,9 @@ def work(args, data, run):
         result[name] = {"epoch": epoch, **R.size_of(network), "val": val, "test": test}
 
     ## How fast could this student train at best? The bare step on one batch, again and again.
-    batch, bare = next(D.batches(data["train"], args.batch_size, 0)), copy.deepcopy(student).train()
-    step = CrossEntropy(args, data, bare).step
-    bare_speed = args.batch_size / R.seconds_per_call(lambda: step(batch), 10, args.device)
-    speed = len(data["train"]) * len(seconds) / sum(seconds)  # with validation and checkpoints
-    share = speed / bare_speed
-    print(f"student: {speed:.0f} images/s, {share:.0%} of the bare step's {bare_speed:.0f}")
-    times = {
-        "total": time.time() - start,
-        "student": sum(seconds),
-        "teacher": teacher_seconds,
-        "images_per_second": speed,
-        "bare_images_per_second": bare_speed,
-        "cpu_latency_ms": R.cpu_latency(bare.cpu().eval(), batch.images[:1].cpu()),
-        **R.machine(args.device),
-    }
-    return run.write(result, logits, states, times)
+    bare = CrossEntropy(args, data, copy.deepcopy(student).train())
+    times = {"total": time.time() - start, "teacher": teacher_seconds, "epochs": seconds}
+    return run.write(result, logits, states, times | R.speed(args, data["train"], bare, seconds))
 
 
 if __name__ == "__main__":

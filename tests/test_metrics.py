@@ -598,7 +598,7 @@ def test_constant_predictor_is_flagged_and_empty_cells_are_none():
     assert out["disparity"] == 0 and out["classes"][0]["disparity"] is None
     assert out["precision"] < 0.2  # giving three classes up is not rewarded
     assert out["undefined"] == [f"group 1 has no sample of class {c}" for c in (0, 1, 3)]
-    text = m.table(columns={"student": out}, class_names="abcd", group_names=["female", "male"])
+    text = runs.table(columns={"student": out}, class_names="abcd", group_names=["female", "male"])
     assert "undefined" in text and "student: collapsed" in text
     lonely = evaluate_sample(groups=groups * 0, num_groups=1, replicates=0)
     assert lonely["accuracy_gap"] is None and "one group" in lonely["undefined"][0]
@@ -607,7 +607,7 @@ def test_constant_predictor_is_flagged_and_empty_cells_are_none():
 
 def test_table():
     out = evaluate_sample()
-    text = m.table(
+    text = runs.table(
         columns={"teacher": out, "student": evaluate_sample(1)},
         class_names=["akiec", "bcc", "mel", "nv"],
         group_names=["female", "male"],

@@ -35,7 +35,7 @@ MAY_IMPORT = {"data", "metrics", "runs"}
 
 
 def sections(text):
-    """{name: text} in order: header, then by banner; section 2 in three parts around the own flags."""
+    """{name: text} in order; section 2 in three parts: before, the own flags, after."""
     marks = [*BANNER.finditer(text)]
     parts = {"0 header": text[: marks[0].start()]}
     for mark, following in zip(marks, [*marks[1:], None]):
@@ -123,7 +123,7 @@ def test_shared_sections_are_identical():
 
 
 def test_no_function_has_two_versions():
-    """Outside section 4 a name means the same in every script; section 4 redefines no shared name."""
+    """A shared name means the same in every script: section 4 defines none of them anew."""
     for path in SCRIPTS:
         own = ast.parse(sections(path.read_text())["4 THE METHOD"])
         names = {n.name for n in own.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
@@ -143,7 +143,7 @@ def test_header_fields():
 
 
 def test_equation_tags():
-    """Every row of the header's table is tagged in the function it names, and every tag has a row."""
+    """Every equation of the header is tagged in the function it names; every tag has a row."""
     for path in SCRIPTS:
         text = path.read_text()
         header, method = sections(text)["0 header"], sections(text)["4 THE METHOD"]
