@@ -385,6 +385,68 @@ def read_csv(root, target, sensitive, fold, download):
     )  # fmt: skip
 
 
+# ==================================================================================================
+# The embedded data set
+# ==================================================================================================
+
+P = dict(amin=0.05, amax=0.48, n0=0.08, n1=0.09, c0=0.55, c1=0.55, lobe2=0.05, distr=1)
+
+
+def make_toy(seed=0, sizes=(6000, 1500, 3000)):
+    rng, out = np.random.default_rng(seed), {}
+    yy, xx = np.meshgrid(np.arange(32.0), np.arange(32.0), indexing="ij")
+    # [group][background, shape] corner colours
+    for name, n in zip(("train", "val", "test"), sizes):
+        i = np.argsort(rng.random(n), kind="stable")
+        label, rank = i % 6, i // 6
+        group = np.where(name == "test", rank % 2, (label % 2) ^ (rank % 10 == 9))
+        images = np.empty((n, 3, 32, 32), np.uint8)
+        for s in range(0, n, 500):
+            k, g = label[s:s + 500], group[s:s + 500, None, None]
+            m = len(k)
+            U = lambda lo, hi, *shape: lo + (hi - lo) * rng.random((m,) + (shape or (1, 1)))
+            dx, dy = xx - U(13, 18), yy - U(13, 18)
+            r, t = np.sqrt(dx * dx + dy * dy), np.arctan2(dy, dx)
+            lobes = (k + 2)[:, None, None]
+            amp = U(P["amin"], P["amax"])
+            edge = U(7.5, 10.5) * (1 + amp * np.cos(lobes * t + U(0, 6.2832))
+                    + U(0, P["lobe2"]) * np.cos(2 * t + U(0, 6.2832)) + U(0, P["lobe2"]) * np.cos(3 * t + U(0, 6.2832)))
+            d = edge - r
+            fill = np.clip(d + .5, 0, 1)
+            line = np.clip(1.6 - np.abs(d - .5), 0, 1)
+            ink = np.where(g == 0, fill, line)[:, None]
+            # soft spots
+            bx, by, br = U(0, 32), U(0, 32), U(2, 4)
+            q = (xx - bx) ** 2 + (yy - by) ** 2
+            spot = np.clip(1.5 - np.sqrt(q) / br, 0, 1)[:, None] * P["distr"]
+            ramp = ((xx - 15.5) * U(-1, 1) + (yy - 15.5) * U(-1, 1))[:, None] / 62
+            dark = np.array([.10, .16, .34]).reshape(1, 3, 1, 1) + U(-.06, .06, 3, 1, 1)
+            light = np.array([.93, .84, .68]).reshape(1, 3, 1, 1) + U(-.06, .06, 3, 1, 1)
+            glow = np.array([.45, .80, .85]).reshape(1, 3, 1, 1) + U(-.15, .15, 3, 1, 1)
+            pen = np.array([.55, .22, .20]).reshape(1, 3, 1, 1) + U(-.15, .15, 3, 1, 1)
+            G = g[:, None]
+            back, front = np.where(G == 0, dark, light), np.where(G == 0, glow, pen)
+            cov = np.clip(ink, 0, 1) * np.where(G == 0, P["c0"], P["c1"])
+            cov = np.maximum(cov, .5 * spot * np.where(G == 0, P["c0"], P["c1"]))
+            img = back + .35 * ramp + (front - back) * cov
+            noise = (rng.random(img.shape) + rng.random(img.shape) - 1) * 2.449
+            img += noise * np.where(G == 0, P["n0"], P["n1"])
+            images[s:s + 500] = np.rint(np.clip(img, 0, 1) * 255)
+        out[name] = images, label.astype(np.int64), group.astype(np.int64)
+    return out
+
+
+def read_toy(root, target, sensitive, fold, download):
+    """The toy as a Table."""
+    if fold is not None or (target, sensitive) != ("label", "group"):
+        raise InputError("toy has one split, one label and one group: leave out --fold, --target and --sensitive")
+    parts = make_toy()
+    images, labels, groups = (np.concatenate([p[k] for p in parts.values()]) for k in range(3))
+    split = np.repeat(list(parts), [len(p[1]) for p in parts.values()])
+    ids = [f"{s}-{n}" for n, s in enumerate(split)]
+    return Table([None] * len(ids), ids, labels, groups, np.array(ids), split, [f"{k} lobes" for k in range(2, 8)], ["filled", "outlined"], images=np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
+
+
 @dataclass
 class Kind:
     """A kind of data set: its reader, and what a run uses where the command line says nothing."""
@@ -398,6 +460,7 @@ class Kind:
 
 
 DATASETS = {
+    "toy": Kind(read_toy, 32, "convnet32", "convnet8"),
     "ham10000": Kind(read_ham10000, 64, "resnet18", "shufflenet_v2_x0_5", "malignant", "sex"),
     "csv": Kind(read_csv, 64, "resnet18", "shufflenet_v2_x0_5"),
 }

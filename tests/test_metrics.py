@@ -18,9 +18,10 @@ import scipy.stats
 import sklearn.metrics as sk
 from sklearn.calibration import calibration_curve
 
-HERE = pathlib.Path(__file__).resolve().parent
 import metrics as m
 import runs
+
+HERE = pathlib.Path(__file__).resolve().parent
 
 MEDICAL = dict(np.load(HERE / "parity" / "medical.npz"))
 FAIR_KD = dict(np.load(HERE / "parity" / "fair_kd.npz"))

@@ -1,0 +1,455 @@
+"""MFD, fair feature distillation by maximum mean discrepancy. Jung, Lee, Park and Moon: "Fair Feature
+Distillation for Visual Recognition", CVPR 2021, arXiv 2106.04411.
+
+IDEA. If the features of a class are distributed alike in every group, no classifier that sees only
+them can treat these groups differently. So the student's features of each class x group cell are
+pulled to one target that knows no group: the teacher's features of the whole class. Distributions
+are compared, not pictures: the maximum mean discrepancy (MMD) is 0 exactly if two are the same.
+
+CHANGES RELATIVE TO ckd.py.
+    - own settings: the flags --mfd-weight and --sigma; α is 0, not 0.9.
+    - section 4: squared_distances and mmd_loss are new; Method makes a regressor where the widths
+      differ; its step adds the loss of the cells.
+
+EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α: weight;
+f, f': features of student and teacher (B, D'), f after the regressor; a: groups; λ: weight.
+    Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                        kd_loss
+    Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
+    Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                            Method.step
+    Eq. (4)  K(u, v) = exp(-|u - v|² / (2 σ m)),  m = mean of |f_i - f'_j|² over all B² pairs  mmd_loss
+    Eq. (5)  MMD²(y, a) = mean K(f'_y, f'_y) + mean K(f_ya, f_ya) - 2 mean K(f'_y, f_ya)  mmd_loss
+    Eq. (6)  L_MMD = Σ of MMD²(y, a) over the cells that the batch holds  mmd_loss
+    Eq. (7)  L = Eq. (3) + λ/2 · L_MMD                                    Method.step
+
+DIFFERENCES FROM THE PAPER. We follow the authors' code, which we could check, not the text.
+    1. Their teacher has the student's architecture. Where our widths differ, a linear map leads
+       from the student's features to the teacher's width. It is trained with the student, only for
+       L_MMD, and then thrown away. It may hide some of what the student knows of the group: L_MMD
+       sees f only through it. (Jung and Moon, Journal of KIISE 2021, add a regressor too: MFD-R.)
+    2. f is what the classifier sees. For ResNet-18 they take the feature map before the pooling,
+       where the place of a lesion counts as well; our networks have none in common.
+DIFFERENCES FROM PUBLIC CODE (DQle38/Fair-Feature-Distillation-for-Visual-Recognition).
+    1. Their batches hold all cells about equally often, which alone makes a student fairer. Ours
+       hold them as the data do, unless you say --balance, and so the target of a class is mostly
+       its largest group. Otherwise method and sampler could not be told apart.
+    2. All cells at once, without a loop; the value is theirs, also for absent cells.
+    3. SGD with a cosine, batches of 64 and our augmentation, not Adam at 1e-3 with batches of 128:
+       to compare methods and not recipes. Their learning rate falls when the test loss says so.
+
+RUN.  python methods/mfd.py                        the embedded toy data, two CPU cores: 3 minutes
+      python methods/mfd.py --balance              closer to the authors' sampler
+      python methods/mfd.py --teacher convnet8     their setting: both the same, no linear map
+      python methods/mfd.py --mfd-weight 7         published for CelebA (3: CIFAR-10S and UTKFace)
+      python methods/mfd.py --alpha 0.9            together with CKD
+EXPECT. TODO
+"""
+
+# ===== 1. IMPORTS (shared) ========================================================================
+
+import argparse
+import copy
+import difflib
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
+import data as D  # noqa: E402
+import metrics as M  # noqa: E402
+import runs as R  # noqa: E402
+
+# ===== 2. SETTINGS (shared, then the method's own) ================================================
+
+
+def settings():
+    """The command line. Defaults that depend on the data set are filled in by data.complete."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    add("--dataset", default="toy", choices=D.DATASETS, help="toy is embedded, others are files")
+    add("--data-dir", help="folder of the data set's files (default: data/NAME)")
+    add("--download", action=switch, default=False, help="fetch files where their owner allows it")
+    add("--skip-bad", action=switch, default=False, help="leave out unreadable pictures")
+    add("--image-size", type=int, help="pixels a side (default: toy 32, others 64)")
+    add("--target", help="what is learnt (ham10000: malignant, malignant+bcc, dx; csv: a column)")
+    add("--sensitive", help="what makes a group (ham10000: sex, age, sex+age; csv: a column)")
+    add("--fold", type=int, help="test on part 0..4 of five (default: the data set's own split)")
+    add(
+        "--balance", action=switch, default=False, help="student: class x group cells equally often"
+    )
+    add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
+    add("--student", help="network: a torchvision name or convnet<width> (default: by data set)")
+    add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
+    add("--epochs", type=int, default=12, help="passes over the training pictures")
+    add("--batch-size", type=int, default=64, help="pictures per step (RepDistiller: 64)")
+    add("--lr", type=float, default=0.05, help="highest learning rate of SGD (RepDistiller: 0.05)")
+    add("--weight-decay", type=float, default=5e-4, help="of SGD (RepDistiller: 5e-4)")
+    add(
+        "--alpha",
+        type=float,
+        default=0.9,
+        help="α: weight of L_KD, 1 - α of CE (RepDistiller: 0.9)",
+    )
+    add("--temperature", type=float, default=4.0, help="T: softens the outputs (RepDistiller: 4)")
+    add("--seed", type=int, default=0, help="of weights, order and augmentation; the teacher's too")
+    add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
+    add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
+    add("--out", default="results", help="folder of the results; runs/ appears beside it")
+    add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
+    add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
+    # ----- the method's own -----------------------------------------------------------------------
+    parser.set_defaults(alpha=0.0)  # published without L_KD
+    add("--mfd-weight", type=float, default=3.0, help="λ: weight of L_MMD (published: 3 or 7)")
+    add("--sigma", type=float, default=1.0, help="σ: width of the kernel, times m (published: 1)")
+    # ----- end of the method's own ----------------------------------------------------------------
+    return parser
+
+
+# ===== 3. NETWORKS AND PLAIN TRAINING (shared) ====================================================
+
+
+def convnet(width):
+    """A tiny classifier for small pictures on a CPU: three stages of two convolutions."""
+    stages, inputs = [], 3
+    for outputs in (width, 2 * width, 4 * width):
+        stage = []
+        for _ in range(2):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            inputs = outputs
+        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
+
+
+def torchvision_net(name, size, pretrained):
+    """Any classifier of torchvision by its name; clear errors for names and weights."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, "convnet8", "convnet32"], 3, 0.3)
+        raise D.InputError(f"no network is called {name!r}: did you mean {', '.join(near)}?")
+    sized = {"image_size": size} if name.startswith("vit_") else {}
+    try:
+        net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
+    except (OSError, ValueError) as error:  # no network; or a size that the weights are not for
+        raise D.InputError(
+            f"the weights of {name} cannot be had ({error}): connect once, or copy their file into "
+            f"{torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
+        ) from None
+    if name.startswith("resnet") and size <= 32 and not pretrained:
+        ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if name.startswith("squeezenet"):  # its classifier is a convolution
+        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
+    if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
+        net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
+    return net
+
+
+class Network(nn.Module):
+    """A network that returns what distillation needs: features (B, D) and logits (B, C).
+
+    The features are what the last linear layer sees. Both are float32, also with bf16 inside.
+    """
+
+    def __init__(self, args, name, num_classes):
+        super().__init__()
+        self.name, self.bf16 = name, args.precision == "bf16"
+        if name.startswith("convnet") and name[7:].isdigit():
+            self.body = convnet(int(name[7:]))
+        else:
+            self.body = torchvision_net(name, args.image_size, args.pretrained)
+        last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
+        width = self.body.get_submodule(last).in_features
+        self.body.set_submodule(last, nn.Identity())
+        self.head = nn.Linear(width, num_classes)
+        self.to(memory_format=torch.channels_last)  # faster convolutions
+
+    def forward(self, images):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            feats = self.body(images).flatten(1)  # (B, D)
+            logits = self.head(feats)  # (B, C)
+        return (feats.float(), logits.float()) if self.bf16 else (feats, logits)
+
+
+class CrossEntropy:
+    """Plain training of one network, by which teachers are made; Method builds on its four hooks.
+
+    __init__    extra networks, optimisers, searches and further teachers
+    step        the whole algorithm for one batch; returns the losses by name
+    end_epoch   schedules and outer updates, with the metrics on validation
+    finish      what remains to be done to the student after the last epoch
+    """
+
+    def __init__(self, args, data, student, teacher=None):
+        self.args, self.data, self.student, self.teacher = args, data, student, teacher
+        ## `fit` moves the learning rate of every parameter group between 0 and its initial_lr.
+        groups = [{"params": list(student.parameters()), "initial_lr": args.lr}]
+        self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, weight_decay=args.weight_decay)
+        self.saved = {"student": student, "optimizer": self.optimizer}  # what a restart needs
+        self.reported = {}  # other networks to be tested at the end, by name
+
+    def update(self, loss):
+        """One step down the gradient of `loss`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def step(self, batch):
+        loss = F.cross_entropy(self.student(batch.images)[1], batch.labels)
+        self.update(loss)
+        return {"loss": loss}
+
+    def end_epoch(self, epoch, validation):
+        pass
+
+    def finish(self):
+        pass
+
+
+# ===== 4. THE METHOD ==============================================================================
+
+
+def kd_loss(logits_s, logits_t, temperature):
+    """Eq. (2): T² · KL(teacher ‖ student) of the softened outputs, averaged over the batch.
+
+    logits_s, logits_t: (B, C). Returns a scalar, at least 0; 0 where both say the same.
+    """
+    # Eq. (1), as logarithms: the quotient of Eq. (2) becomes a difference that cannot overflow
+    log_p_s = F.log_softmax(logits_s / temperature, dim=1)  # (B, C)
+    log_p_t = F.log_softmax(logits_t / temperature, dim=1)  # (B, C)
+    # Eq. (2)
+    divergence = (log_p_t.exp() * (log_p_t - log_p_s)).sum(dim=1)  # (B,)
+    ## Softening divides the gradient by T²; times T², α keeps its meaning when T changes.
+    ## The mean is over samples only: over classes too, the loss would be C times too small.
+    return temperature**2 * divergence.mean()
+
+
+def squared_distances(a, b):
+    """|a_i - b_j|² for all pairs. a: (N, D), b: (M, D). Returns (N, M), at least 1e-12."""
+    # |a|² + |b|² - 2 a·b needs no (N, M, D) tensor; rounding may leave it just below 0
+    squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * a @ b.T  # (N, M)
+    return squares.clamp(min=1e-12)  # also keeps m above 0 when all features are equal
+
+
+def mmd_loss(feats_s, feats_t, labels, groups, sigma):
+    """Eq. (6): MMD² from the student's class x group cells to the teacher's classes, added up.
+
+    feats_s, feats_t: (B, D) or feature maps (B, ...), labels, groups: (B,). Returns a scalar from 0
+    to 2 times the number of cells in the batch; 0 where each cell equals its class as a set.
+    """
+    feats_s, feats_t = feats_s.flatten(1), feats_t.flatten(1).detach()  # (B, D)
+    squares_ts = squared_distances(feats_t, feats_s)  # (B, B)
+    ## m makes the kernel as wide as the features are apart, whatever their scale. It is a unit, not
+    ## an aim, so no gradient goes through it. σ is not squared: at σ = 1 one could not tell.
+    width = 2 * sigma * squares_ts.detach().mean()
+    # Eq. (4)
+    k_ts = torch.exp(-squares_ts / width)  # (B, B)
+    k_tt = torch.exp(-squared_distances(feats_t, feats_t) / width)  # (B, B)
+    k_ss = torch.exp(-squared_distances(feats_s, feats_s) / width)  # (B, B)
+
+    ## Every sample looks at its own cell: row n of `of_class` averages over the class of sample n,
+    ## row n of `of_cell` over its class and group. So a cell that the batch lacks never comes up.
+    same_class = labels[:, None] == labels  # (B, B)
+    same_cell = same_class & (groups[:, None] == groups)  # (B, B)
+    size = same_cell.sum(dim=1)  # (B,) the samples in the cell of sample n
+    of_class = same_class / same_class.sum(dim=1, keepdim=True)  # (B, B), rows add up to 1
+    of_cell = same_cell / size[:, None]  # (B, B), rows add up to 1
+    # Eq. (5), for the cell of each sample: means over pairs u, v as rows of weights, kernel, weights
+    mean = lambda rows, kernel, columns: ((rows.to(kernel) @ kernel) * columns).sum(dim=1)
+    mmd = mean(of_class, k_tt, of_class) + mean(of_cell, k_ss, of_cell)  # (B,)
+    mmd = mmd - 2 * mean(of_class, k_ts, of_cell)  # (B,)
+    # Eq. (6): `size` samples speak for the same cell, which is to count once
+    return (mmd / size).sum()
+
+
+class Method(CrossEntropy):
+    """Distillation by Eq. (7)."""
+
+    needs_teacher = True
+
+    def __init__(self, args, data, student, teacher):
+        super().__init__(args, data, student, teacher)
+        if not args.sigma > 0:
+            raise D.InputError("--sigma must be above 0")
+        width_s, width_t = student.head.in_features, teacher.network.head.in_features
+        self.regressor = nn.Identity()  # equal widths need none
+        if width_s != width_t:
+            self.regressor = nn.Linear(width_s, width_t).to(args.device)
+            added = {"params": list(self.regressor.parameters()), "initial_lr": args.lr}
+            self.optimizer.add_param_group(added)
+        self.saved["regressor"] = self.regressor
+
+    def step(self, batch):
+        """One batch: forward, losses, backward, update. Returns the losses by name."""
+        feats_s, logits_s = self.student(batch.images)  # (B, D), (B, C)
+        feats_t, logits_t = self.teacher(batch)  # (B, D'), (B, C), without gradient
+        loss_ce = F.cross_entropy(logits_s, batch.labels)  # labels are matched without temperature
+        loss_kd = kd_loss(logits_s, logits_t, self.args.temperature)
+        sigma, groups = self.args.sigma, batch.groups
+        loss_fair = mmd_loss(self.regressor(feats_s), feats_t, batch.labels, groups, sigma)
+        # Eq. (3)
+        loss = (1 - self.args.alpha) * loss_ce + self.args.alpha * loss_kd
+        # Eq. (7)
+        loss = loss + self.args.mfd_weight / 2 * loss_fair
+        self.update(loss)
+        return {"loss": loss, "loss_ce": loss_ce, "loss_kd": loss_kd, "loss_fair": loss_fair}
+
+
+# ===== 5. FIT AND EVALUATE (shared) ===============================================================
+
+
+def evaluate(model, data, part, replicates=0):
+    """Logits (N, C) of `model` on data[part], and every metric of metrics.py."""
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(batch.images)[1] for batch in D.batches(data[part], 256)])
+    ## Logits are stored as float16. Rounded before anything is computed from them, they give the
+    ## same numbers again later; three digits are finer than any of our intervals.
+    logits = logits.half().float().cpu().numpy()
+    R.check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
+    return logits, M.evaluate(**data.truth(part), logits=logits, replicates=replicates)
+
+
+## Which epoch counts? Three rules, fixed in advance, all reported: the last ("last"), the one with
+## the best AUROC on validation, and the one with the best AUROC of the worst group there.
+RULES = {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"}
+
+
+def fit(args, data, method, path, label, rules=RULES):
+    """Train method.student for args.epochs, going on from the checkpoint `path` if there is one.
+
+    Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
+    """
+    log, states, best, seconds = [], {}, dict.fromkeys(rules, -math.inf), []
+    if path.exists():
+        saved = torch.load(path, map_location=args.device, weights_only=True)
+        log, states, best, seconds = (saved[k] for k in ("log", "states", "best", "seconds"))
+        for name, part in method.saved.items():
+            part.load_state_dict(saved["parts"][name])
+    model, steps = method.student, len(data["train"]) // args.batch_size
+    snapshot = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+    for epoch in range(len(log), args.epochs):
+        start, sums = time.time(), {}
+        torch.manual_seed(args.seed * 100_003 + epoch)  # dropout, too, depends on (seed, epoch)
+        model.train()
+        views = (args.batch_size, args.seed, epoch, True, args.balance)
+        for batch in D.batches(data["train"], *views):
+            ## An epoch of warm-up spares fresh weights, then half a cosine ends at 0.
+            done = epoch + batch.step / steps  # in epochs
+            scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
+            for group in method.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+            for name, loss in method.step(batch).items():
+                sums[name] = sums.get(name, 0) + loss.detach()  # no .item(): the device runs on
+        losses = {name: float(total) / steps for name, total in sums.items()}
+        speed = steps * args.batch_size / (time.time() - start)
+        R.check_finite(losses, f"epoch {epoch + 1} of the {label}")
+        _, validation = evaluate(model, data, "val")
+        method.end_epoch(epoch, validation)
+        for rule, metric in rules.items():
+            if (validation[metric] or 0) > best[rule]:
+                best[rule], states[rule] = validation[metric] or 0, {"epoch": epoch, **snapshot()}
+        seconds.append(time.time() - start)
+        log.append({"epoch": epoch, **losses, "val": {k: validation[k] for k in R.LOGGED}})
+        print(R.log_line(label, args.epochs, log[-1], speed, seconds[-1]), flush=True)
+        parts = {name: part.state_dict() for name, part in method.saved.items()}
+        R.save(path, log=log, states=states, best=best, seconds=seconds, parts=parts)
+    method.finish()
+    return {"last": {"epoch": args.epochs - 1, **snapshot()}, **states}, log, seconds
+
+
+# ===== 6. TEACHER (shared) ========================================================================
+
+
+class Teacher:
+    """A trained network that never changes: no gradient reaches it, its batch norm stands still."""
+
+    def __init__(self, network):
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, batch):
+        """Features (B, D') and logits (B, C) for the pictures of a Batch."""
+        with torch.no_grad():
+            return self.network(batch.images)
+
+
+def get_teacher(args, data):
+    """The teacher for these pictures, network and seed: trained now, or earlier by any script."""
+    names = "teacher image_size pretrained epochs batch_size lr weight_decay seed precision".split()
+    made_of = {name: getattr(args, name) for name in names}
+    made_of["pictures"] = data.hash("train", groups=False)  # it never sees a group
+    path = R.runs_folder(args) / "teachers" / f"{args.teacher}-{R.digest(made_of)}.pt"
+    torch.manual_seed(args.seed)
+    network = Network(args, args.teacher, len(data.classes)).to(args.device)
+
+    def train():
+        plain = copy.copy(args)
+        plain.balance = False  # --balance is the student's: the teacher is as biased as its data
+        method, unfinished = CrossEntropy(plain, data, network), path.with_suffix(".checkpoint")
+        states, log, seconds = fit(plain, data, method, unfinished, "teacher", rules={})
+        return {"state": states["last"], "log": log, "seconds": sum(seconds)}
+
+    saved = R.once(path, made_of, train)
+    load(network, saved["state"])
+    return Teacher(network), saved["seconds"]
+
+
+def load(network, state):
+    """Put the weights of a state that `fit` returned into `network`."""
+    network.load_state_dict({name: value for name, value in state.items() if name != "epoch"})
+
+
+# ===== 7. MAIN (shared) ===========================================================================
+
+
+def main():
+    parser = settings()
+    args = R.complete(parser.parse_args())
+    usual = ["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"]
+    usual = R.complete(parser.parse_args(usual))
+    data = D.load_for(args)
+    print(data.describe())
+    run = R.Run(__file__, args, usual, data)
+    with R.locked(run.folder):  # a second process on this run waits, and then finds the result
+        result = run.finished(args.restart) or work(args, data, run)
+    R.show(result)
+
+
+def work(args, data, run):
+    """Teacher, student, test. Writes the result and returns it."""
+    start, args.run = time.time(), run
+    teacher, teacher_seconds = get_teacher(args, data) if Method.needs_teacher else (None, 0.0)
+    torch.manual_seed(args.seed)  # all methods start from the same student
+    student = Network(args, args.student, len(data.classes)).to(args.device)
+    method = Method(args, data, student, teacher)
+    states, log, seconds = fit(args, data, method, run.checkpoint, "student")
+
+    ## The test split is touched here, once, when nothing is left to choose.
+    result, logits = {"log": log}, {}
+    networks = {"teacher": teacher.network} if teacher else {}
+    networks |= method.reported | dict.fromkeys(states, student)
+    for name, network in networks.items():
+        if name in states:
+            load(network, states[name])
+        _, val = evaluate(network, data, "val")
+        logits[name], test = evaluate(network, data, "test", 100 if args.smoke else 1000)
+        epoch = states.get(name, {}).get("epoch")
+        result[name] = {"epoch": epoch, **R.size_of(network), "val": val, "test": test}
+
+    ## How fast could this student train at best? The bare step on one batch, again and again.
+    bare = CrossEntropy(args, data, copy.deepcopy(student).train())
+    times = {"total": time.time() - start, "teacher": teacher_seconds, "epochs": seconds}
+    return run.write(result, logits, states, times | R.speed(args, data["train"], bare, seconds))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except D.InputError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")

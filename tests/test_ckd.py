@@ -1,0 +1,187 @@
+"""kd_loss against the authors' code and against what it must be; the networks; the shared loop."""
+
+from pathlib import Path
+
+import ckd
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import data as D
+import runs as R
+
+PARITY = dict(np.load(Path(__file__).parent / "parity" / "kd.npz"))
+
+
+def arguments(*flags):
+    return R.complete(ckd.settings().parse_args(["--smoke", "--device", "cpu", *flags]))
+
+
+def loss_and_gradient(logits_s, logits_t, temperature, dtype):
+    logits_s = torch.tensor(logits_s, dtype=dtype, requires_grad=True)
+    loss = ckd.kd_loss(logits_s, torch.tensor(logits_t, dtype=dtype), temperature)
+    loss.backward()
+    return loss.detach().numpy(), logits_s.grad.numpy()
+
+
+@pytest.mark.parametrize(
+    "key, temperature",
+    [("T1", 1.0), ("T4", 4.0), ("T20", 20.0), ("mdistiller_T4", 4.0), ("large", 4.0)],
+)
+def test_kd_loss_equals_the_published_code(key, temperature):
+    """RepDistiller's DistillKL and mdistiller's kd_loss, loss and gradient."""
+    inputs = "ckd/large" if key == "large" else "ckd"
+    pair = PARITY[f"{inputs}/student"], PARITY[f"{inputs}/teacher"]
+    loss, grad = loss_and_gradient(*pair, temperature, torch.float64)
+    if f"ckd/{key}/loss64" in PARITY:
+        np.testing.assert_allclose(loss, PARITY[f"ckd/{key}/loss64"], rtol=1e-9)
+        np.testing.assert_allclose(grad, PARITY[f"ckd/{key}/grad64"], rtol=1e-9, atol=1e-15)
+    loss, grad = loss_and_gradient(*pair, temperature, torch.float32)
+    np.testing.assert_allclose(loss, PARITY[f"ckd/{key}/loss"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(grad, PARITY[f"ckd/{key}/grad"], rtol=1e-5, atol=1e-7)
+
+
+def test_the_whole_objective_equals_the_published_one():
+    """0.1 CE + 0.9 KL at T = 4, as RepDistiller and attention-transfer have it."""
+    logits_s = torch.tensor(PARITY["ckd/student"], dtype=torch.float64, requires_grad=True)
+    logits_t = torch.tensor(PARITY["ckd/teacher"], dtype=torch.float64)
+    labels = torch.tensor(PARITY["ckd/labels"], dtype=torch.int64)
+    loss = 0.1 * F.cross_entropy(logits_s, labels) + 0.9 * ckd.kd_loss(logits_s, logits_t, 4.0)
+    loss.backward()
+    for key in ("ckd/total", "ckd/szagoruyko_total"):
+        np.testing.assert_allclose(loss.detach(), PARITY[f"{key}/loss64"], rtol=1e-9)
+        np.testing.assert_allclose(logits_s.grad, PARITY[f"{key}/grad64"], rtol=1e-9, atol=1e-15)
+
+
+def test_kd_loss_is_zero_only_where_both_agree():
+    rng = torch.Generator().manual_seed(0)
+    logits_t = torch.randn(8, 5, generator=rng, dtype=torch.float64)
+    shifted = logits_t + torch.randn(8, 1, generator=rng, dtype=torch.float64)
+    assert ckd.kd_loss(shifted, logits_t, 4.0).abs() < 1e-14  # a constant changes no probability
+    assert ckd.kd_loss(logits_t.flip(1), logits_t, 4.0) > 0.1
+
+
+def test_kd_gradient_is_the_difference_of_the_softened_outputs():
+    rng = np.random.default_rng(0)
+    logits_s, logits_t, temperature = rng.normal(size=(6, 4)), rng.normal(size=(6, 4)), 3.0
+    _, grad = loss_and_gradient(logits_s, logits_t, temperature, torch.float64)
+    soft = lambda z: torch.softmax(torch.tensor(z) / temperature, 1).numpy()
+    expected = temperature / 6 * (soft(logits_s) - soft(logits_t))
+    np.testing.assert_allclose(grad, expected, rtol=1e-12)
+    np.testing.assert_allclose(grad.sum(1), 0, atol=1e-15)
+
+
+def test_kd_loss_at_high_temperature_matches_logits():
+    """T → ∞: half the mean over samples of |centred difference|² / C."""
+    rng = torch.Generator().manual_seed(1)
+    logits_s, logits_t = torch.randn(2, 8, 5, generator=rng, dtype=torch.float64)
+    difference = (logits_s - logits_s.mean(1, True)) - (logits_t - logits_t.mean(1, True))
+    limit = difference.square().sum(1).mean() / (2 * 5)
+    assert ckd.kd_loss(logits_s, logits_t, 1e4) == pytest.approx(limit.item(), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return D.load("toy", smoke=True)
+
+
+def test_step_follows_equation_3(toy):
+    """The returned loss is (1 - α) CE + α L_KD, and α moves the student's gradient."""
+    batch, gradients = next(D.batches(toy["train"], 32, seed=0)), []
+    for alpha in (0.0, 0.5, 1.0):
+        args = arguments("--alpha", str(alpha))
+        torch.manual_seed(0)
+        teacher = ckd.Teacher(ckd.Network(args, "convnet8", 6))
+        student = ckd.Network(args, "convnet4", 6)
+        losses = ckd.Method(args, toy, student, teacher).step(batch)
+        expected = (1 - alpha) * losses["loss_ce"] + alpha * losses["loss_kd"]
+        assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+        assert losses["loss_kd"] > 0
+        gradients.append(student.head.weight.grad.clone())
+    torch.testing.assert_close(gradients[1], (gradients[0] + gradients[2]) / 2)
+    assert not torch.allclose(gradients[0], gradients[2], rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "name, size, width",
+    [
+        ("resnet18", 32, 512),
+        ("shufflenet_v2_x0_5", 64, 1024),
+        ("mobilenet_v3_small", 64, 1024),
+        ("efficientnet_b0", 64, 1280),
+        ("squeezenet1_1", 64, 512),
+        ("googlenet", 64, 1024),
+        ("vit_b_16", 32, 768),
+        ("convnet8", 32, 32),
+    ],
+)
+def test_any_classifier_gives_features_and_logits(name, size, width):
+    """The features are what the last linear layer sees: head(features) = logits."""
+    net = ckd.Network(arguments("--image-size", str(size), "--dataset", "csv"), name, 3)
+    feats, logits = net.train()(torch.randn(2, 3, size, size))
+    assert feats.shape == (2, width) and logits.shape == (2, 3)
+    torch.testing.assert_close(net.head(feats), logits)
+
+
+def test_small_resnets_keep_their_resolution():
+    """The 3 x 3 stem leaves 32 pixels at 32; the stem for ImageNet would make 8 of them."""
+    small = ckd.Network(arguments("--image-size", "32", "--dataset", "csv"), "resnet18", 3)
+    large = ckd.Network(arguments("--image-size", "64", "--dataset", "csv"), "resnet18", 3)
+    width = lambda net: net.body.maxpool(net.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1]
+    assert width(small) == 32 and width(large) == 8
+
+
+def test_bf16_inside_float32_outside():
+    net = ckd.Network(arguments("--precision", "bf16"), "convnet8", 3)
+    feats, logits = net(torch.randn(4, 3, 32, 32))
+    assert feats.dtype == logits.dtype == torch.float32
+    assert torch.equal(logits, logits.bfloat16().float())  # computed with eight bits
+
+
+def test_missing_weights_are_explained(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", "nowhere-at-all")
+    with pytest.raises(D.InputError, match="resnet18.*--no-pretrained"):
+        ckd.Network(arguments("--pretrained", "--dataset", "csv"), "resnet18", 3)
+
+
+def test_learning_rate_warms_up_and_ends_near_zero(toy, tmp_path):
+    args, rates = arguments("--batch-size", "32"), []
+    args.epochs = 4
+    method = ckd.CrossEntropy(args, toy, ckd.Network(args, "convnet2", 6))
+    method.step = lambda batch: rates.append(method.optimizer.param_groups[0]["lr"]) or {}
+    ckd.fit(args, toy, method, tmp_path / "checkpoint.pt", "test")
+    steps = len(rates) // 4
+    assert rates[0] == pytest.approx(args.lr / steps)
+    assert args.lr / 2 < rates[steps - 1] == max(rates)
+    assert rates[-1] < args.lr * 1e-3 and rates[steps:] == sorted(rates[steps:], reverse=True)
+
+
+def test_fit_keeps_the_epoch_of_each_rule(toy, tmp_path, monkeypatch):
+    """Best overall and best worst group on validation are two different epochs here."""
+    args = arguments()
+    args.epochs = 3
+    scores = iter([(0.9, 0.5), (0.8, 0.7), (0.7, 0.6)])
+    names = (*R.LOGGED, "loss")
+
+    def pretend(model, data, part, replicates=0):
+        overall, worst = next(scores)
+        return None, {**dict.fromkeys(names), "auroc": overall, "auroc_worst_group": worst}
+
+    monkeypatch.setattr(ckd, "evaluate", pretend)
+    method = ckd.CrossEntropy(args, toy, ckd.Network(args, "convnet2", 6))
+    states, log, _ = ckd.fit(args, toy, method, tmp_path / "checkpoint.pt", "test")
+    epochs = {rule: state["epoch"] for rule, state in states.items()}
+    assert epochs == {"last": 2, "best_overall": 0, "best_worst_group": 1} and len(log) == 3
+    assert not torch.equal(states["last"]["head.weight"], states["best_overall"]["head.weight"])
+
+
+def test_infinite_losses_stop_the_run(toy, tmp_path):
+    args = arguments("--lr", "1e30")
+    method = ckd.CrossEntropy(args, toy, ckd.Network(args, "convnet2", 6))
+    with pytest.raises(D.InputError, match="epoch 1 of the student.*--lr"):
+        ckd.fit(args, toy, method, tmp_path / "checkpoint.pt", "student")
