@@ -98,11 +98,11 @@ def settings():
 
 
 def convnet(width):
-    """A tiny classifier for small pictures on a CPU: three stages of two convolutions."""
+    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions."""
     stages, inputs = [], 3
-    for outputs in (width, 2 * width, 4 * width):
+    for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
         stage = []
-        for _ in range(2):
+        for _ in range(depth):
             conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
             stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
             inputs = outputs
