@@ -68,6 +68,17 @@ def save(path, **content):
         torch.save(content, temporary)
 
 
+def restore(part, state, path):
+    """Put a state, as `fit` returns or saves it, into a network, an optimiser or the like."""
+    try:
+        part.load_state_dict({name: value for name, value in state.items() if name != "epoch"})
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path} does not fit ({reason}): another version of these scripts made it; delete it"
+        ) from None
+
+
 def once(path, made_of, make):
     """The dict that `make()` returns, kept in `path`: made now, or earlier by any script.
 

@@ -260,7 +260,7 @@ def fit(args, data, method, path, label, rules=RULES):
         saved = torch.load(path, map_location=args.device, weights_only=True)
         log, states, best, seconds = (saved[k] for k in ("log", "states", "best", "seconds"))
         for name, part in method.saved.items():
-            part.load_state_dict(saved["parts"][name])
+            R.restore(part, saved["parts"][name], path)
     model, steps = method.student, len(data["train"]) // args.batch_size
     snapshot = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     for epoch in range(len(log), args.epochs):
@@ -325,13 +325,8 @@ def get_teacher(args, data):
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}
 
     saved = R.once(path, made_of, train)
-    load(network, saved["state"])
+    R.restore(network, saved["state"], path)
     return Teacher(network), saved["seconds"]
-
-
-def load(network, state):
-    """Put the weights of a state that `fit` returned into `network`."""
-    network.load_state_dict({name: value for name, value in state.items() if name != "epoch"})
 
 
 # ===== 7. MAIN (shared) ===========================================================================
@@ -365,7 +360,7 @@ def work(args, data, run):
     networks |= method.reported | dict.fromkeys(states, student)
     for name, network in networks.items():
         if name in states:
-            load(network, states[name])
+            R.restore(network, states[name], name)
         _, val = evaluate(network, data, "val")
         logits[name], test = evaluate(network, data, "test", 100 if args.smoke else 1000)
         epoch = states.get(name, {}).get("epoch")
