@@ -47,7 +47,8 @@ class Split:
 
     def subset(self, index):
         """The pictures at positions `index` (K,) as a split of their own: a group, a meta set."""
-        index = torch.as_tensor(index, dtype=torch.int64).cpu()
+        index = torch.as_tensor(index).cpu()
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()  # or a mask
         names = index.tolist()
         return replace(
             self,
@@ -221,7 +222,7 @@ def load(
     Raises InputError, in one sentence, for anything wrong with folder, table or pictures.
     """
     kind, device = DATASETS[name], torch.device(device)
-    size = size or kind.size
+    size = kind.size if size is None else size
     if fold not in (None, 0, 1, 2, 3, 4):
         raise InputError(f"--fold {fold} does not exist: choose 0, 1, 2, 3 or 4")
     root = Path(root or f"data/{name}")
@@ -240,6 +241,8 @@ def load(
         table.split = np.where(np.isin(table.ids, list(faults)), "", table.split)
     elif size != images.shape[1]:
         raise InputError(f"{name} has {images.shape[1]} pixels a side, --image-size says {size}")
+    if len(table.classes) < 2:
+        raise InputError(f"all labels of {name} are {table.classes[0]!r}: it takes two classes")
     store = torch.from_numpy(images)
     if device.type == "cuda" and store.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         store = store.to(device)  # everything lives on the device where it fits
@@ -265,7 +268,7 @@ def load(
                 "another group or class, or leave it out"
             )
     train = splits["train"]
-    some = train.store[train.rows[:: max(1, len(train) // 5000)]].float()  # plenty for six numbers
+    some = train.store[train.rows[:: -(-len(train) // 2000)]].float()  # plenty for six numbers
     for split in splits.values():
         split.mean = some.mean(dim=(0, 1, 2))[:, None, None].to(device)
         split.std = some.std(dim=(0, 1, 2))[:, None, None].clamp(min=1).to(device)

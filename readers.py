@@ -62,10 +62,11 @@ def read_rows(path, columns):
             delimiter = "\t" if "\t" in handle.readline() else ","
             handle.seek(0)
             reader = csv.DictReader(handle, delimiter=delimiter)
-            rows = list(reader)
+            header, rows = reader.fieldnames or ["nothing"], list(reader)
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: save the table as CSV (UTF-8)") from None
-    header = reader.fieldnames or ["nothing"]
+    except csv.Error as error:
+        raise InputError(f"{path} is no table ({error}): look for a quote without an end") from None
     missing = [c for c in columns if c not in header]
     if missing:
         raise InputError(
@@ -75,12 +76,13 @@ def read_rows(path, columns):
     if not rows:
         raise InputError(f"{path} has a header but no rows: fill it in")
     for line, row in enumerate(rows, 2):
-        if any(row[c] is None for c in columns):
-            raise InputError(f"{path}, line {line}: fewer fields than the header has columns")
+        if None in row or any(row[c] is None for c in columns):
+            few = "more" if None in row else "fewer"
+            raise InputError(f"{path}, line {line}: {few} fields than the header has columns")
     ids, counts = np.unique([row[columns[0]] for row in rows], return_counts=True)
     if (counts > 1).any():
         raise InputError(
-            f"{path} names {ids[counts.argmax()]!r} {counts.max()} times ({(counts > 1).sum()} "
+            f"{path} names '{ids[counts.argmax()]}' {counts.max()} times ({(counts > 1).sum()} "
             "names are not unique): keep one row for each picture"
         )
     return rows
@@ -90,6 +92,15 @@ def codes(values, names):
     """Texts as codes into `names`, (N,) int64."""
     place = {name: k for k, name in enumerate(names)}
     return np.array([place[v] for v in values], dtype=np.int64)
+
+
+def make_folder(path):
+    """The folder `path`, made if need be; a clear sentence where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {path} ({error.strerror}): choose another "
+                         "--out") from None  # fmt: skip
 
 
 def contents(folder):
@@ -127,7 +138,7 @@ def split_by_subject(subjects, fold, shares=(0.7, 0.1, 0.2), seed=0):
 def atomic(path):
     """A temporary name beside `path`, renamed to it if the block ends well and removed if not."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -142,7 +153,7 @@ def atomic(path):
 def locked(path):
     """One process at a time for `path`, others wait. A killed process leaves no lock behind."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with open(path.with_name(f".{path.name}.lock"), "w") as handle:
         if fcntl:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -157,8 +168,10 @@ def locked(path):
 def decode(file, size):
     """One picture as (size, size, 3) uint8: upright, RGB, the centre square, antialiased."""
     with Image.open(file) as image:
-        image = ImageOps.exif_transpose(image).convert("RGB")
-        square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits of grey: convert() would clip nearly all to white
+            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+        square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square)
 
 
@@ -185,7 +198,7 @@ def decode_all(table, size, folder, skip_bad):
                         if table.files[n] is None:
                             raise FileNotFoundError("no such file")
                         images[n] = decode(table.files[n], size)
-                    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as why:
+                    except Exception as why:  # decoders raise all kinds of errors
                         faults[table.ids[n]] = str(why)
 
                 with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -282,9 +295,12 @@ def read_ham10000(root, target, sensitive, fold, download):
         if row["dx"] not in HAM_CLASSES:
             raise InputError(f"{where}: dx is {row['dx']!r}, but must be one of {HAM_CLASSES}")
         try:
-            row["age"] = float(row["age"]) if row["age"] not in ("", "unknown") else None
+            age = float(row["age"]) if row["age"] not in ("", "unknown") else None
         except ValueError:
-            raise InputError(f"{where}: age is {row['age']!r}, but must be a number") from None
+            age = -1
+        if age is not None and not 0 <= age <= 130:  # NaN, too
+            raise InputError(f"{where}: age is {row['age']!r}, but must be a number of years")
+        row["age"] = age
     found = {p.stem: p for pattern in ("*.jpg", "*/*.jpg") for p in root.glob(pattern)}
     ids = [row["image_id"] for row in rows]
     if not any(i in found for i in ids):
@@ -319,7 +335,9 @@ def read_ham10000(root, target, sensitive, fold, download):
     notes = {
         "rows": len(rows),
         "left out: sex unknown or age missing": int((~used).sum()),
-        "kept: age 0, probably not recorded": sum(row["age"] == 0 for row in rows),
+        "kept: age 0, probably not recorded": sum(
+            row["age"] == 0 for row, u in zip(rows, used) if u
+        ),
     }
     return Table(
         [found.get(i) for i in ids], ids, codes(labels, classes), codes(groups, group_names),
@@ -346,37 +364,41 @@ def read_csv(root, target, sensitive, fold, download):
         )
     rows = read_rows(table, ["file", target, sensitive])
     for line, row in enumerate(rows, 2):
-        row[target], row[sensitive] = row[target].strip(), row[sensitive].strip()
-        if not (row[target] and row[sensitive]):
-            raise InputError(f"{table}, line {line}: {target} or {sensitive} is empty: fill it in")
-        if not (root / row["file"]).resolve().is_relative_to(root.resolve()):
+        row.update({column: (value or "").strip() for column, value in row.items()})
+        for column in ("file", target, sensitive):
+            if not row[column]:
+                raise InputError(f"{table}, line {line}: {column} is empty: fill it in")
+        if not Path(os.path.abspath(root / row["file"])).is_relative_to(os.path.abspath(root)):
             raise InputError(
                 f"{table}, line {line}: {row['file']} lies outside {root}: use names inside that "
                 "folder"
             )
 
     def names(column):  # numbers in their own order, texts after them in the alphabet's
-        number = lambda v: float(v) if v.replace(".", "", 1).isdigit() else float("inf")
+        bare = lambda v: v.removeprefix("-").replace(".", "", 1)
+        number = lambda v: float(v) if bare(v).isdecimal() else float("inf")
         return sorted({row[column] for row in rows}, key=lambda v: (number(v), v))
 
     subjects = np.array([row.get("subject") or row["file"] for row in rows])
     if "split" in rows[0] and fold is None:
-        split = np.array([(row["split"] or "").strip().lower() for row in rows])
+        split = np.array([row["split"].lower() for row in rows])
         wrong = set(split) - {"train", "val", "test"}
         if wrong:
             raise InputError(
-                f"{table}: split {min(wrong)!r} is unknown: write train, val or test in every row, "
+                f"{table}: split '{min(wrong)}' is unknown: write train, val or test in every row, "
                 "or leave the column out"
             )
-        both = set(subjects[split == "test"]) & set(subjects[split != "test"])
-        if both:
-            raise InputError(
-                f"{table}: subject {min(both)!r} is in the test set and outside it: keep each "
-                "subject in one split"
-            )
+        where = {}
+        for subject, part in zip(subjects.tolist(), split.tolist()):
+            if where.setdefault(subject, part) != part:
+                raise InputError(
+                    f"{table}: subject {subject!r} is in {where[subject]} and in {part}: keep each "
+                    "subject in one split"
+                )
     else:
         split = split_by_subject(subjects, fold)
-    files = [root / row["file"] if (root / row["file"]).is_file() else None for row in rows]
+    files = [root / row["file"] for row in rows]
+    files = [file if os.path.isfile(file) else None for file in files]
     classes, group_names = names(target), names(sensitive)
     return Table(
         files, [row["file"] for row in rows], codes([row[target] for row in rows], classes),

@@ -1,11 +1,13 @@
-"""Result files to tables: nothing here is typed by hand, nothing else draws or formats.
+"""Result files to tables and figures: nothing here is typed by hand, nothing else draws.
 
-    python report.py                 every table of results/ into results/tables/
+    python report.py                 every table and figure of results/ into results/tables/
     python report.py --readme        and the tables of README.md between their markers
 
 A row is a method with its settings, over seeds: mean ± half of the 95 % interval (Student's t).
 Rows of one table must have been made with the same pictures, networks, epochs and seeds; if not,
-the table is refused with the list of what differs.
+the table is refused with the list of what differs. A collapsed run (a class never predicted, or
+accuracy within 5 points of always guessing the largest class) is marked: equal for all groups
+because equally useless, it must not pass as fair.
 """
 
 import argparse
@@ -29,72 +31,80 @@ NAMES = {
     ("kdpp", "default"): "KD++",
     ("fitnet", "default"): "FitNet",
     ("at", "default"): "AT",
+    ("adversarial_kd", "default"): "adversarial KD",
+    ("adversarial_kd", "alpha_0.0"): "AD",
+    ("mfd", "default"): "MFD",
+    ("bird", "default"): "BIRD",
 }
 ## What two runs must share to stand in one table.
-SAME = (
-    "pictures",
-    "image_size",
-    "target",
-    "sensitive",
-    "epochs",
-    "batch_size",
-    "teacher",
-    "student",
-)
+SAME = "pictures image_size target sensitive epochs batch_size teacher student".split()
 
 
 class Refused(ValueError):
     """Runs that cannot stand in one table."""
 
 
+# ==================================================================================================
+# Runs
+# ==================================================================================================
+
+
 def collect(folder):
-    """{(dataset, script, setting): {seed: result}} of all result files in a folder of results."""
+    """{(dataset, script, setting): {seed: result}} of all result files, smoke runs left out."""
     found = {}
     for path in sorted(Path(folder).glob("*/*/*-seed*.json")):
-        if path.parent.parent.name == "smoke" or path.parent.parent.parent.name == "smoke":
-            continue
         setting, _, seed = path.stem.rpartition("-seed")
         key = (path.parent.parent.name, path.parent.name, setting)
         found.setdefault(key, {})[int(seed)] = json.loads(path.read_text())
     return found
 
 
-def select(found, dataset, names):
-    """{name: {seed: result}} for the named rows that are there, in the order of `names`.
-
-    Raises Refused when two rows differ in what a table must not mix.
-    """
-    rows = {}
-    for name in names:
-        for (where, script, setting), seeds in found.items():
-            if where == dataset and NAMES.get((script, setting)) == name:
-                rows[name] = seeds
-    wrong = []
-    if rows:
-        first, *_ = rows
-        for name, seeds in rows.items():
-            if sorted(seeds) != sorted(rows[first]):
-                wrong.append(f"{name} has seeds {sorted(seeds)}, {first} {sorted(rows[first])}")
-            for seed in seeds.keys() & rows[first].keys():
-                a, b = rows[first][seed]["settings"], seeds[seed]["settings"]
-                wrong += [f"{k}: {first} {a[k]}, {name} {b[k]}" for k in SAME if a[k] != b[k]]
+def comparable(rows):
+    """`rows` {name: {seed: result}} as they are; raises Refused when a table must not mix them."""
+    wrong, first = [], next(iter(rows), None)
+    for name, seeds in rows.items():
+        if sorted(seeds) != sorted(rows[first]):
+            wrong.append(f"{name} has seeds {sorted(seeds)}, {first} {sorted(rows[first])}")
+        for seed in seeds.keys() & rows[first].keys():
+            a, b = rows[first][seed]["settings"], seeds[seed]["settings"]
+            wrong += [f"{k} of {first} is {a[k]}, of {name} {b[k]}" for k in SAME if a[k] != b[k]]
     if wrong:
-        raise Refused(
-            f"the rows for {dataset} cannot be compared: " + "; ".join(dict.fromkeys(wrong))
-        )
+        raise Refused("these runs cannot be compared: " + "; ".join(dict.fromkeys(wrong)))
     return rows
 
 
+def select(found, dataset, names):
+    """The named rows of a data set that are there, in the order of `names`."""
+    there = {NAMES.get(key[1:]): seeds for key, seeds in found.items() if key[0] == dataset}
+    return comparable({name: there[name] for name in names if name in there})
+
+
 def values(seeds, model, metric):
-    """One metric of one model in percent, an array over seeds; None becomes NaN."""
-    numbers = [
-        seeds[s][model]["test"][metric] if model in seeds[s] else None for s in sorted(seeds)
-    ]
+    """One test metric of one model in percent, an array over seeds; undefined is NaN."""
+    numbers = [seeds[seed][model]["test"][metric] for seed in sorted(seeds)]
     return 100 * np.array([np.nan if n is None else n for n in numbers], float)
 
 
-def cell(numbers):
-    """`mean ± half-width` over seeds; the mean alone for one seed."""
+def collapsed(test):
+    """Whether predictions on a test set have collapsed: see the top of this file."""
+    counts = np.array(test["counts"]).sum(0)  # (C, C), true x predicted
+    guess = counts.sum(1).max() / counts.sum()
+    return bool((counts.sum(0) == 0).any() or test["accuracy"] < guess + 0.05 - 1e-12)
+
+
+def mark(seeds, model="last"):
+    """ " (n of m collapsed)" where there are any."""
+    n = sum(collapsed(result[model]["test"]) for result in seeds.values())
+    return f" ({n} of {len(seeds)} collapsed)" if n else ""
+
+
+# ==================================================================================================
+# Tables
+# ==================================================================================================
+
+
+def interval(numbers):
+    """`mean ± half-width of the 95 % interval` over seeds; the mean alone for one seed."""
     mean, low, high = metrics.seed_interval(values=numbers)
     return f"{mean:.1f} ± {(high - low) / 2:.1f}" if np.isfinite(low) else f"{mean:.1f}"
 
@@ -106,22 +116,54 @@ def markdown(header, rows):
 
 
 def slides_table(found, dataset, names):
-    """Teacher and student in the layout of the W210 slides, and the paired change of disparity."""
+    """The layout of the W210 slides: teacher and students, and the paired change of disparity."""
     shown = {"top-1": "accuracy", "recall": "recall", "precision": "precision", "F1": "f1"}
     shown["disparity"] = "disparity"
-    rows = []
-    for name, seeds in select(found, dataset, names).items():
-        cells = [name]
-        for metric in shown.values():
-            cells.append(cell(values(seeds, "last", metric)))
+    chosen, rows = select(found, dataset, names), []
+    for name, seeds in chosen.items():
+        cells = [interval(values(seeds, "last", metric)) for metric in shown.values()]
         change = values(seeds, "last", "disparity") - values(seeds, "teacher", "disparity")
-        collapsed = sum(seeds[s]["last"]["test"]["collapsed"] for s in seeds)
-        rows.append([*cells, cell(change) + (f" ({collapsed} collapsed)" if collapsed else "")])
-    if rows:
-        first = next(iter(select(found, dataset, names).values()))
-        teacher = [cell(values(first, "teacher", metric)) for metric in shown.values()]
-        rows.insert(0, ["the teacher", *teacher, ""])
+        rows.append([name + mark(seeds), *cells, interval(change)])
+    for seeds in list(chosen.values())[:1]:
+        cells = [interval(values(seeds, "teacher", metric)) for metric in shown.values()]
+        rows.insert(0, ["*the teacher*" + mark(seeds, "teacher"), *cells, ""])
     return markdown(["student by", *shown, "disparity, student − teacher"], rows)
+
+
+def poster_table(found, dataset, names):
+    """The layout of the BIRD poster, and the paired difference of mean-DEO to CKD."""
+    shown = {"AUROC": "auroc", "F1": "f1", "mean-DEO": "mean_deo", "max-DEO": "max_deo"}
+    chosen, rows = select(found, dataset, names), []
+    for name, seeds in chosen.items():
+        cells = [interval(values(seeds, "last", metric)) for metric in shown.values()]
+        change = values(seeds, "last", "mean_deo") - values(chosen["CKD"], "last", "mean_deo")
+        rows.append([name + mark(seeds), *cells, interval(change) if name != "CKD" else ""])
+    return markdown(["method", *shown, "mean-DEO, method − CKD"], rows)
+
+
+def sweep(found, dataset):
+    """{λ: {seed: result}} of adversarial_kd.py where nothing but λ differs."""
+    rows = {}
+    for (where, script, _), seeds in found.items():
+        settings = next(iter(seeds.values()))["settings"]
+        if where == dataset and script == "adversarial_kd" and settings["alpha"] > 0:
+            rows[settings["adversary_weight"]] = seeds
+    return comparable(dict(sorted(rows.items())))
+
+
+def sweep_table(found, dataset):
+    """The strength of the adversary against accuracy and fairness, paired with λ = 0."""
+    rows, chosen = [], sweep(found, dataset)
+    for strength, seeds in chosen.items():
+        cells = [f"{strength:g}" + mark(seeds)]
+        for metric in ("accuracy", "auroc", "disparity", "mean_deo"):
+            cells.append(interval(values(seeds, "last", metric)))
+        for metric in ("accuracy", "disparity"):
+            base = values(chosen[0.0], "last", metric)
+            cells.append(interval(values(seeds, "last", metric) - base) if strength else "")
+        rows.append(cells)
+    header = ["λ", "accuracy", "AUROC", "disparity", "mean-DEO"]
+    return markdown([*header, "accuracy, λ − 0", "disparity, λ − 0"], rows)
 
 
 def gates_table():
@@ -132,17 +174,79 @@ def gates_table():
     return test_side_by_side.table()
 
 
-CLASSIC = ["ERM", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT"]
+CLASSIC = ["ERM", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
+POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "adversarial KD", "re-balancing"]
 TABLES = {
     "toy-slides": lambda found: slides_table(found, "toy", CLASSIC),
+    "toy-poster": lambda found: poster_table(found, "toy", POSTER),
+    "toy-sweep": lambda found: sweep_table(found, "toy"),
     "gates": lambda found: gates_table(),
 }
 
 
 def fill(text, found):
     """README text with the part between `<!-- table NAME -->` and `<!-- end -->` made anew."""
-    pattern = re.compile(r"(<!-- table (\S+) -->\n).*?(\n<!-- end -->)", re.S)
-    return pattern.sub(lambda m: m[1] + TABLES[m[2]](found) + m[3], text)
+    pattern = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.S)
+    return pattern.sub(lambda m: f"{m[1]}{TABLES[m[2]](found)}\n{m[3]}", text)
+
+
+# ==================================================================================================
+# Figures
+# ==================================================================================================
+
+
+def sweep_figures(found, dataset, folder):
+    """λ against disparity and accuracy, with 95 % bands over seeds; and the three in one view."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display is needed
+    import matplotlib.pyplot as plt
+
+    chosen = sweep(found, dataset)
+    if len(chosen) < 2:
+        return
+    strengths, places = list(chosen), np.arange(len(chosen))
+    curves = {
+        metric: np.array(
+            [metrics.seed_interval(values=values(s, "last", metric)) for s in chosen.values()]
+        )
+        for metric in ("disparity", "accuracy")
+    }  # (λ, 3): mean, low, high
+    bad = [bool(mark(seeds)) for seeds in chosen.values()]
+    colours, styles = (
+        {"disparity": "#d55e00", "accuracy": "#0072b2"},
+        {"disparity": "-", "accuracy": "--"},
+    )
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for metric, curve in curves.items():
+        axes.plot(
+            places, curve[:, 0], styles[metric], color=colours[metric], marker="o", label=metric
+        )
+        axes.fill_between(places, curve[:, 1], curve[:, 2], color=colours[metric], alpha=0.2, lw=0)
+    if any(bad):
+        low = [curves["accuracy"][n, 0] for n in places if bad[n]]
+        axes.plot(places[bad], low, "x", color="black", ms=11, label="some seeds collapsed")
+    axes.set_xticks(places, [f"{s:g}" for s in strengths])
+    axes.set(xlabel="strength λ of the adversary", ylabel="percent of the test set", ylim=(0, 100))
+    axes.set_title(f"What fairness costs: adversarial KD on {dataset}")
+    axes.legend()
+    figure.savefig(folder / f"{dataset}-sweep.png", dpi=150)
+
+    figure = plt.figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot(projection="3d")
+    axes.plot(places, curves["disparity"][:, 0], curves["accuracy"][:, 0], color="0.6")
+    points = axes.scatter(
+        places, curves["disparity"][:, 0], curves["accuracy"][:, 0], c=places, cmap="cividis", s=50
+    )
+    points.set_depthshade(False)
+    axes.set_xticks(places, [f"{s:g}" for s in strengths], rotation=45, fontsize=8)
+    axes.set(xlabel="λ", ylabel="disparity (%)", zlabel="accuracy (%)")
+    axes.set_title(f"λ, disparity and accuracy of adversarial KD on {dataset}")
+    figure.savefig(folder / f"{dataset}-sweep-3d.png", dpi=150)
+    plt.close("all")
+
+
+# ==================================================================================================
 
 
 def main():
@@ -156,7 +260,9 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in TABLES.items():
         (folder / f"{name}.md").write_text(make(found) + "\n")
-        print(f"wrote {folder / name}.md")
+    for dataset in sorted({key[0] for key in found}):
+        sweep_figures(found, dataset, folder)
+    print(f"wrote {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
     if args.readme:
         readme = ROOT / "README.md"
         readme.write_text(fill(readme.read_text(), found))

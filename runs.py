@@ -16,7 +16,7 @@ import torch
 import torchvision
 
 from data import batches
-from readers import DATASETS, InputError, atomic, locked
+from readers import DATASETS, InputError, atomic, locked, make_folder
 
 SOURCES = ("data", "readers", "metrics", "runs")  # shared files whose hash a result carries
 TABLE = (
@@ -30,7 +30,7 @@ PLACES = ("data_dir", "download", "device", "out", "restart")  # settings that c
 def complete(args):
     """Fill in the settings that depend on data set and machine; refuse those that cannot be."""
     kind = DATASETS[args.dataset]
-    args.image_size = args.image_size or kind.size
+    args.image_size = kind.size if args.image_size is None else args.image_size
     for name in ("target", "sensitive", "teacher", "student"):
         setattr(args, name, getattr(args, name) or getattr(kind, name))
     if args.smoke:
@@ -38,8 +38,8 @@ def complete(args):
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=args.device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
     least = {"epochs": 1, "batch_size": 2, "image_size": 8, "lr": 1e-12, "weight_decay": 0,
@@ -47,6 +47,9 @@ def complete(args):
     for name, low in least.items():
         if not low <= getattr(args, name) < math.inf:
             raise InputError(f"--{name.replace('_', '-')} must be at least {low:g}")
+    for name, high in {"image_size": 1024, "seed": 2**32 - 1}.items():
+        if getattr(args, name) > high:
+            raise InputError(f"--{name.replace('_', '-')} must be at most {high}")
     if args.alpha > 1:
         raise InputError("--alpha shares the loss between labels and teacher: choose 0 to 1")
     return args
@@ -114,7 +117,11 @@ class Run:
         out = Path(args.out) / ("smoke" * args.smoke)
         self.result = out / args.dataset / self.script.stem / f"{name}.json"
         self.folder = runs_folder(args) / self.script.stem / name
-        self.checkpoint, self.student = self.folder / "checkpoint.pt", self.folder / "student.pt"
+        ## The name of a checkpoint tells the pictures, too: a run that was killed goes on with
+        ## its own data or not at all.
+        self.checkpoint = self.folder / f"checkpoint-{data.hash()}.pt"
+        self.student = self.folder / "student.pt"
+        make_folder(self.result.parent)  # better to fail now than after training
 
     def finished(self, restart):
         """The result of this run if it is there; refuses one that was made with other settings."""
@@ -225,6 +232,20 @@ def speed(args, split, bare, seconds):
     )
     rates = {"images_per_second": images, "bare_images_per_second": fastest}
     return {**rates, "cpu_latency_ms": latency, **machine(args.device)}
+
+
+def fitting(make, name, size):
+    """The network that make() returns, if it can take pictures of `size` pixels a side."""
+    try:
+        network = make().eval()
+        with torch.no_grad():
+            network(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError) as error:  # too small, or not a multiple of its patches
+        raise InputError(
+            f"{name} cannot take pictures of {size} pixels a side ({str(error).splitlines()[0]}): "
+            "choose another network or --image-size"
+        ) from None
+    return network.train()
 
 
 def size_of(network):

@@ -142,11 +142,10 @@ class Network(nn.Module):
 
     def __init__(self, args, name, num_classes):
         super().__init__()
-        self.name, self.bf16 = name, args.precision == "bf16"
-        if name.startswith("convnet") and name[7:].isdigit():
-            self.body = convnet(int(name[7:]))
-        else:
-            self.body = torchvision_net(name, args.image_size, args.pretrained)
+        self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
+        width = int(name[7:]) if name.startswith("convnet") and name[7:].isdigit() else 0
+        make = lambda: convnet(width) if width else torchvision_net(name, size, args.pretrained)
+        self.body = R.fitting(make, name, size)  # or a clear sentence when the pictures do not fit
         last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
         width = self.body.get_submodule(last).in_features
         self.body.set_submodule(last, nn.Identity())
@@ -348,9 +347,10 @@ def main():
 def work(args, data, run):
     """Teacher, student, test. Writes the result and returns it."""
     start, args.run = time.time(), run
-    teacher, teacher_seconds = get_teacher(args, data) if Method.needs_teacher else (None, 0.0)
     torch.manual_seed(args.seed)  # all methods start from the same student
     student = Network(args, args.student, len(data.classes)).to(args.device)
+    teacher, teacher_seconds = get_teacher(args, data) if Method.needs_teacher else (None, 0.0)
+    torch.manual_seed(args.seed + 1)
     method = Method(args, data, student, teacher)
     states, log, seconds = fit(args, data, method, run.checkpoint, "student")
 
