@@ -1,0 +1,449 @@
+"""FitNet. Romero et al.: "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
+
+IDEA. A layer in the middle of the student imitates one in the middle of the teacher, value by
+value; a small network between them translates, and is thrown away in the end. The student copies
+what the teacher sees on the way, not only what it says: also what serves one group alone.
+
+CHANGES RELATIVE TO ckd.py.
+    - section 2: β and the names of the layers; α is 0, as FitNet is compared without L_KD.
+    - section 4: Eq. (4) to (6); keep_maps reaches layers inside any network.
+
+EQUATIONS. As in ckd.py; A, A': maps of student (B, c, H, H) and teacher (B, c', H', H').
+    Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                        kd_loss
+    Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
+    Eq. (3)  L_0 = (1 - α) · CE(z, y) + α · L_KD                          Method.step
+    Eq. (4)  r(A) = ReLU(BatchNorm(conv(A))), of the shape of A'          regressor
+    Eq. (5)  L_hint = mean over all elements of (r(A) - A')²              hint_loss
+    Eq. (6)  L = L_0 + β · L_hint                                         Method.step
+
+DIFFERENCES FROM THE PAPER.
+    1. There, r and the layers below it learn first, from the hint alone; then the student, by KD.
+       In RepDistiller's "FitNet", with which everybody compares, and here, all learn at once.
+    2. There, r has no batch norm, A' is never larger than A, and L_hint has a factor 1/2.
+DIFFERENCES FROM PUBLIC CODE (RepDistiller).
+    1. Its networks list their stages, and it takes the second. keep_maps sees stages in any
+       network, and we take the middle one: our reading. There, A' cannot be three times as large.
+    2. The learning rate, and the batches, are those of ckd.py. L_hint is always float32.
+
+RUN.  python methods/fitnet.py                     the embedded toy data, two CPU cores: 2 minutes
+      python methods/fitnet.py --hint-layer-student 2 --hint-layer-teacher 2    the last stages
+EXPECT. On the toy L_hint falls to 0.08; fairer and more accurate than with ckd.py --alpha 0.
+"""
+
+# ===== 1. IMPORTS (shared) ========================================================================
+
+import argparse
+import copy
+import difflib
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
+import data as D  # noqa: E402
+import metrics as M  # noqa: E402
+import runs as R  # noqa: E402
+
+# ===== 2. SETTINGS (shared, then the method's own) ================================================
+
+
+def settings():
+    """The command line. Defaults that depend on the data set are filled in by data.complete."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    add("--dataset", default="toy", choices=D.DATASETS, help="toy is embedded, others are files")
+    add("--data-dir", help="folder of the data set's files (default: data/NAME)")
+    add("--download", action=switch, default=False, help="fetch files where their owner allows it")
+    add("--skip-bad", action=switch, default=False, help="leave out unreadable pictures")
+    add("--image-size", type=int, help="pixels a side (default: toy 32, others 64)")
+    add("--target", help="what is learnt (ham10000: malignant, malignant+bcc, dx; csv: a column)")
+    add("--sensitive", help="what makes a group (ham10000: sex, age, sex+age; csv: a column)")
+    add("--fold", type=int, help="test on part 0..4 of five (default: the data set's own split)")
+    add(
+        "--balance", action=switch, default=False, help="student: class x group cells equally often"
+    )
+    add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
+    add("--student", help="network: a torchvision name or convnet<width> (default: by data set)")
+    add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
+    add("--epochs", type=int, default=12, help="passes over the training pictures")
+    add("--batch-size", type=int, default=64, help="pictures per step (RepDistiller: 64)")
+    add("--lr", type=float, default=0.05, help="highest learning rate of SGD (RepDistiller: 0.05)")
+    add("--weight-decay", type=float, default=5e-4, help="of SGD (RepDistiller: 5e-4)")
+    add(
+        "--alpha",
+        type=float,
+        default=0.9,
+        help="α: weight of L_KD, 1 - α of CE (RepDistiller: 0.9)",
+    )
+    add("--temperature", type=float, default=4.0, help="T: softens the outputs (RepDistiller: 4)")
+    add("--seed", type=int, default=0, help="of weights, order and augmentation; the teacher's too")
+    add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
+    add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
+    add("--out", default="results", help="folder of the results; runs/ appears beside it")
+    add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
+    add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
+    # ----- the method's own -----------------------------------------------------------------------
+    parser.set_defaults(alpha=0.0)  # compared without L_KD
+    add("--hint-weight", type=float, default=100.0, help="β: weight of L_hint (RepDistiller: 100)")
+    add("--hint-layer-student", help="layer that imitates, as layer2 (default: the middle stage)")
+    add("--hint-layer-teacher", help="layer imitated, as layer2 (default: the middle stage)")
+    # ----- end of the method's own ----------------------------------------------------------------
+    return parser
+
+
+# ===== 3. NETWORKS AND PLAIN TRAINING (shared) ====================================================
+
+
+def convnet(width):
+    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions."""
+    stages, inputs = [], 3
+    for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
+        stage = []
+        for _ in range(depth):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            inputs = outputs
+        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
+
+
+def torchvision_net(name, size, pretrained):
+    """Any classifier of torchvision by its name; clear errors for names and weights."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, "convnet8", "convnet32"], 3, 0.3)
+        raise D.InputError(f"no network is called {name!r}: did you mean {', '.join(near)}?")
+    sized = {"image_size": size} if name.startswith("vit_") else {}
+    try:
+        net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
+    except (OSError, ValueError) as error:  # no network; or a size that the weights are not for
+        raise D.InputError(
+            f"the weights of {name} cannot be had ({error}): connect once, or copy their file into "
+            f"{torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
+        ) from None
+    if name.startswith("resnet") and size <= 32 and not pretrained:
+        ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if name.startswith("squeezenet"):  # its classifier is a convolution
+        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
+    if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
+        net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
+    return net
+
+
+class Network(nn.Module):
+    """A network that returns what distillation needs: features (B, D) and logits (B, C).
+
+    The features are what the last linear layer sees. Both are float32, also with bf16 inside.
+    """
+
+    def __init__(self, args, name, num_classes):
+        super().__init__()
+        self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
+        width = int(name[7:]) if name.startswith("convnet") and name[7:].isdigit() else 0
+        make = lambda: convnet(width) if width else torchvision_net(name, size, args.pretrained)
+        self.body = R.fitting(make, name, size)  # or a clear sentence when the pictures do not fit
+        last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
+        width = self.body.get_submodule(last).in_features
+        self.body.set_submodule(last, nn.Identity())
+        self.head = nn.Linear(width, num_classes)
+        self.to(memory_format=torch.channels_last)  # faster convolutions
+
+    def forward(self, images):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            feats = self.body(images).flatten(1)  # (B, D)
+            logits = self.head(feats)  # (B, C)
+        return (feats.float(), logits.float()) if self.bf16 else (feats, logits)
+
+
+class CrossEntropy:
+    """Plain training of one network, by which teachers are made; Method builds on its four hooks.
+
+    __init__    extra networks, optimisers, searches and further teachers
+    step        the whole algorithm for one batch; returns the losses by name
+    end_epoch   schedules and outer updates, with the metrics on validation
+    finish      what remains to be done to the student after the last epoch
+    """
+
+    def __init__(self, args, data, student, teacher=None):
+        self.args, self.data, self.student, self.teacher = args, data, student, teacher
+        ## `fit` moves the learning rate of every parameter group between 0 and its initial_lr.
+        groups = [{"params": list(student.parameters()), "initial_lr": args.lr}]
+        self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, weight_decay=args.weight_decay)
+        self.saved = {"student": student, "optimizer": self.optimizer}  # what a restart needs
+        self.reported = {}  # other networks to be tested at the end, by name
+
+    def update(self, loss):
+        """One step down the gradient of `loss`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def step(self, batch):
+        loss = F.cross_entropy(self.student(batch.images)[1], batch.labels)
+        self.update(loss)
+        return {"loss": loss}
+
+    def end_epoch(self, epoch, validation):
+        pass
+
+    def finish(self):
+        pass
+
+
+# ===== 4. THE METHOD ==============================================================================
+
+
+def kd_loss(logits_s, logits_t, temperature):
+    """Eq. (2): T² · KL(teacher ‖ student) of the softened outputs, averaged over the batch.
+
+    logits_s, logits_t: (B, C). Returns a scalar, at least 0; 0 where both say the same.
+    """
+    # Eq. (1), as logarithms: the quotient of Eq. (2) becomes a difference that cannot overflow
+    log_p_s = F.log_softmax(logits_s / temperature, dim=1)  # (B, C)
+    log_p_t = F.log_softmax(logits_t / temperature, dim=1)  # (B, C)
+    # Eq. (2)
+    divergence = (log_p_t.exp() * (log_p_t - log_p_s)).sum(dim=1)  # (B,)
+    ## Softening divides the gradient by T²; times T², α keeps its meaning when T changes.
+    ## The mean is over samples only: over classes too, the loss would be C times too small.
+    return temperature**2 * divergence.mean()
+
+
+def regressor(shape_s, shape_t):
+    """Eq. (4): the network r, from maps of shape (c, H, H) to maps of shape (c', H', H')."""
+    (inputs, side_s, _), (outputs, side_t, _) = shape_s, shape_t
+    ## As published: halve, double, or a kernel so large that H shrinks to H', 1 x 1 if H = H'.
+    if side_s == 2 * side_t:
+        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+    elif 2 * side_s == side_t:
+        conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+    else:
+        side = max(side_s, side_t)  # smaller maps are first enlarged, by repeating their values
+        conv = nn.Sequential(nn.Upsample(side), nn.Conv2d(inputs, outputs, side - side_t + 1))
+    # Eq. (4): where A' has negative values, as in MobileNetV2, this ReLU keeps L_hint above 0
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def hint_loss(mapped_s, hint_t):
+    """Eq. (5): r(A) and A', both (B, c', H', H'). Returns a scalar, at least 0."""
+    # Eq. (5): the mean of all elements; for a sum, β would be another number for every network
+    return F.mse_loss(mapped_s, hint_t)
+
+
+def keep_maps(network, args, named):
+    """{name: (B, c, H, H)}: the maps to compare, which every pass through `network` puts here anew.
+
+    named: their layers, with commas between. By default the ends of stages, largest map first: for
+    each H, of the layers with two convolutions or a pooling the outermost, of several the last.
+    """
+    # the next layer may change a map in place, most often a ReLU: then the changed map is here
+    keep = lambda maps, name: lambda layer, inputs, output: maps.update({name: output})
+    probe, outputs, ends = copy.deepcopy(network).eval().requires_grad_(False), {}, {}
+    for name, layer in probe.body.named_modules():
+        layer.register_forward_hook(keep(outputs, name))
+    probe(torch.zeros(1, 3, args.image_size, args.image_size, device=args.device))
+    for name in sorted(outputs, key=lambda name: -name.count(".")):  # inner layers first
+        shape = getattr(outputs[name], "shape", ())
+        kinds = [type(layer) for layer in probe.body.get_submodule(name).modules()]
+        if len(shape) != 4 or not 1 < shape[2] == shape[3]:  # maps are square, as pictures are
+            del outputs[name]
+        elif kinds.count(nn.Conv2d) > 1 or nn.MaxPool2d in kinds:
+            ends[shape[2]] = name
+    names = named.split(",") if named else [ends[side] for side in sorted(ends)[::-1]]
+    for name in set(names or ["all"]) - set(outputs):
+        near = ", ".join(difflib.get_close_matches(name, outputs) or ends.values())
+        raise D.InputError(f"{network.name} has no maps at {name}: choose {near or 'a convnet'}")
+    maps = {name: outputs[name] for name in names}  # of an empty picture until the first pass
+    for name in names:
+        network.body.get_submodule(name).register_forward_hook(keep(maps, name))
+    return maps
+
+
+class Method(CrossEntropy):
+    """Distillation of a hint by Eq. (6)."""
+
+    needs_teacher = True
+
+    def __init__(self, args, data, student, teacher):
+        super().__init__(args, data, student, teacher)
+        self.maps_s = keep_maps(student, args, args.hint_layer_student)
+        self.maps_t = keep_maps(teacher.network, args, args.hint_layer_teacher)
+        middle = lambda maps: [*maps][(len(maps) - 1) // 2]  # the second of three stages or four
+        self.layer_s, self.layer_t = middle(self.maps_s), middle(self.maps_t)
+        shape_s, shape_t = self.maps_s[self.layer_s].shape[1:], self.maps_t[self.layer_t].shape[1:]
+        print(f"hint: teacher {self.layer_t} {[*shape_t]}, student {self.layer_s} {[*shape_s]}")
+        ## r learns beside the student but is no part of it: the student that is saved has none.
+        self.saved["regressor"] = self.r = regressor(shape_s, shape_t).to(args.device)
+        self.optimizer.add_param_group({"params": [*self.r.parameters()], "initial_lr": args.lr})
+
+    def step(self, batch):
+        """One batch: forward, losses, backward, update. Returns the losses by name."""
+        _, logits_s = self.student(batch.images)  # (B, C)
+        _, logits_t = self.teacher(batch)  # (B, C), without gradient
+        map_s, map_t = self.maps_s[self.layer_s].float(), self.maps_t[self.layer_t].float()
+        loss_ce = F.cross_entropy(logits_s, batch.labels)  # labels are matched without temperature
+        loss_kd = kd_loss(logits_s, logits_t, self.args.temperature)
+        # Eq. (3)
+        loss = (1 - self.args.alpha) * loss_ce + self.args.alpha * loss_kd
+        loss_hint = hint_loss(self.r(map_s), map_t)
+        # Eq. (6)
+        loss = loss + self.args.hint_weight * loss_hint
+        self.update(loss)
+        return {"loss": loss, "loss_ce": loss_ce, "loss_kd": loss_kd, "loss_hint": loss_hint}
+
+
+# ===== 5. FIT AND EVALUATE (shared) ===============================================================
+
+
+def evaluate(model, data, part, replicates=0):
+    """Logits (N, C) of `model` on data[part], and every metric of metrics.py."""
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(batch.images)[1] for batch in D.batches(data[part], 256)])
+    ## Logits are stored as float16. Rounded before anything is computed from them, they give the
+    ## same numbers again later; three digits are finer than any of our intervals.
+    logits = logits.half().float().cpu().numpy()
+    R.check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
+    return logits, M.evaluate(**data.truth(part), logits=logits, replicates=replicates)
+
+
+## Which epoch counts? Three rules, fixed in advance, all reported: the last ("last"), the one with
+## the best AUROC on validation, and the one with the best AUROC of the worst group there.
+RULES = {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"}
+
+
+def fit(args, data, method, path, label, rules=RULES):
+    """Train method.student for args.epochs, going on from the checkpoint `path` if there is one.
+
+    Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
+    """
+    log, states, best, seconds = [], {}, dict.fromkeys(rules, -math.inf), []
+    if path.exists():
+        saved = torch.load(path, map_location=args.device, weights_only=True)
+        log, states, best, seconds = (saved[k] for k in ("log", "states", "best", "seconds"))
+        for name, part in method.saved.items():
+            R.restore(part, saved["parts"][name], path)
+    model, steps = method.student, len(data["train"]) // args.batch_size
+    snapshot = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+    for epoch in range(len(log), args.epochs):
+        start, sums = time.time(), {}
+        torch.manual_seed(args.seed * 100_003 + epoch)  # dropout, too, depends on (seed, epoch)
+        model.train()
+        views = (args.batch_size, args.seed, epoch, True, args.balance)
+        for batch in D.batches(data["train"], *views):
+            ## An epoch of warm-up spares fresh weights, then half a cosine ends at 0.
+            done = epoch + batch.step / steps  # in epochs
+            scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
+            for group in method.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+            for name, loss in method.step(batch).items():
+                sums[name] = sums.get(name, 0) + loss.detach()  # no .item(): the device runs on
+        losses = {name: float(total) / steps for name, total in sums.items()}
+        speed = steps * args.batch_size / (time.time() - start)
+        R.check_finite(losses, f"epoch {epoch + 1} of the {label}")
+        _, validation = evaluate(model, data, "val")
+        method.end_epoch(epoch, validation)
+        for rule, metric in rules.items():
+            if (validation[metric] or 0) > best[rule]:
+                best[rule], states[rule] = validation[metric] or 0, {"epoch": epoch, **snapshot()}
+        seconds.append(time.time() - start)
+        log.append({"epoch": epoch, **losses, "val": {k: validation[k] for k in R.LOGGED}})
+        print(R.log_line(label, args.epochs, log[-1], speed, seconds[-1]), flush=True)
+        parts = {name: part.state_dict() for name, part in method.saved.items()}
+        R.save(path, log=log, states=states, best=best, seconds=seconds, parts=parts)
+    method.finish()
+    return {"last": {"epoch": args.epochs - 1, **snapshot()}, **states}, log, seconds
+
+
+# ===== 6. TEACHER (shared) ========================================================================
+
+
+class Teacher:
+    """A trained network that never changes: no gradient reaches it, its batch norm stands still."""
+
+    def __init__(self, network):
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, batch):
+        """Features (B, D') and logits (B, C) for the pictures of a Batch."""
+        with torch.no_grad():
+            return self.network(batch.images)
+
+
+def get_teacher(args, data):
+    """The teacher for these pictures, network and seed: trained now, or earlier by any script."""
+    names = "teacher image_size pretrained epochs batch_size lr weight_decay seed precision".split()
+    made_of = {name: getattr(args, name) for name in names}
+    made_of["pictures"] = data.hash("train", groups=False)  # it never sees a group
+    path = R.runs_folder(args) / "teachers" / f"{args.teacher}-{R.digest(made_of)}.pt"
+    torch.manual_seed(args.seed)
+    network = Network(args, args.teacher, len(data.classes)).to(args.device)
+
+    def train():
+        plain = copy.copy(args)
+        plain.balance = False  # --balance is the student's: the teacher is as biased as its data
+        method, unfinished = CrossEntropy(plain, data, network), path.with_suffix(".checkpoint")
+        states, log, seconds = fit(plain, data, method, unfinished, "teacher", rules={})
+        return {"state": states["last"], "log": log, "seconds": sum(seconds)}
+
+    saved = R.once(path, made_of, train)
+    R.restore(network, saved["state"], path)
+    return Teacher(network), saved["seconds"]
+
+
+# ===== 7. MAIN (shared) ===========================================================================
+
+
+def main():
+    parser = settings()
+    args = R.complete(parser.parse_args())
+    usual = ["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"]
+    usual = R.complete(parser.parse_args(usual))
+    data = D.load_for(args)
+    print(data.describe())
+    run = R.Run(__file__, args, usual, data)
+    with R.locked(run.folder):  # a second process on this run waits, and then finds the result
+        result = run.finished(args.restart) or work(args, data, run)
+    R.show(result)
+
+
+def work(args, data, run):
+    """Teacher, student, test. Writes the result and returns it."""
+    start, args.run = time.time(), run
+    torch.manual_seed(args.seed)  # all methods start from the same student
+    student = Network(args, args.student, len(data.classes)).to(args.device)
+    teacher, teacher_seconds = get_teacher(args, data) if Method.needs_teacher else (None, 0.0)
+    torch.manual_seed(args.seed + 1)
+    method = Method(args, data, student, teacher)
+    states, log, seconds = fit(args, data, method, run.checkpoint, "student")
+
+    ## The test split is touched here, once, when nothing is left to choose.
+    result, logits = {"log": log}, {}
+    networks = {"teacher": teacher.network} if teacher else {}
+    networks |= method.reported | dict.fromkeys(states, student)
+    for name, network in networks.items():
+        if name in states:
+            R.restore(network, states[name], name)
+        _, val = evaluate(network, data, "val")
+        logits[name], test = evaluate(network, data, "test", 100 if args.smoke else 1000)
+        epoch = states.get(name, {}).get("epoch")
+        result[name] = {"epoch": epoch, **R.size_of(network), "val": val, "test": test}
+
+    ## How fast could this student train at best? The bare step on one batch, again and again.
+    bare = CrossEntropy(args, data, copy.deepcopy(student).train())
+    times = {"total": time.time() - start, "teacher": teacher_seconds, "epochs": seconds}
+    return run.write(result, logits, states, times | R.speed(args, data["train"], bare, seconds))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except D.InputError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
