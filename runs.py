@@ -94,6 +94,7 @@ def once(path, made_of, make):
             print(f"{path.stem} is ready in {path.parent}")
         else:
             save(path, made_of=made_of, **make())
+            path.with_suffix(".checkpoint").unlink(missing_ok=True)  # of its training
         saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved.get("made_of") != made_of:
         raise InputError(f"{path} is not what its name says: delete it")
