@@ -63,7 +63,7 @@ import runs as R  # noqa: E402
 
 
 def settings():
-    """The command line. Defaults that depend on the data set are filled in by data.complete."""
+    """The command line. Defaults that depend on the data set are filled in by runs.complete."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
@@ -75,9 +75,7 @@ def settings():
     add("--target", help="what is learnt (ham10000: malignant, malignant+bcc, dx; csv: a column)")
     add("--sensitive", help="what makes a group (ham10000: sex, age, sex+age; csv: a column)")
     add("--fold", type=int, help="test on part 0..4 of five (default: the data set's own split)")
-    add(
-        "--balance", action=switch, default=False, help="student: class x group cells equally often"
-    )
+    add("--balance", action=switch, default=False, help="show the student all cells equally often")
     add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--student", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
@@ -85,12 +83,7 @@ def settings():
     add("--batch-size", type=int, default=64, help="pictures per step (RepDistiller: 64)")
     add("--lr", type=float, default=0.05, help="highest learning rate of SGD (RepDistiller: 0.05)")
     add("--weight-decay", type=float, default=5e-4, help="of SGD (RepDistiller: 5e-4)")
-    add(
-        "--alpha",
-        type=float,
-        default=0.9,
-        help="α: weight of L_KD, 1 - α of CE (RepDistiller: 0.9)",
-    )
+    add("--alpha", type=float, default=0.9, help="α: of L_KD, 1 - α of CE (RepDistiller: 0.9)")
     add("--temperature", type=float, default=4.0, help="T: softens the outputs (RepDistiller: 4)")
     add("--seed", type=int, default=0, help="of weights, order and augmentation; the teacher's too")
     add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
