@@ -141,6 +141,26 @@ def poster_table(found, dataset, names):
     return markdown(["method", *shown, "mean-DEO, method − CKD"], rows)
 
 
+def run_table(found, dataset, script, setting, seed):
+    """One run: teacher beside student on the test set, with 95 % bootstrap intervals."""
+    if (dataset, script, setting) not in found:
+        return "*not measured*"
+    result = found[dataset, script, setting][seed]
+    models = {"teacher": result["teacher"], "student": result["last"]}
+    titles = [f"{name} ({model['network']})" for name, model in models.items()]
+    tests, rows = [model["test"] for model in models.values()], []
+
+    def row(title, metric, parts):
+        shown = [(100 * part[metric], *part["interval"][metric]) for part in parts]
+        rows.append([title, *(f"{v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in shown)])
+
+    for metric in ("auroc", "auroc_worst_group", "auroc_gap", "es_auc", "accuracy", "mean_deo"):
+        row(metric, metric, tests)
+    for g, group in enumerate(result["group_names"]):
+        row(f"auroc, {group}", "auroc", [test["groups"][g] for test in tests])
+    return markdown(["percent", *titles], rows)
+
+
 def sweep(found, dataset):
     """{λ: {seed: result}} of adversarial_kd.py where nothing but λ differs."""
     rows = {}
@@ -180,6 +200,7 @@ TABLES = {
     "toy-slides": lambda found: slides_table(found, "toy", CLASSIC),
     "toy-poster": lambda found: poster_table(found, "toy", POSTER),
     "toy-sweep": lambda found: sweep_table(found, "toy"),
+    "ham10000-ckd": lambda found: run_table(found, "ham10000", "ckd", "epochs_10", 0),
     "gates": lambda found: gates_table(),
 }
 
