@@ -6,8 +6,8 @@
 A row is a method with its settings, over seeds: mean ± half of the 95 % interval (Student's t).
 Rows of one table must have been made with the same pictures, networks, epochs and seeds; if not,
 the table is refused with the list of what differs. A collapsed run (a class never predicted, or
-accuracy within 5 points of always guessing the largest class) is marked: equal for all groups
-because equally useless, it must not pass as fair.
+macro recall within 5 points of chance) is marked: equal for all groups because equally useless, it
+must not pass as fair.
 """
 
 import argparse
@@ -88,8 +88,7 @@ def values(seeds, model, metric):
 def collapsed(test):
     """Whether predictions on a test set have collapsed: see the top of this file."""
     counts = np.array(test["counts"]).sum(0)  # (C, C), true x predicted
-    guess = counts.sum(1).max() / counts.sum()
-    return bool((counts.sum(0) == 0).any() or test["accuracy"] < guess + 0.05 - 1e-12)
+    return bool((counts.sum(0) == 0).any() or test["recall"] < 1 / len(counts) + 0.05)
 
 
 def mark(seeds, model="last"):

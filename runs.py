@@ -35,7 +35,7 @@ def complete(args):
         setattr(args, name, getattr(args, name) or getattr(kind, name))
     if args.smoke:
         args.epochs, args.batch_size = min(args.epochs, 2), min(args.batch_size, 32)
-        args.lr = min(args.lr, 0.01)  # ten steps are too few to warm up to more
+        args.lr /= 5  # a few steps are too few to warm up to more
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -220,7 +220,7 @@ def test_without_reversal_theta_stands_still():
         still.step(some_batch(step, epoch=20))
         decaying.step(some_batch(step, epoch=20))
         if step == 0:
-            expected = 1 - 0.05 * 5e-4
+            expected = 1 - decaying.args.lr * 5e-4
             assert decaying.temperature.theta.item() == pytest.approx(expected, abs=1e-7)
     assert still.temperature.theta.item() == 1.0
     assert 0.99 < decaying.temperature.theta.item() < expected

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def result(seed, accuracy, disparity, counts=((50, 0), (0, 50)), **settings):
     """A result file's content, as far as tables look at it."""
-    test = dict(accuracy=accuracy, disparity=disparity, recall=0.5, precision=0.5, f1=0.5)
+    test = dict(accuracy=accuracy, disparity=disparity, recall=accuracy, precision=0.5, f1=0.5)
     test |= {"counts": [counts, counts], "auroc": None, "mean_deo": 0.1, "max_deo": 0.2}
     same = dict.fromkeys(report.SAME, "x") | {"seed": seed, "alpha": 0.9} | settings
     return {"settings": same, "teacher": {"test": test}, "last": {"test": test}}
@@ -54,11 +54,11 @@ def test_different_seeds_or_settings_are_refused(folder):
 
 
 def test_collapsed_runs_are_marked(folder):
-    """A class that is never predicted, or accuracy near that of always guessing."""
+    """A class that is never predicted, or recall near chance."""
     fine = result(0, 0.8, 0.2)["last"]["test"]
     never, chance = copy.deepcopy(fine), copy.deepcopy(fine)
     never["counts"] = [[[50, 0], [50, 0]]] * 2
-    chance["accuracy"] = 0.54
+    chance["recall"] = 0.54
     assert [report.collapsed(t) for t in (fine, never, chance)] == [False, True, True]
     path = folder / "toy" / "rkd" / "default-seed1.json"
     path.write_text(json.dumps(result(1, 0.5, 0.0, counts=((50, 0), (50, 0)))))
