@@ -140,24 +140,27 @@ def poster_table(found, dataset, names):
     return markdown(["method", *shown, "mean-DEO, method − CKD"], rows)
 
 
-def run_table(found, dataset, script, setting, seed):
-    """One run: teacher beside student on the test set, with 95 % bootstrap intervals."""
-    if (dataset, script, setting) not in found:
-        return "*not measured*"
-    result = found[dataset, script, setting][seed]
-    models = {"teacher": result["teacher"], "student": result["last"]}
-    titles = [f"{name} ({model['network']})" for name, model in models.items()]
-    tests, rows = [model["test"] for model in models.values()], []
-
-    def row(title, metric, parts):
-        shown = [(100 * part[metric], *part["interval"][metric]) for part in parts]
-        rows.append([title, *(f"{v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in shown)])
-
-    for metric in ("auroc", "auroc_worst_group", "auroc_gap", "es_auc", "accuracy", "mean_deo"):
-        row(metric, metric, tests)
-    for g, group in enumerate(result["group_names"]):
-        row(f"auroc, {group}", "auroc", [test["groups"][g] for test in tests])
-    return markdown(["percent", *titles], rows)
+def one_seed_table(found, dataset, setting, scripts, seed=0):
+    """Runs of one seed on one data set: a row for each model, 95 % bootstrap intervals."""
+    rows, chosen = [], {s: found.get((dataset, s, setting), {}) for s in scripts}
+    chosen = comparable({script: seeds for script, seeds in chosen.items() if seed in seeds})
+    metrics_shown = ["auroc", "auroc_worst_group", "auroc_gap", "es_auc", "mean_deo"]
+    for number, (script, seeds) in enumerate(chosen.items()):
+        result = seeds[seed]
+        models = (
+            {f"*teacher, {result['teacher']['network']}*": result["teacher"]} if not number else {}
+        )
+        models[f"{script}.py, {result['last']['network']}"] = result["last"]
+        for name, model in models.items():
+            test = model["test"]
+            parts = [(test, metric) for metric in metrics_shown]
+            parts += [(group, "auroc") for group in test["groups"]]
+            shown = [(100 * part[m], *part["interval"][m]) for part, m in parts]
+            shown = [f"{v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in shown]
+            rows.append([name + " (collapsed)" * collapsed(test), *shown])
+    groups = next(iter(chosen.values()))[seed]["group_names"] if chosen else []
+    header = ["model", "AUROC", "worst group", "gap", "ES-AUC", "mean-DEO"]
+    return markdown([*header, *(f"AUROC, {group}" for group in groups)], rows)
 
 
 def sweep(found, dataset):
@@ -195,11 +198,14 @@ def gates_table():
 
 CLASSIC = ["ERM", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "adversarial KD", "re-balancing"]
+SCRIPTS = "ckd rkd ctkd kdpp fitnet at adversarial_kd bird mfd".split()
+SMALL = "image_size_32-teacher_convnet32-student_convnet8-epochs_6"
 TABLES = {
     "toy-slides": lambda found: slides_table(found, "toy", CLASSIC),
     "toy-poster": lambda found: poster_table(found, "toy", POSTER),
     "toy-sweep": lambda found: sweep_table(found, "toy"),
-    "ham10000-ckd": lambda found: run_table(found, "ham10000", "ckd", "epochs_10", 0),
+    "ham10000-ckd": lambda found: one_seed_table(found, "ham10000", "epochs_10", ["ckd"]),
+    "ham10000-small": lambda found: one_seed_table(found, "ham10000", SMALL, SCRIPTS),
     "gates": lambda found: gates_table(),
 }
 
@@ -279,7 +285,9 @@ def main():
     found, folder = collect(args.results), Path(args.results) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in TABLES.items():
-        (folder / f"{name}.md").write_text(make(found) + "\n")
+        text = make(found)
+        if text.count("\n") > 1:  # more than a header
+            (folder / f"{name}.md").write_text(text + "\n")
     for dataset in sorted({key[0] for key in found}):
         sweep_figures(found, dataset, folder)
     print(f"wrote {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
