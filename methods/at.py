@@ -27,9 +27,8 @@ DIFFERENCES FROM PUBLIC CODE (the authors' attention-transfer; RepDistiller).
 
 RUN.  python methods/at.py                       the embedded toy data, two CPU cores: 2 minutes
       python methods/at.py --layers-student 1,2 --layers-teacher 1,2    the last two stages
-EXPECT. On the toy a little less accurate than with ckd.py --alpha 0; between unlike networks it is
-so in RepDistiller's tables, too. At 64 pixels, where the last maps are 2 x 2, --smoke needs
---lr 0.01: its few steps are large ones, which the averages of batch norm do not survive.
+EXPECT. On the toy a little less accurate than with ckd.py --alpha 0 (five seeds); between unlike
+networks it is so in RepDistiller's tables, too.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

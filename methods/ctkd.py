@@ -35,8 +35,8 @@ RUN.  python methods/ctkd.py                     the embedded toy data, two CPU 
       python methods/ctkd.py --ramp-epochs 1     no curriculum: full reversal from the start
       python methods/ctkd.py --span 0 --temperature 4     exactly ckd.py, for comparison
 EXPECT. τ starts at 15.6. In the authors' figure, CIFAR-100, it ends between 3.4 and 4. On the toy
-it rises to 20.7: the fewer the classes, the higher the τ at which L_KD is largest. With two and
-synthetic logits, L_KD grows up to the end of the range.
+it rises to 20.8 with every seed: the fewer the classes, the higher the τ at which L_KD is largest.
+On HAM10000, two classes, it has hardly moved after six epochs.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

@@ -27,7 +27,8 @@ DIFFERENCES FROM PUBLIC CODE (RepDistiller).
 
 RUN.  python methods/fitnet.py                     the embedded toy data, two CPU cores: 2 minutes
       python methods/fitnet.py --hint-layer-student 2 --hint-layer-teacher 2    the last stages
-EXPECT. On the toy L_hint falls to 0.08; fairer and more accurate than with ckd.py --alpha 0.
+EXPECT. On the toy L_hint falls to 0.07; the only student that comes near its teacher, in
+accuracy and in fairness (five seeds).
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
