@@ -39,7 +39,7 @@ DIFFERENCES FROM PUBLIC CODE (AD in DQle38/Fair-Feature-Distillation-for-Visual-
 RUN.  python methods/adversarial_kd.py                         the toy, two CPU cores: 2 minutes
       python methods/adversarial_kd.py --adversary-weight 0.5  less of it; 0 is CKD
       python methods/adversarial_kd.py --alpha 0               AD: the adversary without a teacher
-EXPECT. On the toy λ = 5 removes most of the gaps; beyond it a little more, for accuracy.
+EXPECT. On the toy λ = 5 removes most of the gaps, and the student becomes more accurate.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
