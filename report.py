@@ -170,7 +170,7 @@ def sweep(found, dataset):
         settings = next(iter(seeds.values()))["settings"]
         if where == dataset and script == "adversarial_kd" and settings["alpha"] > 0:
             rows[settings["adversary_weight"]] = seeds
-    return comparable(dict(sorted(rows.items())))
+    return comparable(dict(sorted(rows.items()))) if 0.0 in rows else {}
 
 
 def sweep_table(found, dataset):
