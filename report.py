@@ -1,7 +1,9 @@
 """Result files to tables and figures: nothing here is typed by hand, nothing else draws.
 
-    python report.py                 every table and figure of results/ into results/tables/
-    python report.py --readme        and the tables of README.md between their markers
+    python report.py                                         of results/, into results/tables/
+    python report.py --results results/reference --readme    and the tables of README.md
+
+results/reference/ holds the result files behind README.md; your own runs go to results/.
 
 A row is a method with its settings, over seeds: mean ± half of the 95 % interval (Student's t).
 Rows of one table must have been made with the same pictures, networks, epochs and seeds; if not,
