@@ -137,8 +137,11 @@ def poster_table(found, dataset, names):
     chosen, rows = select(found, dataset, names), []
     for name, seeds in chosen.items():
         cells = [interval(values(seeds, "last", metric)) for metric in shown.values()]
-        change = values(seeds, "last", "mean_deo") - values(chosen["CKD"], "last", "mean_deo")
-        rows.append([name + mark(seeds), *cells, interval(change) if name != "CKD" else ""])
+        change = ""
+        if "CKD" in chosen and name != "CKD":
+            base = values(chosen["CKD"], "last", "mean_deo")
+            change = interval(values(seeds, "last", "mean_deo") - base)
+        rows.append([name + mark(seeds), *cells, change])
     return markdown(["method", *shown, "mean-DEO, method − CKD"], rows)
 
 
