@@ -28,6 +28,7 @@ NAMES = {
     ("ckd", "alpha_0.0"): "ERM",
     ("ckd", "balance_True-alpha_0.0"): "re-balancing",
     ("ckd", "default"): "CKD",
+    ("ckd", "temperature_1.0"): "CKD, T = 1",
     ("rkd", "default"): "RKD",
     ("ctkd", "default"): "CTKD",
     ("kdpp", "default"): "KD++",
@@ -201,7 +202,7 @@ def gates_table():
     return test_side_by_side.table()
 
 
-CLASSIC = ["ERM", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
+CLASSIC = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "adversarial KD", "re-balancing"]
 SCRIPTS = "ckd rkd ctkd kdpp fitnet at adversarial_kd bird mfd".split()
 SMALL = "image_size_32-teacher_convnet32-student_convnet8-epochs_6"

@@ -34,6 +34,7 @@ runs() {
     for_each_seed "ckd.py --alpha 0 --balance"
     # classic distillation
     for method in ckd rkd ctkd kdpp fitnet at; do for_each_seed "$method.py"; done
+    for_each_seed "ckd.py --temperature 1"  # does CKD's bias come from its temperature?
     # debiasing while distilling; AD is the adversary without a teacher
     for method in adversarial_kd bird mfd; do for_each_seed "$method.py"; done
     for_each_seed "adversarial_kd.py --alpha 0"
