@@ -260,7 +260,7 @@ def sweep_figures(found, dataset, folder):
         axes.plot(places[bad], low, "x", color="black", ms=11, label="some seeds collapsed")
     axes.set_xticks(places, [f"{s:g}" for s in strengths])
     axes.set(xlabel="strength λ of the adversary", ylabel="percent of the test set", ylim=(0, 100))
-    axes.set_title(f"What fairness costs: adversarial KD on {dataset}")
+    axes.set_title(f"A stronger adversary: disparity and accuracy on {dataset}")
     axes.legend()
     figure.savefig(folder / f"{dataset}-sweep.png", dpi=150)
 
