@@ -205,24 +205,23 @@ def decode_all(table, size, folder, skip_bad):
                     todo = pool.map(work, range(len(table.ids)))
                     list(tqdm(todo, "decoding", len(table.ids), leave=False, disable=None))
                 images.flush()
-                if not faults or skip_bad:
-                    with atomic(faults_path) as note:
-                        note.write_text(json.dumps(faults))
-                else:
-                    raise_faults(faults, len(table.ids))
+                refuse_faults(faults, len(table.ids), skip_bad)
+                with atomic(faults_path) as note:
+                    note.write_text(json.dumps(faults))
             print(f"decoded {len(table.ids)} pictures in {time.time() - start:.1f} s into {path}")
     faults = json.loads(faults_path.read_text())
-    if faults and not skip_bad:
-        raise_faults(faults, len(table.ids))
+    refuse_faults(faults, len(table.ids), skip_bad)
     return np.load(path, mmap_mode="c"), faults  # "c": torch wants a writable array; the file stays
 
 
-def raise_faults(faults, total):
-    name = min(faults)
-    raise InputError(
-        f"{len(faults)} of {total} pictures cannot be read, the first is {name} ({faults[name]}): "
-        "mend or replace them, or leave them out with --skip-bad"
-    )
+def refuse_faults(faults, total, skip_bad):
+    """Raises InputError for unreadable pictures {id: fault}, naming one, unless `skip_bad`."""
+    if faults and not skip_bad:
+        name = min(faults)
+        raise InputError(
+            f"{len(faults)} of {total} pictures cannot be read, the first is {name} "
+            f"({faults[name]}): mend or replace them, or leave them out with --skip-bad"
+        )
 
 
 # ==================================================================================================

@@ -115,13 +115,13 @@ class Run:
         if len(name) > 120:  # file systems end at 255 characters
             name = f"{name[:100]}-{digest(name)}"
         name = f"{name or 'default'}-seed{args.seed}"
-        self.settings["pictures"] = data.hash()
+        pictures = self.settings["pictures"] = data.hash()
         out = Path(args.out) / ("smoke" * args.smoke)
         self.result = out / args.dataset / self.script.stem / f"{name}.json"
         self.folder = runs_folder(args) / self.script.stem / name
         ## The name of a checkpoint tells the pictures, too: a run that was killed goes on with
         ## its own data or not at all.
-        self.checkpoint = self.folder / f"checkpoint-{data.hash()}.pt"
+        self.checkpoint = self.folder / f"checkpoint-{pictures}.pt"
         self.student = self.folder / "student.pt"
         make_folder(self.result.parent)  # better to fail now than after training
 
