@@ -1,4 +1,4 @@
-"""Miniature data sets in the layout in which users have the real ones, made in a temporary folder.
+"""Miniature data sets in the layout in which users have the real ones; methods built for a test.
 
 Every picture has one colour, a function of its number, so that a test can tell which one it got.
 """
@@ -8,7 +8,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+import data as D
+import runs as R
 
 DX = ["nv", "mel", "nv", "bkl", "nv", "bcc", "akiec", "nv", "vasc", "df"]
 
@@ -86,3 +90,29 @@ def ham10000(originals, tmp_path):
 def pictures(originals, tmp_path):
     """A folder with labels.csv and pictures/."""
     return shutil.copytree(originals / "pictures", tmp_path / "pictures")
+
+
+def arguments(module, *flags):
+    """A script's settings in smoke mode on the CPU."""
+    return R.complete(module.settings().parse_args(["--smoke", "--device", "cpu", *flags]))
+
+
+def random(*shape, seed=0):
+    """Standard normal numbers, float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """A few pictures of every cell of the embedded data set."""
+    return D.load("toy", smoke=True)
+
+
+def method_of(module, toy, *flags, networks=("convnet4", "convnet2")):
+    """The method, built like a run builds it, with an untrained teacher."""
+    args = arguments(module, *flags)
+    torch.manual_seed(1)
+    teacher = module.Teacher(module.Network(args, networks[0], 6))
+    torch.manual_seed(0)
+    student = module.Network(args, networks[1], 6)
+    return module.Method(args, toy, student, teacher)

@@ -81,11 +81,6 @@ def test_kd_loss_at_high_temperature_matches_logits():
     assert ckd.kd_loss(logits_s, logits_t, 1e4) == pytest.approx(limit.item(), rel=1e-3)
 
 
-@pytest.fixture(scope="module")
-def toy():
-    return D.load("toy", smoke=True)
-
-
 def test_step_follows_equation_3(toy):
     """The returned loss is (1 - α) CE + α L_KD, and α moves the student's gradient."""
     batch, gradients = next(D.batches(toy["train"], 32, seed=0)), []

@@ -7,39 +7,16 @@ import kdpp
 import numpy as np
 import pytest
 import torch
+from conftest import arguments, method_of, random
 from torch import nn
 
 import data as D
-import runs as R
 
 PARITY = dict(np.load(Path(__file__).parent / "parity" / "kd.npz"))
 
 
 def tensor(key, dtype=torch.float64):
     return torch.tensor(PARITY[key], dtype=dtype)
-
-
-def arguments(module, *flags):
-    return R.complete(module.settings().parse_args(["--smoke", "--device", "cpu", *flags]))
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return D.load("toy", smoke=True)
-
-
-def method_of(module, toy, *flags, networks=("convnet4", "convnet2")):
-    """The method, built like a run builds it, with an untrained teacher."""
-    args = arguments(module, *flags)
-    torch.manual_seed(1)
-    teacher = module.Teacher(module.Network(args, networks[0], 6))
-    torch.manual_seed(0)
-    student = module.Network(args, networks[1], 6)
-    return module.Method(args, toy, student, teacher)
 
 
 # ===== L_ND =======================================================================================
