@@ -4,6 +4,7 @@ Nothing here knows a method. A result is written last, so a run is finished exac
 is there; it is never overwritten by a run with other settings. Files appear whole or not at all.
 """
 
+import difflib
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from torch import nn
 
 from data import batches
 from readers import DATASETS, InputError, atomic, locked, make_folder
@@ -234,6 +236,35 @@ def speed(args, split, bare, seconds):
     )
     rates = {"images_per_second": images, "bare_images_per_second": fastest}
     return {**rates, "cpu_latency_ms": latency, **machine(args.device)}
+
+
+def near(name, known, cutoff=0.6):
+    """The names in `known` most like `name`, as a text for an error message; "" if none is."""
+    return ", ".join(difflib.get_close_matches(name, known, 3, cutoff))
+
+
+def torchvision_net(name, size, pretrained):
+    """Any classifier of torchvision by its name; clear errors for names and weights."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        known += ["convnet8", "convnet32"]
+        raise InputError(f"no network is called {name!r}: did you mean {near(name, known, 0.3)}?")
+    sized = {"image_size": size} if name.startswith("vit_") else {}
+    try:
+        net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
+    except (OSError, ValueError) as error:  # no network; or a size that the weights are not for
+        raise InputError(
+            f"the weights of {name} cannot be had ({error}): connect once, or copy their file into "
+            f"{torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
+        ) from None
+    if name.startswith("resnet") and size <= 32 and not pretrained:
+        ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if name.startswith("squeezenet"):  # its classifier is a convolution
+        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
+    if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
+        net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
+    return net
 
 
 def fitting(make, name, size):

@@ -42,7 +42,6 @@ EXPECT. On the toy half the gaps of CKD, or less. R does much of it: compare wit
 
 import argparse
 import copy
-import difflib
 import math
 import sys
 import time
@@ -50,7 +49,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
@@ -116,30 +114,6 @@ def convnet(width):
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
 
 
-def torchvision_net(name, size, pretrained):
-    """Any classifier of torchvision by its name; clear errors for names and weights."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        near = difflib.get_close_matches(name, [*known, "convnet8", "convnet32"], 3, 0.3)
-        raise D.InputError(f"no network is called {name!r}: did you mean {', '.join(near)}?")
-    sized = {"image_size": size} if name.startswith("vit_") else {}
-    try:
-        net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
-    except (OSError, ValueError) as error:  # no network; or a size that the weights are not for
-        raise D.InputError(
-            f"the weights of {name} cannot be had ({error}): connect once, or copy their file into "
-            f"{torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
-        ) from None
-    if name.startswith("resnet") and size <= 32 and not pretrained:
-        ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    if name.startswith("squeezenet"):  # its classifier is a convolution
-        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
-    if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
-        net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
-    return net
-
-
 class Network(nn.Module):
     """A network that returns what distillation needs: features (B, D) and logits (B, C).
 
@@ -150,7 +124,7 @@ class Network(nn.Module):
         super().__init__()
         self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
         width = int(name[7:]) if name.startswith("convnet") and name[7:].isdigit() else 0
-        make = lambda: convnet(width) if width else torchvision_net(name, size, args.pretrained)
+        make = lambda: convnet(width) if width else R.torchvision_net(name, size, args.pretrained)
         self.body = R.fitting(make, name, size)  # or a clear sentence when the pictures do not fit
         last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
         width = self.body.get_submodule(last).in_features
