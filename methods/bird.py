@@ -210,7 +210,7 @@ def outer_loss(phi, student, mapped, images, feats_t, meta, inner_lr, fair_weigh
     buffers = {name: b.clone() for name, b in student.named_buffers()}  # the student's stand still
     feats_s, _ = copied(student, (theta, buffers), images)  # (B, D)
     loss = F.mse_loss(mapped(feats_s), feats_t * phi.sigmoid())  # Eq. (4)
-    ## φ acts through this step alone. (PyTorch cannot derive mobilenet_v3's hardsigmoid twice.)
+    ## φ acts through this step alone: without create_graph its gradient would be 0.
     grads = torch.autograd.grad(loss, [*theta.values()], create_graph=True, materialize_grads=True)
     theta = {name: p - inner_lr * g for (name, p), g in zip(theta.items(), grads)}  # Eq. (6)
     _, logits = copied(student, (theta, buffers), meta.images)  # (B, C)
@@ -226,6 +226,9 @@ class Method(CrossEntropy):
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
         own, width = student.head.in_features, teacher.network.head.in_features
+        for layer in student.modules():  # mobilenet_v3: PyTorch cannot derive its hardsigmoid twice
+            if isinstance(layer, nn.Hardsigmoid):
+                layer.forward = lambda x: F.relu6(x + 3) / 6  # the same function
         self.map = (nn.Identity() if own == width else nn.Linear(own, width)).to(args.device)
         self.optimizer.add_param_group({"params": [*self.map.parameters()], "initial_lr": args.lr})
         self.gates = nn.ParameterDict({"phi": torch.full((width,), 3.0)}).to(args.device)
