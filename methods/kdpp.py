@@ -84,6 +84,7 @@ def settings():
     add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
     add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
     add("--out", default="results", help="folder of the results; runs/ appears beside it")
+    add("--live-teacher", action=switch, default=False, help="read no answers of earlier runs")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
     # ----- the method's own -----------------------------------------------------------------------
@@ -297,6 +298,7 @@ def fit(args, data, method, path, label, rules=RULES):
         model.train()
         views = (args.batch_size, args.seed, epoch, True, args.balance)
         for batch in D.batches(data["train"], *views):
+            R.mark(batch, data["train"], views)  # by this a teacher knows what it has seen before
             ## An epoch of warm-up spares fresh weights, then half a cosine ends at 0.
             done = epoch + batch.step / steps  # in epochs
             scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
@@ -327,13 +329,14 @@ def fit(args, data, method, path, label, rules=RULES):
 class Teacher:
     """A trained network that never changes: no gradient reaches it, its batch norm stands still."""
 
-    def __init__(self, network):
-        self.network = network.eval().requires_grad_(False)
+    def __init__(self, network, answers=R.live):
+        self.network, self.answers = network.eval().requires_grad_(False), answers
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
+        ## Whatever the method, equal views get equal answers: only the first run computes them.
         with torch.no_grad():
-            return self.network(batch.images)
+            return self.answers(self.network, batch)
 
 
 def get_teacher(args, data):
@@ -354,7 +357,8 @@ def get_teacher(args, data):
 
     saved = R.once(path, made_of, train)
     R.restore(network, saved["state"], path)
-    return Teacher(network), saved["seconds"]
+    answers = R.live if args.live_teacher else R.Memory(R.runs_folder(args) / "answers")
+    return Teacher(network, answers), saved["seconds"]
 
 
 # ===== 7. MAIN (shared) ===========================================================================
