@@ -41,8 +41,9 @@ def complete(args):
     """Fill in the settings that depend on data set and machine; refuse those that cannot be."""
     kind = DATASETS[args.dataset]
     args.image_size = kind.size if args.image_size is None else args.image_size
-    for name in ("target", "sensitive", "teacher", "student"):
-        setattr(args, name, getattr(args, name) or getattr(kind, name))
+    for name in ("target", "sensitive", "skew", "teacher", "student"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(kind, name))
     if args.smoke:
         args.epochs, args.batch_size = min(args.epochs, 2), min(args.batch_size, 32)
         args.lr /= 5  # a few steps are too few to warm up to more
