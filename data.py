@@ -193,10 +193,10 @@ def first_of_each_cell(table, most):
         if cell[0] and seen[cell] <= most:
             keep.append(n)
     fields = {f: getattr(table, f) for f in ("labels", "groups", "subjects", "split", "images")}
+    lists = {f: getattr(table, f) for f in ("files", "ids", "views")}
     return replace(
         table,
-        files=[table.files[n] for n in keep],
-        ids=[table.ids[n] for n in keep],
+        **{f: None if values is None else [values[n] for n in keep] for f, values in lists.items()},
         **{f: None if values is None else values[keep] for f, values in fields.items()},
     )
 
@@ -209,6 +209,7 @@ def load(
     target=None,
     sensitive=None,
     fold=None,
+    skew=None,
     device="cpu",
     download=False,
     skip_bad=False,
@@ -217,7 +218,7 @@ def load(
     """The data set `name` (a key of readers.DATASETS) in the folder `root`, as Data.
 
     size    pixels per side;  target, sensitive  what is a label and a group: see the reader
-    fold    None for the data set's own split, or 0..4
+    fold    None for the data set's own split, or 0..4;  skew  of cifar10s, see its reader
     smoke   only the first 40 pictures of each class and group in each split
     Raises InputError, in one sentence, for anything wrong with folder, table or pictures.
     """
@@ -231,7 +232,11 @@ def load(
             f"the folder {root} does not exist: pass the folder that holds the {name} files as "
             "--data-dir"
         )
-    table = kind.read(root, target or kind.target, sensitive or kind.sensitive, fold, download)
+    if skew is not None and kind.skew is None:
+        raise InputError(f"--skew is for cifar10s alone, {name} is as it is: leave it out")
+    more = {} if kind.skew is None else {"skew": kind.skew if skew is None else skew}
+    chosen = (target or kind.target, sensitive or kind.sensitive, fold, download)
+    table = kind.read(root, *chosen, **more)
     if smoke:
         table = first_of_each_cell(table, 40)
     images, notes = table.images, dict(table.notes)
@@ -284,6 +289,7 @@ def load_for(args):
         target=args.target,
         sensitive=args.sensitive,
         fold=args.fold,
+        skew=args.skew,
         device=args.device,
         download=args.download,
         skip_bad=args.skip_bad,

@@ -12,6 +12,7 @@ import csv
 import hashlib
 import json
 import os
+import random
 import time
 import zipfile
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import download_url
 from tqdm import tqdm
 
@@ -47,7 +49,8 @@ class Table:
     classes: list
     group_names: list
     notes: dict = field(default_factory=dict)  # what was left out and why, with counts
-    images: np.ndarray = None  # (N, H, W, 3) uint8 where the pictures are drawn, not read
+    images: np.ndarray = None  # (N, H, W, 3) uint8 where no picture file is to be decoded
+    views: list = None  # N tuples, what `decode` is told besides file and size: (box, in grey?)
 
 
 # ==================================================================================================
@@ -105,7 +108,16 @@ def make_folder(path):
 
 def contents(folder):
     """The first names in a folder, for an error message."""
-    return ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:5]) or "nothing"
+
+
+def refuse_choices(name, fold, target="label", sensitive="group"):
+    """For data sets that come in one way only, or (without the last two) with one split only."""
+    if fold is not None:
+        raise InputError(f"{name} has one split, its own: leave out --fold")
+    if (target, sensitive) != ("label", "group"):
+        raise InputError(f"{name} has one label and one group: leave out --target, --sensitive")
 
 
 def split_by_subject(subjects, fold, shares=(0.7, 0.1, 0.2), seed=0):
@@ -165,24 +177,37 @@ def locked(path):
 # ==================================================================================================
 
 
-def decode(file, size):
-    """One picture as (size, size, 3) uint8: upright, RGB, the centre square, antialiased."""
+def in_grey(images):
+    """(..., 3) uint8 in grey: all three channels are the brightness, as PIL rounds it (mode L)."""
+    red, green, blue = (images[..., k].astype(np.uint32) for k in range(3))
+    luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16  # 0.299, 0.587, 0.114 of 2¹⁶
+    return np.repeat(luma[..., None].astype(np.uint8), 3, axis=-1)
+
+
+def decode(file, size, box=None, grey=False):
+    """One picture as (size, size, 3) uint8: upright, RGB, the centre square, antialiased.
+
+    box: (left, top, right, bottom), to see only that part of it; grey: without its colours.
+    """
     with Image.open(file) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits of grey: convert() would clip nearly all to white
             image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
-        square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(square)
+        image = image.convert("RGB").crop(box) if box else image.convert("RGB")
+        square = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return in_grey(square) if grey else square
 
 
 def decode_all(table, size, folder, skip_bad):
     """All pictures of a table, decoded once: memory-mapped (N, size, size, 3) uint8; {id: fault}.
 
-    The file is keyed by names, file sizes, side and CACHE_VERSION, and appears only when complete.
+    The file is keyed by names, file sizes, side, views and CACHE_VERSION, and appears only when
+    complete.
     Raises InputError, naming a picture that cannot be read, unless `skip_bad`.
     """
     sizes = [os.path.getsize(f) if f else -1 for f in table.files]
-    key = json.dumps([CACHE_VERSION, size, table.ids, sizes])
+    views = table.views or [()] * len(sizes)
+    key = json.dumps([CACHE_VERSION, size, table.ids, sizes] + ([views] if table.views else []))
     folder = folder if os.access(folder, os.W_OK) else Path("runs")  # a read-only data folder
     path = folder / f"decoded-{size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     faults_path = path.with_suffix(".json")
@@ -197,7 +222,7 @@ def decode_all(table, size, folder, skip_bad):
                     try:
                         if table.files[n] is None:
                             raise FileNotFoundError("no such file")
-                        images[n] = decode(table.files[n], size)
+                        images[n] = decode(table.files[n], size, *views[n])
                     except Exception as why:  # decoders raise all kinds of errors
                         faults[table.ids[n]] = str(why)
 
@@ -347,6 +372,114 @@ def read_ham10000(root, target, sensitive, fold, download):
 
 
 # ==================================================================================================
+# CIFAR10-S
+# ==================================================================================================
+
+CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+CIFAR_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+def cifar10_folders(root):
+    """Files and labels of both parts of CIFAR-10, from class folders: train/cat/1.png, ..."""
+    files, labels = {}, {}
+    for part in ("train", "test"):
+        there = {p.name: p for p in sorted((root / part).glob("[!.]*"))}
+        for name in set(CIFAR_CLASSES) - set(there):
+            raise InputError(f"{root / part} has no folder {name!r}: it needs one for each class")
+        for name in set(there) - set(CIFAR_CLASSES):
+            raise InputError(
+                f"{there[name]} is in none of the folders {', '.join(CIFAR_CLASSES)}: move it into "
+                "the folder of its class, or away"
+            )
+        ## Shorter names first: 2.png comes before 10.png, as in the official order.
+        order = lambda p: (len(p.name), p.name)
+        lists = [sorted(there[name].glob("[!.]*"), key=order) for name in CIFAR_CLASSES]
+        files[part] = [file for names in lists for file in names]
+        labels[part] = np.repeat(np.arange(10), [len(names) for names in lists])
+    return files, labels
+
+
+def cifar10_batches(root, download):
+    """Pixels and labels of both parts of CIFAR-10, from the official batches, checked by MD5."""
+    try:
+        parts = {
+            part: CIFAR10(root, part == "train", download=download) for part in ("train", "test")
+        }
+    except (OSError, RuntimeError) as error:
+        what = "cannot be downloaded" if download else "is damaged or incomplete"
+        raise InputError(
+            f"{root / 'cifar-10-batches-py'} {what} ({str(error).splitlines()[0]}): get the python "
+            f"version from {CIFAR_PAGE} and unpack it in {root}, or add --download (170 MB)"
+        ) from None
+    return (
+        {part: data.data for part, data in parts.items()},
+        {part: np.array(data.targets) for part, data in parts.items()},
+    )
+
+
+def read_cifar10s(root, target, sensitive, fold, download, skew):
+    """CIFAR10-S (Wang et al., 2020): CIFAR-10, in which some pictures have lost their colours.
+
+    Of each class a share `skew` of the training pictures is in its usual style: grey for airplane,
+    bird, deer, frog and ship, colour for the others. The test pictures are there in both styles.
+    Wang et al. have no validation split; ours is a tenth of each class and style in training.
+    """
+    refuse_choices("cifar10s", fold, target, sensitive)
+    if not 0 < skew < 1:
+        raise InputError(f"--skew {skew} must lie between 0 and 1, such as 0.95")
+    folders = any((root / part).is_dir() for part in ("train", "test"))
+    if folders:
+        sources, labels = cifar10_folders(root)
+    elif download or (root / "cifar-10-batches-py").is_dir():
+        sources, labels = cifar10_batches(root, download)
+    else:
+        below = [*root.glob("*/cifar-10-batches-py"), *root.glob("*/train")]
+        near = [root.parent] if (root / "data_batch_1").is_file() else [p.parent for p in below]
+        raise InputError(
+            f"{root} has neither cifar-10-batches-py nor train and test (it holds "
+            f"{contents(root)}): "
+            + (f"pass {near[0]} as --data-dir" if near else
+               f"get the python version from {CIFAR_PAGE}, or add --download (170 MB)")
+        )  # fmt: skip
+
+    ## The published draw: a seed of 42, then class by class in the order of the labels.
+    draw, rng = random.Random(42), np.random.RandomState(0)
+    grey, split = np.zeros(len(labels["train"]), bool), np.full(len(labels["train"]), "train")
+    for c in range(10):
+        mine = np.flatnonzero(labels["train"] == c)
+        usual = np.isin(mine, mine[draw.sample(range(len(mine)), int(skew * len(mine)))])
+        grey[mine] = usual if c % 2 == 0 else ~usual
+        for cell in (mine[usual], mine[~usual]):
+            split[rng.permutation(cell)[: round(len(cell) / 10)]] = "val"
+
+    n, tests = len(grey), len(labels["test"])
+    place = np.concatenate([np.arange(n), np.tile(np.arange(n, n + tests), 2)])  # test: twice
+    grey = np.concatenate([grey, np.repeat([False, True], tests)])
+    if folders:
+        files = sources["train"] + sources["test"]
+        names = [file.relative_to(root).as_posix() for file in files]
+    else:
+        files = [None] * (n + tests)
+        names = [f"{part}/{k:05}" for part in ("train", "test") for k in range(len(labels[part]))]
+    subjects = np.array(names)[place]  # the two copies of a test picture are one subject
+    table = Table(
+        [files[k] for k in place],
+        [f"{name} {'grey' if g else 'colour'}" for name, g in zip(subjects, grey)],
+        np.concatenate([labels["train"], labels["test"]])[place], grey.astype(np.int64),
+        subjects, np.concatenate([split, np.full(2 * tests, "test")]),
+        CIFAR_CLASSES, ["colour", "grey"],
+        {"training pictures": n, "of them in grey": int(grey[:n].sum()),
+         "of them held out for validation": int((split == "val").sum())},
+    )  # fmt: skip
+    if folders:
+        table.views = [(None, bool(g)) for g in grey]
+    else:
+        table.images = np.concatenate([sources["train"], sources["test"]])[place]
+        table.images[grey] = in_grey(table.images[grey])
+    return table
+
+
+# ==================================================================================================
 # The reader's own pictures
 # ==================================================================================================
 
@@ -462,10 +595,7 @@ def draw_toy(seed, n, balanced):
 
 def read_toy(root, target, sensitive, fold, download):
     """6,000 / 1,500 / 3,000 synthetic pictures; the test set is balanced over class x group."""
-    if fold is not None or (target, sensitive) != ("label", "group"):
-        raise InputError(
-            "toy has one split, one label and one group: leave out --fold, --target, --sensitive"
-        )
+    refuse_choices("toy", fold, target, sensitive)
     sizes = {"train": 6000, "val": 1500, "test": 3000}
     parts = [draw_toy(k, n, part == "test") for k, (part, n) in enumerate(sizes.items())]
     images, labels, groups = (np.concatenate(values) for values in zip(*parts))
@@ -494,10 +624,12 @@ class Kind:
     student: str
     target: str = "label"
     sensitive: str = "group"
+    skew: float = None
 
 
 DATASETS = {
     "toy": Kind(read_toy, 32, "convnet32", "convnet8"),
     "ham10000": Kind(read_ham10000, 64, "resnet18", "shufflenet_v2_x0_5", "malignant", "sex"),
+    "cifar10s": Kind(read_cifar10s, 32, "resnet18", "resnet18", skew=0.95),
     "csv": Kind(read_csv, 64, "resnet18", "shufflenet_v2_x0_5"),
 }

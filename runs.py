@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import platform
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 import torchvision
 from torch import nn
 
-from data import batches
+import data as D
 from readers import DATASETS, InputError, atomic, locked, make_folder
 
 SOURCES = ("data", "readers", "metrics", "runs")  # shared files whose hash a result carries
@@ -26,15 +27,23 @@ TABLE = (
     "disparity",
 )  # fmt: skip
 LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
-PLACES = ("data_dir", "download", "device", "out", "restart")  # settings that change no number
+PLACES = (
+    "data_dir",
+    "download",
+    "device",
+    "out",
+    "restart",
+    "live_teacher",
+)  # these change no number
 
 
 def complete(args):
     """Fill in the settings that depend on data set and machine; refuse those that cannot be."""
     kind = DATASETS[args.dataset]
     args.image_size = kind.size if args.image_size is None else args.image_size
-    for name in ("target", "sensitive", "teacher", "student"):
-        setattr(args, name, getattr(args, name) or getattr(kind, name))
+    for name in ("target", "sensitive", "skew", "teacher", "student"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(kind, name))
     if args.smoke:
         args.epochs, args.batch_size = min(args.epochs, 2), min(args.batch_size, 32)
         args.lr /= 5  # a few steps are too few to warm up to more
@@ -177,6 +186,115 @@ class Run:
         return result
 
 
+def hash_of(tensors):
+    """SHA-256 over types, shapes and bytes of tensors."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(tensor.detach().cpu().contiguous().numpy())
+    return total.hexdigest()
+
+
+def live(network, batch):
+    """What a teacher without a memory answers: features (B, D') and logits (B, C), computed now."""
+    return network(batch.images)
+
+
+def mark(batch, split, views):
+    """Write on the pictures of a batch which views they are, for Memory.
+
+    views: (batch size, seed, epoch, augment, balance), one object for all batches of an epoch. The
+    mark sticks to this very tensor: whatever is made of it has none, and its version tells whether
+    it was changed in place.
+    """
+    batch.images.views = split, views, batch.step, batch.images._version
+
+
+class Memory:
+    """The answers of a teacher in earlier runs, a file for each epoch.
+
+    Views depend on (seed, epoch) alone and a teacher never changes, so that all methods, settings
+    and weights of losses ask it the same questions again. The key of a file holds all that answers
+    depend on: the teacher's weights; its answers to noise, hence the code of the network and the
+    machine's arithmetic; data.py, hence order and augmentation; every pixel, label and group of the
+    split; batch size, seed, epoch, --balance. What is read is what was computed, bit by bit.
+    Computed live and not kept are answers to pictures without a mark, and those of a teacher in
+    training mode, with hooks (who sets one wants every pass), or changed in the middle of an epoch.
+    """
+
+    ## Disk is bounded: larger epochs are not kept; in a fuller folder the longest unused files go.
+    epoch_bytes, folder_bytes = 512 * 2**20, 8 * 2**30
+
+    def __init__(self, folder):
+        self.folder, self.views, self.pixels = folder, None, {}
+
+    def __call__(self, network, batch):
+        split, views, step, version = getattr(batch.images, "views", (None,) * 4)
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+        if split is None or version != batch.images._version or hooked or network.training:
+            return live(network, batch)
+        if views is not self.views:
+            self.begin(network, batch, split, views)
+        if [t._version for t in self.tensors] != self.versions:
+            self.kept = self.done = None  # the teacher is not what it was: live till the epoch ends
+        rows = slice(step * views[0], (step + 1) * views[0])
+        if self.kept and self.done == self.steps:
+            return tuple(part[rows].clone() for part in self.kept)  # the caller's own
+        answers = live(network, batch)
+        if self.done == step == 0:
+            shapes = [(self.steps * views[0], answer.shape[1]) for answer in answers]
+            small = sum(4 * n * width for n, width in shapes) <= self.epoch_bytes
+            self.kept = [a.new_empty(shape) for a, shape in zip(answers, shapes)] if small else None
+        if self.kept and self.done == step:
+            for part, answer in zip(self.kept, answers):
+                part[rows] = answer
+            self.done += 1
+            if self.done == self.steps:
+                self.write()
+        return answers
+
+    def begin(self, network, batch, split, views):
+        """A new epoch: `kept` are features and logits for its first `done` steps, of its file."""
+        self.tensors = [*network.parameters(), *network.buffers()]
+        self.versions = [t._version for t in self.tensors]
+        noise = torch.randn(2, *batch.images.shape[1:], generator=torch.Generator().manual_seed(0))
+        rows, store = hash_of([split.rows]), split.store
+        pixels = rows, store, store._version
+        if pixels not in self.pixels:  # once a run: a large set takes seconds to read
+            self.pixels[pixels] = hash_of(store[some] for some in split.rows.split(1024))
+        key = {
+            "teacher": [hash_of(self.tensors), hash_of(network(noise.to(batch.images)))],
+            "split": [split.ids, rows, self.pixels[pixels]],
+            "numbers": hash_of([split.labels, split.groups, split.mean, split.std]),
+            "views": [views, Path(D.__file__).read_text()],
+            "machine": [machine(batch.images.device), torch.backends.cpu.get_cpu_capability()],
+        }
+        self.key = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        self.path = self.folder / f"{self.key[:16]}.pt"
+        self.views, self.steps, self.done, self.kept = views, len(split) // views[0], 0, None
+        try:
+            saved = torch.load(self.path, map_location=batch.images.device, weights_only=True)
+            if saved["key"] == self.key and saved["hash"] == hash_of(saved["answers"]):
+                self.kept, self.done = saved["answers"], self.steps
+                os.utime(self.path)  # used now
+        except Exception:  # absent, cut short, something else: torch raises all kinds of errors
+            pass
+
+    def write(self):
+        """The complete epoch into its file; then as many of the oldest files away as must be."""
+        answers = [part.cpu() for part in self.kept]
+        try:
+            save(self.path, key=self.key, hash=hash_of(answers), answers=answers)
+            files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
+            surplus = sum(path.stat().st_size for path in files) - self.folder_bytes
+            for path in files:
+                if surplus > 0:
+                    surplus -= path.stat().st_size
+                    path.unlink()
+        except (OSError, RuntimeError) as error:  # a full disk, or a file that another removed
+            print(f"answers of the teacher are not kept: {error}")
+
+
 def check_finite(values, where):
     """Raises InputError when one of the named values is NaN or infinite."""
     for name, value in values.items():
@@ -218,7 +336,7 @@ def speed(args, split, bare, seconds):
     bare     a method whose step on one batch, repeated, is the fastest this student could train
     seconds  of each epoch of the run, validation and checkpoint included
     """
-    batch = next(batches(split, args.batch_size, args.seed))
+    batch = next(D.batches(split, args.batch_size, args.seed))
     fastest = args.batch_size / seconds_per_call(lambda: bare.step(batch), 10, args.device)
     images = len(split) * len(seconds) / sum(seconds)
     network, picture, threads = (

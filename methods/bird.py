@@ -68,9 +68,10 @@ def settings():
     add("--data-dir", help="folder of the data set's files (default: data/NAME)")
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
     add("--skip-bad", action=switch, default=False, help="leave out unreadable pictures")
-    add("--image-size", type=int, help="pixels a side (default: toy 32, others 64)")
-    add("--target", help="what is learnt (ham10000: malignant, malignant+bcc, dx; csv: a column)")
-    add("--sensitive", help="what makes a group (ham10000: sex, age, sex+age; csv: a column)")
+    add("--image-size", type=int, help="pixels a side (default: by data set, see README)")
+    add("--target", help="what is learnt, such as dx or Smiling (choices: by data set, see README)")
+    add("--sensitive", help="what makes a group, such as sex+age or Male (choices: see README)")
+    add("--skew", type=float, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=int, help="test on part 0..4 of five (default: the data set's own split)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
     add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
@@ -86,6 +87,7 @@ def settings():
     add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
     add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
     add("--out", default="results", help="folder of the results; runs/ appears beside it")
+    add("--live-teacher", action=switch, default=False, help="read no answers of earlier runs")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
     # ----- the method's own -----------------------------------------------------------------------
@@ -210,7 +212,7 @@ def outer_loss(phi, student, mapped, images, feats_t, meta, inner_lr, fair_weigh
     buffers = {name: b.clone() for name, b in student.named_buffers()}  # the student's stand still
     feats_s, _ = copied(student, (theta, buffers), images)  # (B, D)
     loss = F.mse_loss(mapped(feats_s), feats_t * phi.sigmoid())  # Eq. (4)
-    ## φ acts through this step alone. (PyTorch cannot derive mobilenet_v3's hardsigmoid twice.)
+    ## φ acts through this step alone: without create_graph its gradient would be 0.
     grads = torch.autograd.grad(loss, [*theta.values()], create_graph=True, materialize_grads=True)
     theta = {name: p - inner_lr * g for (name, p), g in zip(theta.items(), grads)}  # Eq. (6)
     _, logits = copied(student, (theta, buffers), meta.images)  # (B, C)
@@ -226,6 +228,9 @@ class Method(CrossEntropy):
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
         own, width = student.head.in_features, teacher.network.head.in_features
+        for layer in student.modules():  # mobilenet_v3: PyTorch cannot derive its hardsigmoid twice
+            if isinstance(layer, nn.Hardsigmoid):
+                layer.forward = lambda x: F.relu6(x + 3) / 6  # the same function
         self.map = (nn.Identity() if own == width else nn.Linear(own, width)).to(args.device)
         self.optimizer.add_param_group({"params": [*self.map.parameters()], "initial_lr": args.lr})
         self.gates = nn.ParameterDict({"phi": torch.full((width,), 3.0)}).to(args.device)
@@ -306,6 +311,7 @@ def fit(args, data, method, path, label, rules=RULES):
         model.train()
         views = (args.batch_size, args.seed, epoch, True, args.balance)
         for batch in D.batches(data["train"], *views):
+            R.mark(batch, data["train"], views)  # by this a teacher knows what it has seen before
             ## An epoch of warm-up spares fresh weights, then half a cosine ends at 0.
             done = epoch + batch.step / steps  # in epochs
             scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
@@ -336,13 +342,14 @@ def fit(args, data, method, path, label, rules=RULES):
 class Teacher:
     """A trained network that never changes: no gradient reaches it, its batch norm stands still."""
 
-    def __init__(self, network):
-        self.network = network.eval().requires_grad_(False)
+    def __init__(self, network, answers=R.live):
+        self.network, self.answers = network.eval().requires_grad_(False), answers
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
+        ## Whatever the method, equal views get equal answers: only the first run computes them.
         with torch.no_grad():
-            return self.network(batch.images)
+            return self.answers(self.network, batch)
 
 
 def get_teacher(args, data):
@@ -363,7 +370,8 @@ def get_teacher(args, data):
 
     saved = R.once(path, made_of, train)
     R.restore(network, saved["state"], path)
-    return Teacher(network), saved["seconds"]
+    answers = R.live if args.live_teacher else R.Memory(R.runs_folder(args) / "answers")
+    return Teacher(network, answers), saved["seconds"]
 
 
 # ===== 7. MAIN (shared) ===========================================================================

@@ -70,9 +70,10 @@ def settings():
     add("--data-dir", help="folder of the data set's files (default: data/NAME)")
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
     add("--skip-bad", action=switch, default=False, help="leave out unreadable pictures")
-    add("--image-size", type=int, help="pixels a side (default: toy 32, others 64)")
-    add("--target", help="what is learnt (ham10000: malignant, malignant+bcc, dx; csv: a column)")
-    add("--sensitive", help="what makes a group (ham10000: sex, age, sex+age; csv: a column)")
+    add("--image-size", type=int, help="pixels a side (default: by data set, see README)")
+    add("--target", help="what is learnt, such as dx or Smiling (choices: by data set, see README)")
+    add("--sensitive", help="what makes a group, such as sex+age or Male (choices: see README)")
+    add("--skew", type=float, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=int, help="test on part 0..4 of five (default: the data set's own split)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
     add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
@@ -88,6 +89,7 @@ def settings():
     add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
     add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
     add("--out", default="results", help="folder of the results; runs/ appears beside it")
+    add("--live-teacher", action=switch, default=False, help="read no answers of earlier runs")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
     # ----- the method's own -----------------------------------------------------------------------
@@ -302,6 +304,7 @@ def fit(args, data, method, path, label, rules=RULES):
         model.train()
         views = (args.batch_size, args.seed, epoch, True, args.balance)
         for batch in D.batches(data["train"], *views):
+            R.mark(batch, data["train"], views)  # by this a teacher knows what it has seen before
             ## An epoch of warm-up spares fresh weights, then half a cosine ends at 0.
             done = epoch + batch.step / steps  # in epochs
             scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
@@ -332,13 +335,14 @@ def fit(args, data, method, path, label, rules=RULES):
 class Teacher:
     """A trained network that never changes: no gradient reaches it, its batch norm stands still."""
 
-    def __init__(self, network):
-        self.network = network.eval().requires_grad_(False)
+    def __init__(self, network, answers=R.live):
+        self.network, self.answers = network.eval().requires_grad_(False), answers
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
+        ## Whatever the method, equal views get equal answers: only the first run computes them.
         with torch.no_grad():
-            return self.network(batch.images)
+            return self.answers(self.network, batch)
 
 
 def get_teacher(args, data):
@@ -359,7 +363,8 @@ def get_teacher(args, data):
 
     saved = R.once(path, made_of, train)
     R.restore(network, saved["state"], path)
-    return Teacher(network), saved["seconds"]
+    answers = R.live if args.live_teacher else R.Memory(R.runs_folder(args) / "answers")
+    return Teacher(network, answers), saved["seconds"]
 
 
 # ===== 7. MAIN (shared) ===========================================================================
