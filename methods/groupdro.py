@@ -208,6 +208,8 @@ class Method(CrossEntropy):
 
     def __init__(self, args, data, student, teacher=None):
         super().__init__(args, data, student, teacher)
+        if not args.weight_step >= 0:
+            raise D.InputError("--weight-step must be at least 0: the worst group is to weigh more")
         self.num_groups = len(data.group_names) * (len(data.classes) if args.by_class else 1)
         self.weights = Weights(self.num_groups).to(args.device)
         self.saved["weights"] = self.weights

@@ -224,6 +224,8 @@ class Method(CrossEntropy):
 
     def __init__(self, args, data, student, teacher=None):
         super().__init__(args, data, student, teacher)
+        if min(args.converge, args.tolerance) < 1 or not args.threshold >= 0:
+            raise D.InputError("--converge and --tolerance are at least 1, --threshold at least 0")
         self.averaging = self.saved["averaging"] = Averaging()
 
     def valley(self):
