@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
-from readers import DATASETS, InputError, decode_all
+from readers import DATASETS, InputError, atomic, decode_all
 
 # ==================================================================================================
 # Splits and batches
@@ -91,16 +92,40 @@ class Data:
         return digest.hexdigest()[:16]
 
     def describe(self):
-        """A small text table: how many pictures of each class and group each split holds."""
-        lines = [f"{self.name}, {self.size} pixels a side"]
-        lines += [f"  {what}: {n}" for what, n in self.notes.items() if n]
+        """What was left out, and a table: classes x groups of each split, as numbers and rates."""
+        columns = [["pictures, share of the group", "", *self.classes, "all"]]
         for name, split in self.splits.items():
             for g, group in enumerate(self.group_names):
                 labels = split.labels[split.groups == g].cpu()
                 counts = torch.bincount(labels, minlength=len(self.classes)).tolist()
-                cells = ", ".join(f"{c} {n}" for c, n in zip(self.classes, counts))
-                lines.append(f"  {name:5} {group}: {len(labels)} ({cells})")
-        return "\n".join(lines)
+                cells = [f"{n} {n / max(len(labels), 1):6.1%}" for n in counts]
+                columns.append([name, group, *cells, f"{len(labels)}   100%"])
+        first, *others = columns
+        cells = [[cell.ljust(max(map(len, first))) for cell in first]]
+        cells += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
+        lines = [f"{self.name}, {self.size} pixels a side"]
+        lines += [f"  {what}: {n}" for what, n in self.notes.items() if n]
+        return "\n".join(lines + ["  ".join(row) for row in zip(*cells)])
+
+    def contact_sheet(self, folder, shown=10):
+        """Write a PNG into `folder`: training pictures of each class and group, in rows."""
+        split, side = self["train"], max(self.size, 64) + 2
+        text = 12 + 9 * max(map(len, [*self.classes, *self.group_names, "00000 in training"]))
+        cells = [(c, g) for c in range(len(self.classes)) for g in range(len(self.group_names))]
+        sheet = Image.new("RGB", (text + shown * side, len(cells) * side), "white")
+        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+        for k, (c, g) in enumerate(cells):
+            where = ((split.labels == c) & (split.groups == g)).nonzero()[:, 0]
+            name = f"{self.classes[c]}\n{self.group_names[g]}\n{len(where)} in training"
+            pen.text((6, k * side + 4), name, "black", font)
+            for n, image in enumerate(split.subset(where[:: -(-len(where) // shown) or 1]).images):
+                picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+                picture = picture.resize((side - 2, side - 2), Image.Resampling.NEAREST)
+                sheet.paste(picture, (text + n * side, k * side))
+        path = Path(folder) / f"contact-sheet-{self.name}-{self.hash()}.png"
+        with atomic(path) as temporary:
+            sheet.save(temporary, "PNG")
+        print(f"wrote {path}")
 
     def truth(self, part):
         """What metrics.evaluate needs to know of a split. Pictures of one subject are a cluster."""

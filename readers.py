@@ -6,10 +6,13 @@ it left out and why; `decode_all` then makes one file of pixels of them.
 To add a data set: write one reader and enter it in `DATASETS` at the end.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import csv
+import difflib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -113,6 +116,23 @@ def contents(folder):
     """The first names in a folder, for an error message."""
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     return ", ".join(names[:5]) or "nothing"
+
+
+def near(name, known, cutoff=0.6):
+    """The names in `known` most like `name`, as a text for an error message; "" if none is."""
+    return ", ".join(difflib.get_close_matches(name, known, 3, cutoff))
+
+
+def find(root, name, page):
+    """The file or folder `name` in `root` or in one of its folders; `page` is where to get it."""
+    for place in sorted([*root.glob(name), *root.glob(f"*/{name}")]):
+        return place
+    above = [folder for folder in (root.parent, root.parent.parent) if (folder / name).exists()]
+    raise InputError(
+        f"{root} has no {name} (it holds {contents(root)}): "
+        + (f"it is in {above[0]}, pass that folder as --data-dir" if above else
+           f"get it from {page} and unpack it there")
+    )  # fmt: skip
 
 
 def refuse_choices(name, fold, target="label", sensitive="group"):
@@ -536,6 +556,193 @@ def read_cifar10s(root, target, sensitive, fold, download, skew):
 
 
 # ==================================================================================================
+# CelebA
+# ==================================================================================================
+
+CELEBA_PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+
+
+def celeba_list(path, lines, width, keep=(0,)):
+    """{picture: the fields `keep` of its line}; each line is a picture and `width` numbers."""
+    rows = {}
+    for n, line in lines:
+        name, *fields = line.split() or [""]
+        if len(fields) != width or not all(f.removeprefix("-").isdecimal() for f in fields):
+            raise InputError(
+                f"{path}, line {n}: not a picture and {width} numbers, the file is cut off or "
+                f"damaged: get it anew from {CELEBA_PAGE}"
+            )
+        rows[name] = [int(fields[k]) for k in keep]
+    return rows
+
+
+def read_celeba(root, target, sensitive, fold, download):
+    """CelebA (Liu et al., 2015): faces with 40 attributes; official split; subjects are persons.
+
+    --target and --sensitive: any attributes, crossed with +, such as Male+Young (four groups).
+    Copies with a part of the pictures or of the rows are welcome: what is missing is counted.
+    """
+    refuse_choices("celeba", fold)
+    path = find(root, "list_attr_celeba.txt", CELEBA_PAGE)
+    count, header, *lines = [*path.read_text(errors="replace").strip().split("\n"), "", ""]
+    known, lines = header.split(), lines[:-2]
+    if count.strip() != str(len(lines)):
+        raise InputError(
+            f"{path} has {len(lines)} rows, but its first line says {count.strip()[:20]!r}: it is "
+            f"cut off, get it anew from {CELEBA_PAGE}; or write there how many you want"
+        )
+    chosen = {"target": target.split("+"), "sensitive": sensitive.split("+")}
+    for flag, name in ((flag, name) for flag, names in chosen.items() for name in names):
+        if name not in known:
+            raise InputError(
+                f"--{flag} {name!r} is no attribute of CelebA: did you mean {near(name, known, 0)}?"
+            )
+    both = chosen["target"] + chosen["sensitive"]
+    if len(set(both)) < len(both):
+        raise InputError(f"--target {target} --sensitive {sensitive}: name each attribute once")
+    keep = [known.index(name) for name in both]
+    rows = celeba_list(path, enumerate(lines, 3), len(known), keep)
+
+    folder = find(root, "img_align_celeba", CELEBA_PAGE)
+    if (folder / folder.name).is_dir():  # as some programs unpack it
+        folder = folder / folder.name
+    found = {name for name in os.listdir(folder) if name.endswith(".jpg")}
+    ids = sorted(found & set(rows))
+    if not ids:
+        raise InputError(
+            f"{folder} has none of the pictures of {path.name}, such as {next(iter(rows), '?')} "
+            f"(it holds {contents(folder)}): put them there"
+        )
+    path = find(root, "list_eval_partition.txt", CELEBA_PAGE)
+    parts = celeba_list(path, enumerate(path.read_text(errors="replace").splitlines(), 1), 1)
+    wrong = [i for i in ids if parts.get(i) not in ([0], [1], [2])]
+    if wrong:
+        raise InputError(f"{path} does not say 0, 1 or 2 for {wrong[0]}, nor for "
+                         f"{len(wrong) - 1} others: get it anew from {CELEBA_PAGE}")  # fmt: skip
+    persons = {}
+    for path in [*root.glob("identity_CelebA.txt"), *root.glob("*/identity_CelebA.txt")]:
+        persons = celeba_list(path, enumerate(path.read_text(errors="replace").splitlines(), 1), 1)
+
+    positive = np.array([rows[i] for i in ids]) == 1  # (N, attributes)
+    n = len(chosen["target"])
+    code = lambda bits: bits @ 2 ** np.arange(bits.shape[1])[::-1]  # the first one counts most
+    names = lambda a: [", ".join(v) for v in itertools.product(*((f"not {x}", x) for x in a))]
+    return Table(
+        [folder / i for i in ids], ids, code(positive[:, :n]), code(positive[:, n:]),
+        np.array([str(persons[i][0]) if i in persons else i for i in ids]),
+        np.array([("train", "val", "test")[parts[i][0]] for i in ids]),
+        names(chosen["target"]), names(chosen["sensitive"]),
+        {"left out: rows without a picture": len(set(rows) - found),
+         "left out: pictures without a row": len(found - set(rows)),
+         "pictures of unknown persons": sum(i not in persons for i in ids)},
+    )  # fmt: skip
+
+
+# ==================================================================================================
+# WIDER Attribute
+# ==================================================================================================
+
+WIDER_PAGE = "http://mmlab.ie.cuhk.edu.hk/projects/WIDERAttribute.html"
+WIDER_CLASSES = {  # the classes of Bolner et al., and the numbers of their events in folder names
+    "Team Sports": [35, 36, 37, 58],
+    "Celebration": [6, 17, 50],
+    "Parade": [0],
+    "Waiter or Waitress": [31],
+    "Individual Sports": [33, 39, 44],
+    "Surgeons": [30],
+    "Spa": [27],
+    "Law Enforcement": [3, 25],
+    "Business": [1, 11, 15],
+    "Dresses": [51],
+    "Water Activities": [43, 57],
+    "Picnic": [22],
+    "Rescue": [54],
+    "Cheering": [7, 28],
+    "Performance and Entertainment": [4, 18],
+    "Family": [19, 20],
+}
+
+
+def wider_images(path, parts):
+    """(split, event, file name, [(gender, box) of each person]) of each image in a JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no JSON ({error}), perhaps cut off: get it anew from {WIDER_PAGE}"
+        ) from None
+    images = content.get("images") if isinstance(content, dict) else None
+    if not images or not isinstance(images, list):
+        raise InputError(f"{path} has no list 'images': get it anew from {WIDER_PAGE}")
+    for n, image in enumerate(images):
+        try:
+            part, folder, _ = image["file_name"].split("/")
+            event = int(folder.partition("--")[0])
+            people = [(t["attribute"][0], tuple(map(float, t["bbox"]))) for t in image["targets"]]
+            right = part in parts and event in {e for c in WIDER_CLASSES.values() for e in c}
+            right &= all(gender in (-1, 0, 1) and len(box) == 4 for gender, box in people)
+            fault = f"{image['file_name']} with {len(people)} people"
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            right, fault = False, f"{type(error).__name__}: {error}"
+        if not right:
+            raise InputError(
+                f"{path}, image {n} ({fault}): it needs 'file_name' like {parts[0]}/0--Parade/1.jpg"
+                " and 'targets', each with 'attribute' (first -1, 0 or 1) and 'bbox' (4 numbers)"
+            )
+        yield part, event, image["file_name"], people
+
+
+def read_wider(root, target, sensitive, fold, download):
+    """WIDER Attribute (Li et al., 2016): 30 kinds of events in 16 classes; official split.
+
+    --target event: whole images. An image is male when at least half of its people of known gender
+    are men: ties are male, as in the code of Bolner et al., which counts everyone of unknown gender
+    as a woman, too. Here an image without anyone of known gender is left out.
+    --target event-person: each person of known gender, in a square that holds the whole person.
+    """
+    refuse_choices("wider", fold)
+    if target not in ("event", "event-person") or sensitive != "gender":
+        raise InputError("wider knows --target event or event-person, and --sensitive gender")
+    class_of = {e: c for c, events in enumerate(WIDER_CLASSES.values()) for e in events}
+    folder, notes = find(root, "Image", WIDER_PAGE), collections.Counter()
+    rows = []  # (id, file name, split, label, is it male?, view)
+    for name, parts in {"trainval": ("train", "val"), "test": ("test",)}.items():
+        path = find(root, f"wider_attribute_{name}.json", WIDER_PAGE)
+        for part, event, name, people in wider_images(path, parts):
+            known = [(gender == 1, box) for gender, box in people if gender != 0]
+            men = sum(male for male, _ in known)
+            notes["images"] += 1
+            notes["people"] += len(people)
+            notes["people of unknown gender, not counted"] += len(people) - len(known)
+            notes["left out: images without anyone of known gender"] += not known
+            notes["images with as many men as women"] += len(known) == 2 * men > 0
+            row = (name, part, class_of[event])
+            if target == "event" and known:
+                rows.append((name, *row, 2 * men >= len(known), ()))
+            elif target == "event-person":
+                for k, (male, (x, y, w, h)) in enumerate(known):
+                    ## The square around a standing person shows more of the scene beside it.
+                    left, top, side = x + (w - max(w, h)) / 2, y + (h - max(w, h)) / 2, max(w, h)
+                    box = tuple(map(round, (left, top, left + side, top + side)))
+                    rows.append((f"{name} person {k}", *row, male, (box,)))
+    ids, names, split, labels, groups, views = map(list, zip(*rows)) if rows else ([],) * 6
+    if len(set(ids)) < len(ids):
+        twice = collections.Counter(ids).most_common(1)[0][0]
+        raise InputError(f"{root}: {twice} is there twice, get the JSON anew from {WIDER_PAGE}")
+    files = [path if path.is_file() else None for path in (folder / name for name in names)]
+    if not any(files):
+        raise InputError(
+            f"{folder} has none of the images, such as {names[0] if names else 'any'} (it holds "
+            f"{contents(folder)}): get them from {WIDER_PAGE} and unpack them there"
+        )
+    return Table(
+        files, ids, np.array(labels), np.array(groups, dtype=np.int64), np.array(names),
+        np.array(split), list(WIDER_CLASSES), ["female", "male"], dict(notes),
+        views=views if any(views) else None,
+    )  # fmt: skip
+
+
+# ==================================================================================================
 # The reader's own pictures
 # ==================================================================================================
 
@@ -687,5 +894,7 @@ DATASETS = {
     "toy": Kind(read_toy, 32, "convnet32", "convnet8"),
     "ham10000": Kind(read_ham10000, 64, "resnet18", "shufflenet_v2_x0_5", "malignant", "sex"),
     "cifar10s": Kind(read_cifar10s, 32, "resnet18", "resnet18", skew=0.95),
+    "celeba": Kind(read_celeba, 64, "resnet50", "resnet18", "Attractive", "Male"),
+    "wider": Kind(read_wider, 224, "efficientnet_b3", "efficientnet_b0", "event", "gender"),
     "csv": Kind(read_csv, 64, "resnet18", "shufflenet_v2_x0_5"),
 }

@@ -4,7 +4,6 @@ Nothing here knows a method. A result is written last, so a run is finished exac
 is there; it is never overwritten by a run with other settings. Files appear whole or not at all.
 """
 
-import difflib
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ import torchvision
 from torch import nn
 
 import data as D
-from readers import DATASETS, InputError, atomic, locked, make_folder
+from readers import DATASETS, InputError, atomic, locked, make_folder, near
 
 ## A file of weights may hold code, which unpickling would run. torchvision loads downloaded weights
 ## without a check of its own; this forbids it for every file that this process opens.
@@ -32,14 +31,8 @@ TABLE = (
     "disparity",
 )  # fmt: skip
 LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
-PLACES = (
-    "data_dir",
-    "download",
-    "device",
-    "out",
-    "restart",
-    "live_teacher",
-)  # these change no number
+## Settings that change no number.
+PLACES = ("data_dir", "download", "describe", "device", "out", "restart", "live_teacher")
 
 
 def complete(args):
@@ -402,11 +395,6 @@ def speed(args, split, bare, seconds):
     )
     rates = {"images_per_second": images, "bare_images_per_second": fastest}
     return {**rates, "cpu_latency_ms": latency, **machine(args.device)}
-
-
-def near(name, known, cutoff=0.6):
-    """The names in `known` most like `name`, as a text for an error message; "" if none is."""
-    return ", ".join(difflib.get_close_matches(name, known, 3, cutoff))
 
 
 def torchvision_net(name, size, pretrained):

@@ -61,6 +61,7 @@ def settings():
     add("--data-dir", help="folder of the data set's files (default: data/NAME)")
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
     add("--skip-bad", action=switch, default=False, help="leave out unreadable pictures")
+    add("--describe", action=switch, default=False, help="only show the data: table, contact sheet")
     add("--image-size", type=int, help="pixels a side (default: by data set, see README)")
     add("--target", help="what is learnt, such as dx or Smiling (choices: by data set, see README)")
     add("--sensitive", help="what makes a group, such as sex+age or Male (choices: see README)")
@@ -382,6 +383,8 @@ def main():
     usual = R.complete(parser.parse_args(usual))
     data = D.load_for(args)
     print(data.describe())
+    if args.describe:
+        return data.contact_sheet(args.out)
     run = R.Run(__file__, args, usual, data)
     with R.locked(run.folder):  # a second process on this run waits, and then finds the result
         result = run.finished(args.restart) or work(args, data, run)
