@@ -285,7 +285,7 @@ class Method(CrossEntropy):
     def step(self, batch):
         """One batch of step 2: forward, losses, backward, update. Returns the losses by name."""
         if self.args.train_backbone:
-            _, logits_s = self.student(batch.images)  # (B, C)
+            _, logits_s = self.student(batch.images)  # (B, C); no teacher saw this very view
         else:  # nothing but the head gets a gradient, so that a step costs next to nothing
             logits_s = self.student.head(self.feats[batch.index])  # (B, C)
         logits_t = self.logits_t[batch.index]  # (B, C): here the group comes in, and only here

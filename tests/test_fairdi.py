@@ -250,6 +250,35 @@ def test_step_0_is_made_once_and_reported_as_fis(toy, usual, capsys):
     assert not torch.equal(other.feats, usual.feats)
 
 
+def test_a_killed_step_0_goes_on(toy, tmp_path, monkeypatch):
+    """Stopped in its second epoch and started again: the same states, draws of groups included."""
+
+    def states(out):
+        args = arguments(fairdi, "--out", str(out / "results"))  # two epochs
+        torch.manual_seed(0)
+        fairdi.Method(args, toy, fairdi.Network(args, "convnet2", 6))
+        (path,) = (out / "runs").rglob("step0-*.pt")
+        return torch.load(path, weights_only=True)["states"]
+
+    whole, step = states(tmp_path / "whole"), fairdi.FairScaling.step
+
+    def stop_late(self, batch):
+        if batch.epoch == 1 and batch.step == 2:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fairdi.FairScaling, "step", stop_late)
+        with pytest.raises(KeyboardInterrupt):
+            states(tmp_path / "killed")
+    assert list((tmp_path / "killed").rglob("step0-*.checkpoint"))
+    again = states(tmp_path / "killed")
+    assert not list((tmp_path / "killed").rglob("step0-*.checkpoint"))
+    for rule, state in whole.items():
+        for weight, value in state.items():
+            assert np.array_equal(value, again[rule][weight]), (rule, weight)
+
+
 @pytest.mark.parametrize(
     "flags", [("--fusion", "1.5"), ("--fis-temperature", "0"), ("--group-batch", "0")]
 )
