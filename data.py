@@ -162,6 +162,8 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
 
     pixels = split.store.view(-1, 3)  # (M·H·W, 3)
     line, column = torch.arange(height, device=where), torch.arange(width, device=where)
+    ## One long row is subtracted faster than three numbers again and again.
+    mean, std = (t.flatten().repeat(width) for t in (split.mean, split.std))  # (3·W,)
     for step in range(-(-n // batch_size) if seed is None else n // batch_size):
         now = slice(step * batch_size, (step + 1) * batch_size)
         index = order[now]  # (B,)
@@ -179,8 +181,9 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
             images = split.store[split.rows[index]]  # (B, H, W, 3)
         if device.type == "cuda" and where.type == "cpu":
             images = images.pin_memory()
-        images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)  # "channels last": faster
-        images = images.float().sub_(split.mean).div_(split.std)
+        images = images.to(device, non_blocking=True).view(len(index), height, 3 * width)
+        images = images.float().sub_(mean).div_(std).view(len(index), height, width, 3)
+        images = images.permute(0, 3, 1, 2)  # (B, 3, H, W), "channels last" in memory: faster
         index = index.to(device, non_blocking=True)
         yield Batch(images, split.labels[index], split.groups[index], index, epoch, step)
 

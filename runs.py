@@ -6,6 +6,7 @@ is there; it is never overwritten by a run with other settings. Files appear who
 
 import difflib
 import hashlib
+import io
 import json
 import math
 import os
@@ -20,6 +21,10 @@ from torch import nn
 
 import data as D
 from readers import DATASETS, InputError, atomic, locked, make_folder
+
+## A file of weights may hold code, which unpickling would run. torchvision loads downloaded weights
+## without a check of its own; this forbids it for every file that this process opens.
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 SOURCES = ("data", "readers", "metrics", "runs")  # shared files whose hash a result carries
 TABLE = (
@@ -59,9 +64,13 @@ def complete(args):
     for name, low in least.items():
         if not low <= getattr(args, name) < math.inf:
             raise InputError(f"--{name.replace('_', '-')} must be at least {low:g}")
-    for name, high in {"image_size": 1024, "seed": 2**32 - 1}.items():
+    ## Beyond T = 1000 the softened outputs differ by less than float32 can tell.
+    for name, high in {"image_size": 1024, "seed": 2**32 - 1, "temperature": 1000}.items():
         if getattr(args, name) > high:
             raise InputError(f"--{name.replace('_', '-')} must be at most {high}")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{name.replace('_', '-')} is {value}: it must be a number")
     if args.alpha > 1:
         raise InputError("--alpha shares the loss between labels and teacher: choose 0 to 1")
     return args
@@ -79,16 +88,54 @@ def digest(content):
 
 def save(path, **content):
     """torch.save of a dict, whole or not at all."""
+    buffer = io.BytesIO()  # torch.save itself would not say that the disk is full
+    torch.save(content, buffer)
     with atomic(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load(path, made_of, device="cpu"):
+    """The dict in `path` if it was made of `made_of`, a dict of settings; nothing in it is run."""
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        old = saved["made_of"]
+        differences = changes(old, made_of)
+    except Exception as error:  # damaged files raise all kinds of errors
+        raise InputError(
+            f"{path} is damaged, or not a file of these scripts, or holds code "
+            f"({type(error).__name__}): delete it"
+        ) from None
+    if differences:
+        raise InputError(
+            f"{path} was made with other settings ({differences}): delete it, or choose another "
+            "--out, or --restart"
+        )
+    return saved
+
+
+def changes(old, new):
+    """How two dicts of settings differ, for an error message; "" if they are equal."""
+    return "; ".join(
+        f"{k} was {old.get(k)!r} and is now {new.get(k)!r}"
+        for k in {**old, **new}
+        if old.get(k) != new.get(k)
+    )
+
+
+def made_of(args, label):
+    """What a checkpoint of `label` is made of: all settings that change a number, and the pictures
+    (their hash, which Run or get_teacher adds)."""
+    plain = (str, int, float, bool, type(None))
+    settings = {k: v for k, v in vars(args).items() if k not in PLACES and isinstance(v, plain)}
+    return {"checkpoint of": label, **settings}
 
 
 def restore(part, state, path):
     """Put a state, as `fit` returns or saves it, into a network, an optimiser or the like."""
     try:
         part.load_state_dict({name: value for name, value in state.items() if name != "epoch"})
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = (str(error) or "nothing there").splitlines()[0]
         raise InputError(
             f"{path} does not fit ({reason}): another version of these scripts made it; delete it"
         ) from None
@@ -105,11 +152,8 @@ def once(path, made_of, make):
             print(f"{path.stem} is ready in {path.parent}")
         else:
             save(path, made_of=made_of, **make())
-            path.with_suffix(".checkpoint").unlink(missing_ok=True)  # of its training
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved.get("made_of") != made_of:
-        raise InputError(f"{path} is not what its name says: delete it")
-    return saved
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)  # of its training
+    return load(path, made_of)
 
 
 class Run:
@@ -126,13 +170,11 @@ class Run:
         if len(name) > 120:  # file systems end at 255 characters
             name = f"{name[:100]}-{digest(name)}"
         name = f"{name or 'default'}-seed{args.seed}"
-        pictures = self.settings["pictures"] = data.hash()
+        args.pictures = self.settings["pictures"] = data.hash()
         out = Path(args.out) / ("smoke" * args.smoke)
         self.result = out / args.dataset / self.script.stem / f"{name}.json"
         self.folder = runs_folder(args) / self.script.stem / name
-        ## The name of a checkpoint tells the pictures, too: a run that was killed goes on with
-        ## its own data or not at all.
-        self.checkpoint = self.folder / f"checkpoint-{pictures}.pt"
+        self.checkpoint, self.made_of = self.folder / "checkpoint.pt", made_of(args, "student")
         self.student = self.folder / "student.pt"
         make_folder(self.result.parent)  # better to fail now than after training
 
@@ -142,18 +184,23 @@ class Run:
             for path in (self.result, self.checkpoint):
                 path.unlink(missing_ok=True)
         if not self.result.exists():
+            if self.checkpoint.exists():
+                load(self.checkpoint, self.made_of)  # refused now, not after the teacher's training
             return None
-        result = json.loads(self.result.read_text())
-        old, new = result["settings"], self.settings
-        changed = [
-            f"{k} was {old.get(k)!r} and is now {new.get(k)!r}"
-            for k in {**old, **new}
-            if old.get(k) != new.get(k)
-        ]
-        if changed:
+        self.checkpoint.unlink(missing_ok=True)  # killed between its last two steps
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+            differences = changes(result["settings"], self.settings)
+            table(**shown(result))
+        except Exception as error:  # a damaged or foreign file can lack anything
             raise InputError(
-                f"{self.result} was made with other settings ({'; '.join(changed)}): choose "
-                "another --out, or --restart to replace it"
+                f"{self.result} is damaged or no result of these scripts ({type(error).__name__}): "
+                "delete it, or --restart to replace it"
+            ) from None
+        if differences:
+            raise InputError(
+                f"{self.result} was made with other settings ({differences}): choose another --out,"
+                " or --restart to replace it"
             )
         print(f"{self.result} is there already; --restart makes it anew")
         return result
@@ -226,14 +273,14 @@ class Memory:
     epoch_bytes, folder_bytes = 512 * 2**20, 8 * 2**30
 
     def __init__(self, folder):
-        self.folder, self.views, self.pixels = folder, None, {}
+        self.folder, self.asked, self.pixels = folder, (None,) * 3, {}
 
     def __call__(self, network, batch):
         split, views, step, version = getattr(batch.images, "views", (None,) * 4)
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
         if split is None or version != batch.images._version or hooked or network.training:
             return live(network, batch)
-        if views is not self.views:
+        if step == 0 or any(a is not b for a, b in zip(self.asked, (network, split, views))):
             self.begin(network, batch, split, views)
         if [t._version for t in self.tensors] != self.versions:
             self.kept = self.done = None  # the teacher is not what it was: live till the epoch ends
@@ -271,7 +318,8 @@ class Memory:
         }
         self.key = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         self.path = self.folder / f"{self.key[:16]}.pt"
-        self.views, self.steps, self.done, self.kept = views, len(split) // views[0], 0, None
+        self.asked, self.steps = (network, split, views), len(split) // views[0]
+        self.done, self.kept = 0, None
         try:
             saved = torch.load(self.path, map_location=batch.images.device, weights_only=True)
             if saved["key"] == self.key and saved["hash"] == hash_of(saved["answers"]):
@@ -296,13 +344,13 @@ class Memory:
 
 
 def check_finite(values, where):
-    """Raises InputError when one of the named values is NaN or infinite."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise InputError(
-                f"{name} is {value} in {where}: use a smaller --lr or smaller weights of the "
-                "losses; the last checkpoint is kept"
-            )
+    """Raises InputError when one of the named values is NaN or infinite; names all that are."""
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise InputError(
+            f"{', '.join(bad)} in {where}: use a smaller --lr or smaller weights of the losses; "
+            "the last checkpoint is kept"
+        )
 
 
 def log_line(label, epochs, row, speed, seconds):
@@ -370,10 +418,14 @@ def torchvision_net(name, size, pretrained):
     sized = {"image_size": size} if name.startswith("vit_") else {}
     try:
         net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
-    except (OSError, ValueError) as error:  # no network; or a size that the weights are not for
+    except Exception as error:  # no network; a size that the weights are not for; a bad file
+        if not pretrained:
+            raise
+        known = isinstance(error, (OSError, ValueError))
+        reason = error if known else "their file is damaged or holds code: delete it"
         raise InputError(
-            f"the weights of {name} cannot be had ({error}): connect once, or copy their file into "
-            f"{torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
+            f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
+            f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
         ) from None
     if name.startswith("resnet") and size <= 32 and not pretrained:
         ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
@@ -447,9 +499,14 @@ def table(*, columns, class_names, group_names):
     return "\n".join(lines)
 
 
-def show(result):
-    """Print teacher beside student (its last epoch) on the test split."""
+def shown(result):
+    """What `table` shows of a result: teacher beside student (its last epoch) on the test split."""
     columns = {"teacher": result.get("teacher"), "student": result["last"]}
     columns = {name: model["test"] for name, model in columns.items() if model}
     names = {"class_names": result["classes"], "group_names": result["group_names"]}
-    print(table(columns=columns, **names))
+    return {"columns": columns, **names}
+
+
+def show(result):
+    """Print the table of a result."""
+    print(table(**shown(result)))

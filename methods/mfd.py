@@ -291,11 +291,12 @@ def fit(args, data, method, path, label, rules=RULES):
     Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
     log, states, best, seconds = [], {}, dict.fromkeys(rules, -math.inf), []
+    made_of = R.made_of(args, label)
     if path.exists():
-        saved = torch.load(path, map_location=args.device, weights_only=True)
+        saved = R.load(path, made_of, args.device)  # or a clear sentence if it is another's
         log, states, best, seconds = (saved[k] for k in ("log", "states", "best", "seconds"))
         for name, part in method.saved.items():
-            R.restore(part, saved["parts"][name], path)
+            R.restore(part, saved["parts"].get(name), path)
     model, steps = method.student, len(data["train"]) // args.batch_size
     snapshot = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     for epoch in range(len(log), args.epochs):
@@ -324,7 +325,8 @@ def fit(args, data, method, path, label, rules=RULES):
         log.append({"epoch": epoch, **losses, "val": {k: validation[k] for k in R.LOGGED}})
         print(R.log_line(label, args.epochs, log[-1], speed, seconds[-1]), flush=True)
         parts = {name: part.state_dict() for name, part in method.saved.items()}
-        R.save(path, log=log, states=states, best=best, seconds=seconds, parts=parts)
+        progress = {"log": log, "states": states, "best": best, "seconds": seconds}
+        R.save(path, made_of=made_of, parts=parts, **progress)
     method.finish()
     return {"last": {"epoch": args.epochs - 1, **snapshot()}, **states}, log, seconds
 
@@ -355,8 +357,9 @@ def get_teacher(args, data):
     network = Network(args, args.teacher, len(data.classes)).to(args.device)
 
     def train():
-        plain = copy.copy(args)
-        plain.balance = False  # --balance is the student's: the teacher is as biased as its data
+        ## Its training sees what the name of its file tells, nothing else. --balance is the
+        ## student's: the teacher is as biased as its data.
+        plain = argparse.Namespace(**made_of, device=args.device, balance=False)
         method, unfinished = CrossEntropy(plain, data, network), path.with_suffix(".checkpoint")
         states, log, seconds = fit(plain, data, method, unfinished, "teacher", rules={})
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}

@@ -311,3 +311,19 @@ def test_a_full_disk_stops_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch, "save", full)
     assert equal(epoch(args, data, make()), expected(args, data, make()))
     assert "No space left" in capsys.readouterr().out
+
+
+def test_views_that_are_one_object_are_not_one_epoch(tmp_path, counted):
+    """The same tuple for another split, or an epoch begun again, is not gone on with."""
+    args, data, make = setting(tmp_path)
+    views, teacher, train = (32, 0, 0, True, False), make(), data["train"]
+    for split in (train, train.subset(torch.arange(len(train)).flip(0)), train):
+        for stop in (3, 10**9):
+            for batch in D.batches(split, *views):
+                R.mark(batch, split, views)
+                with torch.no_grad():
+                    live = teacher.network(batch.images)
+                assert torch.equal(teacher(batch)[0], live[0])
+                if batch.step == stop:
+                    break
+    assert len([*tmp_path.glob("*.pt")]) == 2
