@@ -39,7 +39,7 @@ runs() {
     for method in adversarial_kd bird mfd; do for_each_seed "$method.py"; done
     for_each_seed "adversarial_kd.py --alpha 0"
     # without a teacher: the baselines of the medical comparisons
-    for method in groupdro swad; do for_each_seed "$method.py"; done
+    for method in groupdro swad fairdi; do for_each_seed "$method.py"; done
     # how strong an adversary? λ = 5, the default, stands above
     for strength in 0 0.1 0.5 1 2 10 15 20 50 150; do
         for_each_seed "adversarial_kd.py --adversary-weight $strength"
