@@ -150,14 +150,21 @@ def atomic(path):
 
 
 @contextlib.contextmanager
-def locked(path):
-    """One process at a time for `path`, others wait. A killed process leaves no lock behind."""
+def locked(path, wait=True):
+    """One process at a time for `path`: others wait, or with wait=False get False instead of True.
+
+    A killed process leaves no lock behind.
+    """
     path = Path(path)
     make_folder(path.parent)
     with open(path.with_name(f".{path.name}.lock"), "w") as handle:
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        held = True
+        try:
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            held = False
+        yield held
 
 
 # ==================================================================================================
@@ -460,14 +467,14 @@ def draw_toy(seed, n, balanced):
     return images, labels, groups
 
 
-def read_toy(root, target, sensitive, fold, download):
+def read_toy(root, target, sensitive, fold, download, seed=0, balanced=("test",)):
     """6,000 / 1,500 / 3,000 synthetic pictures; the test set is balanced over class x group."""
     if fold is not None or (target, sensitive) != ("label", "group"):
         raise InputError(
             "toy has one split, one label and one group: leave out --fold, --target, --sensitive"
         )
     sizes = {"train": 6000, "val": 1500, "test": 3000}
-    parts = [draw_toy(k, n, part == "test") for k, (part, n) in enumerate(sizes.items())]
+    parts = [draw_toy(seed + k, n, part in balanced) for k, (part, n) in enumerate(sizes.items())]
     images, labels, groups = (np.concatenate(values) for values in zip(*parts))
     split = np.repeat(list(sizes), list(sizes.values()))
     ids = [f"{part}-{n:05}" for n, part in enumerate(split)]
@@ -484,6 +491,12 @@ def read_toy(root, target, sensitive, fold, download):
     )
 
 
+def read_toy_source(*where):
+    """Other pictures by the toy's program, both styles equally often in every class and split: what
+    a network for the toy can be pre-trained on, as others are on ImageNet."""
+    return read_toy(*where, seed=10, balanced=("train", "val", "test"))
+
+
 @dataclass
 class Kind:
     """A kind of data set: its reader, and what a run uses where the command line says nothing."""
@@ -498,6 +511,7 @@ class Kind:
 
 DATASETS = {
     "toy": Kind(read_toy, 32, "convnet32", "convnet8"),
+    "toy-source": Kind(read_toy_source, 32, "convnet32", "convnet8"),
     "ham10000": Kind(read_ham10000, 64, "resnet18", "shufflenet_v2_x0_5", "malignant", "sex"),
     "csv": Kind(read_csv, 64, "resnet18", "shufflenet_v2_x0_5"),
 }

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.vision_transformer import ConvStemConfig
 
 from data import batches
 from readers import DATASETS, InputError, atomic, locked, make_folder
@@ -26,7 +27,14 @@ TABLE = (
     "disparity",
 )  # fmt: skip
 LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
-PLACES = ("data_dir", "download", "device", "out", "restart")  # settings that change no number
+PLACES = (
+    "data_dir",
+    "source_dir",
+    "download",
+    "device",
+    "out",
+    "restart",
+)  # settings that change no number
 
 
 def complete(args):
@@ -101,6 +109,82 @@ def once(path, made_of, make):
     if saved.get("made_of") != made_of:
         raise InputError(f"{path} is not what its name says: delete it")
     return saved
+
+
+def shared_search(folder, attempt, space, total, seed, anew=False, **how):
+    """The best of `total` trials of an Optuna study and all of them, as JSON-ready dicts.
+
+    attempt  takes a trial and a path for its checkpoint and returns its value, or is pruned
+    space    {parameter: optuna distribution};  how  goes to optuna.create_study
+    anew     begin a new study, unless another process is at work on this one
+    The study is a file in `folder`, and all processes that call this share it: each takes the next
+    trial until there are enough, and waits for those of others.
+    """
+    import optuna  # here, because only searches need it
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    State, path = optuna.trial.TrialState, folder / "study.db"
+
+    def next_trial(study, worker):
+        """A new trial; None while others are at work on the last ones, "none" when all ended."""
+        with locked(path):  # one process at a time
+            ## A process that was killed leaves a trial that seems to run, but not its lock. Such a
+            ## trial fails, and another takes its place.
+            for trial in study.get_trials(states=[State.RUNNING]):
+                owner = trial.user_attrs.get("worker", worker)
+                with locked(folder / f"worker-{owner}", wait=False) as gone:
+                    if gone or owner == worker:
+                        study.tell(trial.number, state=State.FAIL)
+            begun = [trial for trial in study.get_trials() if trial.state != State.FAIL]
+            if len(begun) == total:
+                return "none" if all(trial.state.is_finished() for trial in begun) else None
+            ## The seed is the number of trials before: a search by one process, killed and resumed,
+            ## tries the same. "Liar": two processes do not try the same.
+            seeds = (seed * 100_003 + len(begun)) % 2**32
+            study.sampler = optuna.samplers.TPESampler(seed=seeds, constant_liar=True)
+            trial = study.ask(space)
+            trial.set_user_attr("worker", worker)
+            return trial
+
+    def work_off(worker):
+        checkpoint = folder / f"trial-of-worker-{worker}.pt"
+        with locked(path):
+            if anew and worker == 0:
+                path.unlink(missing_ok=True)
+            where = {"storage": f"sqlite:///{path}", "study_name": "search"}
+            study = optuna.create_study(load_if_exists=True, **where, **how)
+        while (trial := next_trial(study, worker)) != "none":
+            if trial is None:
+                time.sleep(1)  # should the other process die, its trial is ours
+                continue
+            checkpoint.unlink(missing_ok=True)  # a trial that was killed begins again
+            try:
+                study.tell(trial, attempt(trial, checkpoint))
+            except optuna.TrialPruned:
+                print(f"trial {trial.number} ends here: others were better at its age")
+                study.tell(trial, state=State.PRUNED)
+            except InputError as error:  # a loss that is not finite
+                print(f"trial {trial.number} ends here: {error}")
+                study.tell(trial, state=State.PRUNED)
+            checkpoint.unlink(missing_ok=True)
+        return study
+
+    for worker in range(1000):  # ours is the lowest number that no living process holds
+        with locked(folder / f"worker-{worker}", wait=False) as ours:
+            if ours:
+                study = work_off(worker)
+                break
+    trials = [
+        {
+            "params": trial.params,
+            "state": trial.state.name.lower(),
+            "values": [value for _, value in sorted(trial.intermediate_values.items())],
+        }
+        for trial in study.get_trials(states=[State.COMPLETE, State.PRUNED])
+    ]
+    if all(trial["state"] == "pruned" for trial in trials):
+        raise InputError("no trial came to its end, see above why: --restart begins a new search")
+    return study.best_trial.params, trials
 
 
 class Run:
@@ -243,11 +327,24 @@ def near(name, known, cutoff=0.6):
     return ", ".join(difflib.get_close_matches(name, known, 3, cutoff))
 
 
+def vit_tiny(size):
+    """A small vision transformer: 4 blocks of width 64, patches of 8 pixels.
+
+    Convolutions make the patches' embedding (Xiao et al., 2021): a plain one learns little from a
+    few thousand pictures.
+    """
+    layers = ((16, 2), (32, 2), (64, 1), (64, 2))  # width and stride: 2 · 2 · 2 = 8 pixels
+    stem = [ConvStemConfig(width, 3, stride) for width, stride in layers]
+    return torchvision.models.VisionTransformer(size, 8, 4, 4, 64, 128, conv_stem_configs=stem)
+
+
 def torchvision_net(name, size, pretrained):
-    """Any classifier of torchvision by its name; clear errors for names and weights."""
+    """A classifier of torchvision, or vit_tiny, by its name; clear errors for names and weights."""
     known = torchvision.models.list_models(module=torchvision.models)
+    if name == "vit_tiny" and not pretrained:
+        return vit_tiny(size)
     if name not in known:
-        known += ["convnet8", "convnet32"]
+        known += ["convnet8", "convnet32", "vit_tiny"]
         raise InputError(f"no network is called {name!r}: did you mean {near(name, known, 0.3)}?")
     sized = {"image_size": size} if name.startswith("vit_") else {}
     try:
