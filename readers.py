@@ -493,7 +493,11 @@ def read_toy(root, target, sensitive, fold, download, seed=0, balanced=("test",)
 
 def read_toy_source(*where):
     """Other pictures by the toy's program, both styles equally often in every class and split: what
-    a network for the toy can be pre-trained on, as others are on ImageNet."""
+    a network for the toy can be pre-trained on, as others are on ImageNet.
+
+    The classes are the toy's, so that a network which learnt them here is nearly fair, and to tune
+    it on the skewed toy can spoil that: the case in which the choice of what is tuned matters.
+    """
     return read_toy(*where, seed=10, balanced=("train", "val", "test"))
 
 
