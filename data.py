@@ -255,7 +255,7 @@ def load(
     if fold not in (None, 0, 1, 2, 3, 4):
         raise InputError(f"--fold {fold} does not exist: choose 0, 1, 2, 3 or 4")
     root = Path(root or f"data/{name}")
-    if name != "toy" and not root.is_dir() and not download:
+    if not name.startswith("toy") and not root.is_dir() and not download:
         raise InputError(
             f"the folder {root} does not exist: pass the folder that holds the {name} files as "
             "--data-dir"

@@ -212,25 +212,31 @@ def sweep(folder):
 
 
 @contextlib.contextmanager
-def locked(path):
-    """One process at a time for `path`, others wait. A killed process leaves no lock behind."""
+def locked(path, wait=True):
+    """One process at a time for `path`: others wait, or with wait=False get False instead of True.
+
+    A killed process leaves no lock behind.
+    """
     path = Path(path)
     make_folder(path.parent)
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as stack:
+        held = True
         try:
             handle = stack.enter_context(open(lock, "w"))
             try:
                 if fcntl:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"another process works on {path}: waiting for its end", flush=True)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                held = wait
+                if wait:
+                    print(f"another process works on {path}: waiting for its end", flush=True)
+                    fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
             raise InputError(
                 f"{lock} cannot be locked ({error.strerror}): choose another folder"
             ) from None
-        yield
+        yield held
 
 
 # ==================================================================================================
@@ -856,11 +862,11 @@ def draw_toy(seed, n, balanced):
     return images, labels, groups
 
 
-def read_toy(root, target, sensitive, fold, download):
+def read_toy(root, target, sensitive, fold, download, seed=0, balanced=("test",)):
     """6,000 / 1,500 / 3,000 synthetic pictures; the test set is balanced over class x group."""
     refuse_choices("toy", fold, target, sensitive)
     sizes = {"train": 6000, "val": 1500, "test": 3000}
-    parts = [draw_toy(k, n, part == "test") for k, (part, n) in enumerate(sizes.items())]
+    parts = [draw_toy(seed + k, n, part in balanced) for k, (part, n) in enumerate(sizes.items())]
     images, labels, groups = (np.concatenate(values) for values in zip(*parts))
     split = np.repeat(list(sizes), list(sizes.values()))
     ids = [f"{part}-{n:05}" for n, part in enumerate(split)]
@@ -875,6 +881,16 @@ def read_toy(root, target, sensitive, fold, download):
         group_names=["filled", "outlined"],
         images=images,
     )
+
+
+def read_toy_source(*where):
+    """Other pictures by the toy's program, both styles equally often in every class and split: what
+    a network for the toy can be pre-trained on, as others are on ImageNet.
+
+    The classes are the toy's, so that a network which learnt them here is nearly fair, and to tune
+    it on the skewed toy can spoil that: the case in which the choice of what is tuned matters.
+    """
+    return read_toy(*where, seed=10, balanced=("train", "val", "test"))
 
 
 @dataclass
@@ -892,6 +908,7 @@ class Kind:
 
 DATASETS = {
     "toy": Kind(read_toy, 32, "convnet32", "convnet8"),
+    "toy-source": Kind(read_toy_source, 32, "convnet32", "convnet8"),
     "ham10000": Kind(read_ham10000, 64, "resnet18", "shufflenet_v2_x0_5", "malignant", "sex"),
     "cifar10s": Kind(read_cifar10s, 32, "resnet18", "resnet18", skew=0.95),
     "celeba": Kind(read_celeba, 64, "resnet50", "resnet18", "Attractive", "Male"),

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.vision_transformer import ConvStemConfig
 
 import data as D
 from readers import DATASETS, InputError, atomic, locked, make_folder, near
@@ -32,7 +33,9 @@ TABLE = (
 )  # fmt: skip
 LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
 ## Settings that change no number.
-PLACES = ("data_dir", "download", "describe", "device", "out", "restart", "live_teacher")
+PLACES = (
+    "data_dir", "source_dir", "download", "describe", "device", "out", "restart", "live_teacher",
+)  # fmt: skip
 
 
 def complete(args):
@@ -147,6 +150,86 @@ def once(path, made_of, make):
             save(path, made_of=made_of, **make())
         path.with_suffix(".checkpoint").unlink(missing_ok=True)  # of its training
     return load(path, made_of)
+
+
+def shared_search(args, attempt, space, anew, **how):
+    """The best parameters of args.trials trials, and all trials, as dicts for a result file.
+
+    attempt  takes an Optuna trial and a path for a checkpoint; returns its value, or is pruned
+    space    {parameter: optuna distribution};  how  goes to optuna.create_study
+    anew     begin a new study, unless another process is at work on this one
+    The study is a file in the folder of the run, and all processes of the run share it: each takes
+    the next trial until there are enough, and waits for those of others.
+    """
+    import optuna  # here, because only searches need it
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
+    folder = args.run.folder / f"search-{digest(args.run.settings)}"
+    path = folder / "study.db"
+
+    def next_trial(study, worker):
+        """A new trial; None while others are at work on the last ones, "none" when all ended."""
+        with locked(path):  # one process at a time
+            ## A process that was killed leaves a trial that seems to run, but not its lock. Such a
+            ## trial fails, and another takes its place.
+            for trial in study.get_trials(states=[State.RUNNING]):
+                owner = trial.user_attrs.get("worker", worker)
+                with locked(folder / f"worker-{owner}", wait=False) as gone:
+                    if gone or owner == worker:
+                        study.tell(trial.number, state=State.FAIL)
+            begun = [trial for trial in study.get_trials() if trial.state != State.FAIL]
+            if len(begun) == total:
+                return "none" if all(trial.state.is_finished() for trial in begun) else None
+            ## The sampler's seed is a number that no other trial has: a search by one process,
+            ## killed and resumed, tries the same. "Liar": two processes do not try the same.
+            draw = min(set(range(total)) - {trial.user_attrs["draw"] for trial in begun})
+            seed = (args.seed * 100_003 + draw) % 2**32
+            study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            trial = study.ask(space)
+            trial.set_user_attr("worker", worker)
+            trial.set_user_attr("draw", draw)
+            return trial
+
+    def work_off(worker):
+        checkpoint = folder / f"trial-of-worker-{worker}.pt"
+        with locked(path):
+            if anew and worker == 0:
+                path.unlink(missing_ok=True)
+            where = {"storage": f"sqlite:///{path}", "study_name": "search"}
+            study = optuna.create_study(load_if_exists=True, **where, **how)
+        while (trial := next_trial(study, worker)) != "none":
+            if trial is None:
+                time.sleep(1)  # should the other process die, its trial is ours
+                continue
+            checkpoint.unlink(missing_ok=True)  # a trial that was killed begins again
+            try:
+                study.tell(trial, attempt(trial, checkpoint))
+            except optuna.TrialPruned:
+                print(f"trial {trial.number} ends here: others were better at its age")
+                study.tell(trial, state=State.PRUNED)
+            except NotFinite as error:  # one bad learning rate does not end the search
+                print(f"trial {trial.number} ends here: {error}")
+                study.tell(trial, state=State.PRUNED)
+            checkpoint.unlink(missing_ok=True)
+        return study
+
+    for worker in range(1000):  # ours is the lowest number that no living process holds
+        with locked(folder / f"worker-{worker}", wait=False) as ours:
+            if ours:
+                study = work_off(worker)
+                break
+    trials = [
+        {
+            "params": trial.params,
+            "state": trial.state.name.lower(),
+            "values": [value for _, value in sorted(trial.intermediate_values.items())],
+        }
+        for trial in study.get_trials(states=[State.COMPLETE, State.PRUNED])
+    ]
+    if all(trial["state"] == "pruned" for trial in trials):
+        raise InputError("no trial came to its end, see above why: --restart begins a new search")
+    return study.best_trial.params, trials
 
 
 class Run:
@@ -336,14 +419,25 @@ class Memory:
             print(f"answers of the teacher are not kept: {error}")
 
 
+class NotFinite(InputError):
+    """A loss or an output has grown beyond all bounds."""
+
+
 def check_finite(values, where):
-    """Raises InputError when one of the named values is NaN or infinite; names all that are."""
+    """Raises NotFinite when one of the named values is NaN or infinite; names all that are."""
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise InputError(
+        raise NotFinite(
             f"{', '.join(bad)} in {where}: use a smaller --lr or smaller weights of the losses; "
             "the last checkpoint is kept"
         )
+
+
+def defined(metrics, name):
+    """metrics[name], or a clear sentence if it is undefined."""
+    if metrics[name] is None:
+        raise InputError(f"{name} is undefined on validation ({'; '.join(metrics['undefined'])})")
+    return metrics[name]
 
 
 def log_line(label, epochs, row, speed, seconds):
@@ -397,11 +491,31 @@ def speed(args, split, bare, seconds):
     return {**rates, "cpu_latency_ms": latency, **machine(args.device)}
 
 
+class StillBatchNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics, too, stand still while its weights are frozen."""
+
+    def train(self, mode=True):
+        return super().train(mode and self.weight.requires_grad)
+
+
+def vit_tiny(size):
+    """A small vision transformer: 4 blocks of width 64, patches of 8 pixels.
+
+    Convolutions embed the patches (Xiao et al., 2021): without them, or with layer norm between
+    them, it learnt nothing from the toy's 6,000 pictures in ten epochs.
+    """
+    layers = ((16, 2), (32, 2), (64, 1), (64, 2))  # width and stride: 2 · 2 · 2 = 8 pixels
+    stem = [ConvStemConfig(width, 3, stride, StillBatchNorm) for width, stride in layers]
+    return torchvision.models.VisionTransformer(size, 8, 4, 4, 64, 128, conv_stem_configs=stem)
+
+
 def torchvision_net(name, size, pretrained):
-    """Any classifier of torchvision by its name; clear errors for names and weights."""
+    """A classifier of torchvision, or vit_tiny, by its name; clear errors for names and weights."""
     known = torchvision.models.list_models(module=torchvision.models)
+    if name == "vit_tiny" and not pretrained:
+        return vit_tiny(size)
     if name not in known:
-        known += ["convnet8", "convnet32"]
+        known += ["convnet8", "convnet32", "vit_tiny"]
         raise InputError(f"no network is called {name!r}: did you mean {near(name, known, 0.3)}?")
     sized = {"image_size": size} if name.startswith("vit_") else {}
     try:

@@ -137,13 +137,18 @@ class Network(nn.Module):
 
 
 class CrossEntropy:
-    """Plain training of one network, by which teachers are made; Method builds on its four hooks.
+    """Plain training of one network, by which teachers are made; Method builds on its five hooks.
 
-    __init__    extra networks, optimisers, searches and further teachers
+    prepare     before all else: a search that several processes of one run may share
+    __init__    extra networks, optimisers and further teachers
     step        the whole algorithm for one batch; returns the losses by name
     end_epoch   schedules and outer updates, with the metrics on validation
     finish      what remains to be done to the student after the last epoch
     """
+
+    @staticmethod
+    def prepare(args, data):
+        pass
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -152,6 +157,7 @@ class CrossEntropy:
         self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, weight_decay=args.weight_decay)
         self.saved = {"student": student, "optimizer": self.optimizer}  # what a restart needs
         self.reported = {}  # other networks to be tested at the end, by name
+        self.extra = {}  # what else the result shall say
 
     def update(self, loss):
         """One step down the gradient of `loss`."""
@@ -349,7 +355,9 @@ def main():
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
-    run = R.Run(__file__, args, usual, data)
+    args.run = run = R.Run(__file__, args, usual, data)
+    if args.restart or not run.result.exists():  # before the lock: processes may share this
+        Method.prepare(args, data)
     with R.locked(run.folder):  # a second process on this run waits, and then finds the result
         result = run.finished(args.restart) or work(args, data, run)
     R.show(result)
@@ -357,7 +365,7 @@ def main():
 
 def work(args, data, run):
     """Teacher, student, test. Writes the result and returns it."""
-    start, args.run = time.time(), run
+    start = time.time()
     torch.manual_seed(args.seed)  # all methods start from the same student
     student = Network(args, args.student, len(data.classes)).to(args.device)
     teacher, teacher_seconds = get_teacher(args, data) if Method.needs_teacher else (None, 0.0)
@@ -366,7 +374,7 @@ def work(args, data, run):
     states, log, seconds = fit(args, data, method, run.checkpoint, "student")
 
     ## The test split is touched here, once, when nothing is left to choose.
-    result, logits = {"log": log}, {}
+    result, logits = {"log": log, **method.extra}, {}
     networks = {"teacher": teacher.network} if teacher else {}
     networks |= method.reported | dict.fromkeys(states, student)
     for name, network in networks.items():
