@@ -24,6 +24,7 @@ import functools
 import importlib
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -133,17 +134,26 @@ def conditions(result, without=()):
     return "-".join(parts)
 
 
+def read(path):
+    """The content of a result file."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if {"method", "settings", "last"} <= result.keys():
+            return result
+        reason = "it lacks the settings or the student"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = error
+    raise Refused(f"{path} is not a result file ({reason}): delete it and run again")
+
+
 def collect(folder):
     """{(dataset, conditions): {row: {(fold, seed): result}}} of all result files but smoke runs."""
     found, free = {}, []
     for path in sorted(Path(folder).glob("*/*/*-seed*.json")):
-        try:
-            result = json.loads(path.read_text())
-            settings = result["settings"]
-            key = (settings["fold"] or 0, settings["seed"])
-            group = (settings["dataset"], conditions(result))
-        except (ValueError, KeyError, TypeError) as error:
-            raise Refused(f"{path} is not a result file ({error!r}): delete it") from None
+        result = read(path)
+        settings = result["settings"]
+        key = (settings["fold"] or 0, settings["seed"])
+        group = (settings["dataset"], conditions(result))
         result["npz"], result["model"] = path.with_suffix(".npz"), {}
         if result["method"] in OWN_NETWORKS:
             free.append((key, result))
@@ -163,6 +173,32 @@ def collect(folder):
     place = lambda name: order.index(name) if name in order else len(order)
     return {group: dict(sorted(rows.items(), key=lambda item: place(item[0])))
             for group, rows in sorted(found.items())}  # fmt: skip
+
+
+def unfinished(lines, folder):
+    """The commands among `lines` that have no result in `folder` yet: what run_all.sh has to do.
+
+    ## Settings are compared without touching a picture: a list of finished runs costs seconds. A
+    ## command that cannot be read stays, so that its script says what is wrong with it.
+    """
+    seen = set()
+    freeze = lambda method, settings: (method, json.dumps(settings, sort_keys=True))
+    for path in Path(folder).rglob("*-seed*.json"):
+        result = read(path)
+        result["settings"].pop("pictures", None)
+        seen.add(freeze(result["method"], result["settings"]))
+    for line in lines:
+        script, *flags = shlex.split(line)[2:]  # OMP_NUM_THREADS=1 python methods/ckd.py ...
+        script = Path(script).stem
+        try:
+            parser = importlib.import_module(script).settings()
+            parser.exit_on_error = False
+            args = vars(R.complete(parser.parse_args(flags)))
+            known = freeze(script, {k: v for k, v in args.items() if k not in R.PLACES})
+        except (argparse.ArgumentError, SystemExit, InputError):
+            known = None
+        if known not in seen:
+            yield line
 
 
 def comparable(rows, whole=True):
@@ -589,9 +625,13 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", default="results", help="folder of result files")
-    parser.add_argument("--readme", action="store_true", help="also fill the tables of README.md")
+    add = parser.add_argument
+    add("--results", default="results", help="folder of result files")
+    add("--readme", action="store_true", help="also fill the tables of README.md")
+    add("--unfinished", action="store_true", help="print the commands on stdin without a result")
     args = parser.parse_args()
+    if args.unfinished:
+        return print("".join(unfinished(sys.stdin, args.results)), end="")
     found, folder = collect(args.results), Path(args.results) / "tables"
     if not found:
         raise Refused(f"{args.results} holds no result files: run a script first, or run_all.sh")
