@@ -515,8 +515,9 @@ def read_cifar10s(root, target, sensitive, fold, download, skew):
     elif download or (root / "cifar-10-batches-py").is_dir():
         sources, labels = cifar10_batches(root, download)
     else:
-        below = [*root.glob("*/cifar-10-batches-py"), *root.glob("*/train")]
-        near = [root.parent] if (root / "data_batch_1").is_file() else [p.parent for p in below]
+        places = [root.parent, root.parent.parent, *sorted(root.glob("*"))]
+        there = lambda place, name: (place / name).is_dir()
+        near = [p for p in places if there(p, "cifar-10-batches-py") or there(p, "train/cat")]
         raise InputError(
             f"{root} has neither cifar-10-batches-py nor train and test (it holds "
             f"{contents(root)}): "

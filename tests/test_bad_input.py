@@ -240,6 +240,130 @@ CSV_FAULTS = {
 }  # fmt: skip
 
 
+def lines(table, change):
+    """A fault: `change(list of lines)` of a text file, in place."""
+
+    def spoil(root):
+        content = (root / table).read_text().split("\n")
+        change(content)
+        (root / table).write_text("\n".join(content))
+
+    return spoil
+
+
+def images(change, part="trainval"):
+    """A fault: `change(list of images)` of one of WIDER's JSON files, in place."""
+
+    def spoil(root):
+        path = root / f"wider_attribute_{part}.json"
+        content = json.loads(path.read_text())
+        change(content["images"])
+        path.write_text(json.dumps(content))
+
+    return spoil
+
+
+def move(name, place):
+    return lambda root: (root / name).rename(root / place)
+
+
+CIFAR_FAULTS = {
+    "missing folder": (shutil.rmtree, [], ["does not exist", "--data-dir"]),
+    "one level deeper": (keep_subfolder, [],
+                         ["neither cifar-10-batches-py nor train", "pass {root}/deeper as"]),
+    "empty folder": (lambda r: [shutil.rmtree(r / p) for p in ("train", "test")], [],
+                     ["it holds nothing", "cs.toronto.edu", "--download"]),
+    "no test": (lambda r: shutil.rmtree(r / "test"), [], ["{root}/test has no folder"]),
+    "no cats": (lambda r: shutil.rmtree(r / "train/cat"), [], ["{root}/train has no folder 'cat'"]),
+    "empty class": (lambda r: [p.unlink() for p in (r / "train/cat").iterdir()], [], ["'cat'"]),
+    "another class": (lambda r: (r / "test/kitten").mkdir(), [],
+                      ["{root}/test/kitten", "airplane, automobile", "folder of its class"]),
+    "picture without label": (lambda r: shutil.copy(next((r / "train/cat").iterdir()),
+                                                    r / "train/x.png"), [], ["{root}/train/x.png"]),
+    "truncated": (lambda r: [p.write_bytes(b"PNG") for p in (r / "test/cat").iterdir()],
+                  [], ["4 of", "test/cat/000", "--skip-bad"]),
+    "not unpacked": (lambda r: [shutil.rmtree(r / p) for p in ("train", "test")]
+                     and (r / "cifar-10-python.tar.gz").touch(), [],
+                     ["it holds cifar-10-python.tar.gz", "--download"]),
+    "no batches": (lambda r: [shutil.rmtree(r / p) for p in ("train", "test")]
+                   and (r / "cifar-10-batches-py").mkdir(), [],
+                   ["{root}/cifar-10-batches-py is damaged or incomplete", "--download"]),
+    "skew": (None, ["--skew", "1.5"], ["--skew 1.5", "between 0 and 1"]),
+    "target": (None, ["--target", "animal"], ["one label and one group"]),
+    "fold": (None, ["--fold", "0"], ["cifar10s has one split"]),
+}  # fmt: skip
+
+ATTR, EVAL = "list_attr_celeba.txt", "list_eval_partition.txt"
+CELEBA_FAULTS = {
+    "missing folder": (shutil.rmtree, ["--download"], [ATTR, "holds nothing", "mmlab"]),
+    "no attributes": (lambda r: (r / ATTR).unlink(), [],
+                      [f"no {ATTR}", "identity_CelebA.txt", "mmlab.ie.cuhk.edu.hk"]),
+    "no partition": (lambda r: (r / EVAL).unlink(), [], [f"no {EVAL}", "mmlab"]),
+    "no pictures": (lambda r: shutil.rmtree(r / "img_align_celeba"), [],
+                    ["no img_align_celeba", "unpack"]),
+    "other pictures": (lambda r: [p.rename(p.with_suffix(".png"))
+                                  for p in (r / "img_align_celeba").iterdir()], [],
+                       ["none of the pictures", "000001.jpg", "000001.png"]),
+    "truncated": (cut("img_align_celeba/000017.jpg"), [], ["1 of", "000017.jpg", "truncated"]),
+    "truncated list": (lines(ATTR, lambda c: c.__delitem__(slice(50, None))), [],
+                       [ATTR, "48 rows", "'90'", "cut off"]),
+    "truncated line": (lines(ATTR, lambda c: c.__setitem__(-2, c[-2][:15])), [],
+                       [ATTR, "line 92", "5 numbers"]),
+    "words": (lines(ATTR, lambda c: c.__setitem__(9, "000008.jpg 1 1 yes 1 -1")), [],
+              [ATTR, "line 10"]),
+    "empty list": (lines(ATTR, lambda c: c.clear()), [], [ATTR, "0 rows"]),
+    "binary list": (lambda r: (r / ATTR).write_bytes(bytes(range(256))), [], [ATTR, "first line"]),
+    "truncated partition": (lines(EVAL, lambda c: c.__delitem__(slice(85, None))), [],
+                            [EVAL, "0, 1 or 2 for 000086.jpg", "4 others"]),
+    "partition 3": (lines(EVAL, lambda c: c.__setitem__(9, "000010.jpg 3")), [],
+                    [EVAL, "000010.jpg"]),
+    "broken identities": (lines("identity_CelebA.txt", lambda c: c.__setitem__(4, "000005")), [],
+                          ["identity_CelebA.txt, line 5"]),
+    "target": (None, ["--target", "smiling"], ["--target 'smiling'", "did you mean Smiling"]),
+    "sensitive": (None, ["--sensitive", "Male+Yuong"], ["--sensitive 'Yuong'", "mean Young"]),
+    "the same": (None, ["--target", "Male"], ["name each attribute once"]),
+    "fold": (None, ["--fold", "0"], ["celeba has one split"]),
+    "skew": (None, ["--skew", "0.9"], ["--skew is for cifar10s alone"]),
+}  # fmt: skip
+
+TRAINVAL = "wider_attribute_trainval.json"
+WIDER_FAULTS = {
+    "missing folder": (shutil.rmtree, [], ["does not exist"]),
+    "no images": (lambda r: shutil.rmtree(r / "Image"), [], ["no Image", "mmlab.ie.cuhk.edu.hk"]),
+    "other images": (move("Image/train", "Image/training"), [], ["cannot be read", "no such file"]),
+    "images one level deeper": (lambda r: [(r / "Image").rename(r / "x"), (r / "Image").mkdir(),
+                                           (r / "x").rename(r / "Image/Image")], [],
+                                ["none of the images", "train/", "it holds Image"]),
+    "no JSON for tests": (lambda r: (r / "wider_attribute_test.json").unlink(), [],
+                          ["no wider_attribute_test.json", "mmlab"]),
+    "truncated JSON": (text(TRAINVAL, lambda t: t[:-100]), [], [TRAINVAL, "no JSON", "cut off"]),
+    "no list": (text(TRAINVAL, lambda t: "[]"), [], [TRAINVAL, "no list 'images'"]),
+    "no key images": (text(TRAINVAL, lambda t: t.replace('"images"', '"pictures"')), [],
+                      [TRAINVAL, "no list 'images'"]),
+    "no file_name": (images(lambda c: c[5].pop("file_name")), [],
+                     [TRAINVAL, "image 5", "KeyError: 'file_name'"]),
+    "no targets": (images(lambda c: c[5].pop("targets")), [], ["image 5", "'targets'"]),
+    "no bbox": (images(lambda c: c[0]["targets"][0].pop("bbox")), [], ["image 0", "'bbox'"]),
+    "short bbox": (images(lambda c: c[0]["targets"][0]["bbox"].pop()), [],
+                   ["image 0", "4 numbers"]),
+    "gender 2": (images(lambda c: c[0]["targets"][0]["attribute"].insert(0, 2)), [],
+                 ["image 0", "-1, 0 or 1"]),
+    "no attributes": (images(lambda c: c[0]["targets"][0]["attribute"].clear()), [],
+                      ["image 0", "IndexError"]),
+    "another event": (images(lambda c: c[5].update(file_name="train/99--X/1.jpg")), [],
+                      ["image 5", "train/99--X/1.jpg"]),
+    "test in training": (images(lambda c: c[5].update(file_name="test/0--Parade/1.jpg")), [],
+                         ["image 5", "test/0--Parade/1.jpg"]),
+    "outside": (images(lambda c: c[5].update(file_name="train/0--Parade/../../../1.jpg")), [],
+                ["image 5"]),
+    "a word": (images(lambda c: c.__setitem__(5, "x")), [], ["image 5"]),
+    "twice": (images(lambda c: c.append(c[0])), [], ["train/", "is there twice"]),
+    "target": (None, ["--target", "scene"], ["event or event-person", "gender"]),
+    "sensitive": (None, ["--sensitive", "age"], ["event or event-person", "gender"]),
+    "fold": (None, ["--fold", "0"], ["wider has one split"]),
+}  # fmt: skip
+
+
 def check(dataset, root, tmp_path, fault, arguments, contains):
     if fault:
         fault(root)
@@ -264,8 +388,32 @@ def test_csv(name, pictures, tmp_path, monkeypatch):
     check("csv", pictures, tmp_path, *CSV_FAULTS[name])
 
 
-def test_a_folder_of_pictures_is_not_the_data_set(ham10000, pictures, tmp_path):
+@pytest.mark.parametrize("name", CIFAR_FAULTS)
+def test_cifar10s(name, cifar10, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check("cifar10s", cifar10, tmp_path, *CIFAR_FAULTS[name])
+
+
+@pytest.mark.parametrize("name", CELEBA_FAULTS)
+def test_celeba(name, celeba, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check("celeba", celeba, tmp_path, *CELEBA_FAULTS[name])
+
+
+@pytest.mark.parametrize("name", WIDER_FAULTS)
+def test_wider(name, wider, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check("wider", wider, tmp_path, *WIDER_FAULTS[name])
+
+
+def test_a_folder_of_pictures_is_not_the_data_set(
+    ham10000, pictures, cifar10, celeba, wider, tmp_path
+):
     for dataset, folder, contains in (
+        ("celeba", celeba / "img_align_celeba", f"it is in {celeba}, pass that folder"),
+        ("wider", wider / "Image", f"it is in {wider}, pass that folder"),
+        ("wider", wider / "Image" / "train", f"it is in {wider}, pass that folder"),
+        ("cifar10s", cifar10 / "train", f"pass {cifar10} as --data-dir"),
         ("ham10000", ham10000 / "HAM10000_images_part_1", f"it is in {ham10000}, pass that folder"),
         ("csv", pictures / "pictures", "no labels.csv"),
     ):
