@@ -34,7 +34,8 @@ DIFFERENCES FROM PUBLIC CODE (SWAD, the authors' own; MEDFAIR's copy has the sam
 RUN.  python methods/swad.py                     the embedded toy data, two CPU cores: 1 minute
       python methods/swad.py --epochs 30         a longer path
 EXPECT. Only "last" is the average: the rules best_overall and best_worst_group look at single
-epochs of the path, at its high rate. @EXPECT@
+epochs of the path, at its high rate. The average is better than the end of the path, but not always
+than ERM, whose rate falls to 0: an early epoch with a lucky v can let the average begin too soon.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
