@@ -278,6 +278,62 @@ def sweep_figures(found, dataset, folder):
     plt.close("all")
 
 
+def fairtune_figures(found, dataset, folder):
+    """FairTune's search: which parts each trial tuned and how it ended, and which parts matter.
+
+    Only trials of one search are compared. All of them have a first epoch, few have a last one: the
+    effect of a part is the difference in the objective after the first epoch, tuned minus frozen,
+    with a 95 % interval, after a line over the logarithm of the learning rate was taken off. The
+    sampler prefers what went well, so it is no randomised comparison.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display is needed
+    import matplotlib.pyplot as plt
+
+    for (where, script, setting), seeds in found.items():
+        result = seeds[min(seeds)]
+        trials = result.get("search", {}).get("trials", [])
+        trials = [trial for trial in trials if trial["values"] and len(trial["params"]) > 1]
+        if where != dataset or script != "fairtune" or len(trials) < 4:
+            continue
+        names = sorted(name for name in trials[0]["params"] if name != "lr")
+        bits = np.array([[trial["params"][name] for trial in trials] for name in names])  # (P, T)
+        first, last = (np.array([trial["values"][k] for trial in trials]) for k in (0, -1))
+        labels = [f"{k // 3 + 1} {('norms', 'attention', 'MLP')[k % 3]}" for k in range(len(names))]
+        rates = np.log([trial["params"]["lr"] for trial in trials])
+        first = first - np.polyval(np.polyfit(rates, first, 1), rates)
+        ended = np.array([trial["state"] == "complete" for trial in trials])
+        objective, order = result["settings"]["objective"].replace("_", " "), np.arange(len(trials))
+
+        figure, axes = plt.subplot_mosaic(
+            [["value", "key"], ["grid", "effect"]], figsize=(9, 3 + 0.22 * len(names)),
+            layout="constrained", width_ratios=[2, 1], height_ratios=[2, 0.22 * len(names)],
+        )  # fmt: skip
+        value, grid, effect = axes["value"], axes["grid"], axes["effect"]
+        value.plot(order[ended], last[ended], "o", color="#0072b2", label="trained to the end")
+        value.plot(order[~ended], last[~ended], "x", color="#d55e00", label="stopped early")
+        value.set(ylabel=f"{objective}\n(validation)", xlim=(-0.5, len(trials) - 0.5), xticks=[])
+        axes["key"].set_axis_off()
+        axes["key"].legend(*value.get_legend_handles_labels(), loc="center left")
+        grid.imshow(bits, cmap="Greys", vmin=0, vmax=1.4, aspect="auto", interpolation="nearest")
+        grid.set_yticks(range(len(names)), labels, fontsize=8)
+        grid.set(xlabel="trial, in the order of the search", ylabel="block and part (dark: tuned)")
+        for n, row in enumerate(bits == 1):
+            if min(row.sum(), (~row).sum()) > 1:
+                parts = first[row], first[~row]
+                half = 1.96 * np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts))
+                difference = parts[0].mean() - parts[1].mean()
+                effect.errorbar(difference, n, xerr=half, fmt="o", color="#0072b2", capsize=3)
+        effect.axvline(0, color="0.6")
+        effect.set(
+            ylim=grid.get_ylim(), yticks=[], xlabel=f"{objective}, tuned − frozen\n(epoch 1)"
+        )
+        figure.suptitle(f"FairTune on {dataset}: what each trial tuned, and which parts matter")
+        figure.savefig(folder / f"{dataset}-fairtune-{setting}.png", dpi=150)
+        plt.close("all")
+
+
 # ==================================================================================================
 
 
@@ -296,6 +352,7 @@ def main():
             (folder / f"{name}.md").write_text(text + "\n")
     for dataset in sorted({key[0] for key in found}):
         sweep_figures(found, dataset, folder)
+        fairtune_figures(found, dataset, folder)
     print(f"wrote {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
     if args.readme:
         readme = ROOT / "README.md"
