@@ -202,8 +202,24 @@ def gates_table():
     return test_side_by_side.table()
 
 
+def speed_table():
+    """The training loop beside others: a column for each file of tests/speed.py."""
+    files = sorted((ROOT / "results" / "reference" / "speed").glob("*.json"))
+    runs = {path.stem: json.loads(path.read_text()) for path in files}
+    runs = {name: run["ratios"] for name, run in runs.items() if "ratios" in run}
+    lines = ["| quotient of rates | at least | " + "".join(f"{name} | " for name in runs)]
+    lines.append("| --- " * (len(runs) + 2) + "|")
+    for name in next(iter(runs.values()), {}):
+        parts = [ratios[name] for ratios in runs.values()]
+        cells = "".join(f"{p['median']:.2f} [{p['min']:.2f}, {p['max']:.2f}] | " for p in parts)
+        lines.append(f"| {name} | {parts[0]['target'] or ''} | {cells}")
+    return "\n".join(line.strip() for line in lines)
+
+
 CLASSIC = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "adversarial KD", "re-balancing"]
+
+
 SCRIPTS = "ckd rkd ctkd kdpp fitnet at adversarial_kd bird mfd".split()
 SMALL = "image_size_32-teacher_convnet32-student_convnet8-epochs_6"
 TABLES = {
@@ -212,6 +228,7 @@ TABLES = {
     "toy-sweep": lambda found: sweep_table(found, "toy"),
     "ham10000-ckd": lambda found: one_seed_table(found, "ham10000", "epochs_10", ["ckd"]),
     "ham10000-small": lambda found: one_seed_table(found, "ham10000", SMALL, SCRIPTS),
+    "speed": lambda found: speed_table(),
     "gates": lambda found: gates_table(),
 }
 
