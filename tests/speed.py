@@ -16,9 +16,11 @@ Loops, a round of each in turn, so that a busy machine is busy for all of them:
     D bare + T     C and the bare forward pass of the teacher
     E data         the batches alone
 
-Before that, ten steps of A and B from equal pictures must agree to 1e-5, and A remembered must equal
+Before that, ten steps of A and B from equal pictures must agree to 1e-5, and A remembered must be
 A live bit by bit. Rates are pictures per second of CPU time (all threads; on a GPU: per second).
 """
+
+# ruff: noqa: B023  (every function made in a loop is used up in its own round)
 
 import argparse
 import contextlib
@@ -27,9 +29,7 @@ import functools
 import io
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -215,30 +215,34 @@ def timed(work, device):
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def peak(args, flags, steps, loop, folder):
-    """Most memory in MB while a loop runs: of a process of its own, or of the GPU."""
-    command = [sys.executable, __file__, *flags, "--steps", str(steps), "--only", loop]
-    command += ["--folder", folder]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+def peak(work, device):
+    """Most megabytes that the process, or the GPU, has held during work(); None where unknown."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark falls
+        work()
+        return memory("VmHWM")
+    except OSError:
+        return None
+
+
+def memory(name):
+    """A line of /proc/self/status in megabytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(f"{name}:"))
 
 
 def spread(values):
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def compare(args, flags, own):
+def compare(args, own):
     """All loops, interleaved; returns what --json writes."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, own.steps, folder)
-        if own.only:
-            if own.only == "A remembered":
-                bench.kept.answers.folder = Path(own.folder) / "answers"
-            loop = {"nothing": lambda: None, **bench.loops()}[own.only]
-            loop()
-            gpu = args.device != "cpu" and torch.cuda.max_memory_allocated() / 1e6
-            print(gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-            return None
         worst, loops = bench.check(), bench.loops()
         print(f"ten steps of A and B agree to {worst:.1e}; remembered = live, bit by bit")
         times = {name: [] for name in loops}
@@ -262,7 +266,8 @@ def compare(args, flags, own):
             name: {**spread([a / b for a, b in zip(rates[x], rates[y])]), "target": goals[which]}
             for name, (x, y, *goals) in pairs.items()
         }
-        peaks = {n: peak(args, flags, own.steps, n, folder) for n in ("nothing", *loops)}
+        loops = {"nothing": lambda: None, **loops}
+        peaks = {name: peak(loop, args.device) for name, loop in loops.items()}
         result["peak_megabytes"] = peaks
     print(f"{'images per ' + clock.replace('_', ' '):32}{'min':>9}{'median':>9}{'max':>9}  peak MB")
     for name, s in result[f"images_per_{clock}"].items():
@@ -276,17 +281,122 @@ def compare(args, flags, own):
     return result
 
 
+MODEL = (
+    "Seconds of an epoch = a N + N H^2 (d + s) + V H^2 f + m: N pictures for training and V for "
+    "validation of H pixels a side; a order of the epoch, d data path, s step, f forward pass, m "
+    "metrics. Memory = networks + activations of a batch, as H^2, + some numbers for each picture. "
+    "Disk = 3 N H^2 bytes of pixels, mapped and not read into memory, + 4 N (features + classes) "
+    "bytes of the teacher's answers for an epoch."
+)
+
+
+def slope(rows, x, y):
+    """b of y ~ x^b, least squares on logarithms."""
+    logs = np.log([[row[x], max(row[y], 1e-9)] for row in rows])
+    return float(np.polyfit(*logs.T, 1)[0])
+
+
+def seconds(work, times=3):
+    return min(timed(work, "cpu")[0] for _ in range(times))
+
+
+def stretched(split, n, folder):
+    """n pictures by repetition, in a memory-mapped file: a split like that of a large data set."""
+    path, have = Path(folder) / f"{n}.npy", split.store[split.rows].numpy()
+    file = np.lib.format.open_memmap(path, "w+", np.uint8, (n, *have.shape[1:]))
+    for start in range(0, n, len(have)):
+        file[start : start + len(have)] = have[: n - start]
+    file.flush()
+    rows = torch.arange(n)
+    store = torch.from_numpy(np.load(path, mmap_mode="c"))
+    labels, groups = (t[rows % len(have)] for t in (split.labels, split.groups))
+    ids, subjects = [str(k) for k in range(n)], np.arange(n).astype(str)
+    fields = {"store": store, "rows": rows, "labels": labels, "groups": groups}
+    return replace(split, **fields, ids=ids, subjects=subjects)
+
+
+def scaling(args):
+    """Time and memory against number of pictures, their size, groups and classes."""
+    data, rng = D.load_for(args), np.random.default_rng(0)
+    train, size, many = data["train"], args.batch_size, 100
+    network = lambda name, classes: ckd.Network(args, name, classes)
+    rows = {"pictures": [], "size": [], "groups": [], "classes": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for n in (1_000, 10_000, 100_000, 1_000_000):
+            before = memory("RssAnon")
+            split = stretched(train, n, folder)
+            some = min(many, n // size)
+            first = seconds(lambda: next(D.batches(split, size, 0, 0, True)))
+            pass_by = lambda: [
+                b for b, _ in zip(D.batches(split, size, 0, 1, True), range(some)) if 0
+            ]
+            batch = (seconds(pass_by) - first) / max(some - 1, 1)
+            hashed = seconds(lambda: R.hash_of(split.store[r] for r in split.rows.split(1024)), 1)
+            row = {"n": n, "order_seconds": first, "data_microseconds": 1e6 * batch / size}
+            row |= {"hash_seconds": hashed, "file_megabytes": split.store.nbytes / 1e6}
+            rows["pictures"].append(row | {"megabytes": memory("RssAnon") - before})
+            (Path(folder) / f"{n}.npy").unlink()
+            print(row, flush=True)
+    for side in (32, 64, 128, 224):
+        args.image_size = side
+        store = torch.randint(0, 256, (256, side, side, 3), dtype=torch.uint8)
+        few = {"store": store, "rows": torch.arange(256)}
+        split = replace(train.subset(range(256)), **few)
+        batch = next(D.batches(split, size, 0, 0, True))
+        plain = ckd.CrossEntropy(args, data, network(args.student, len(data.classes)).train())
+        teacher = ckd.Teacher(network(args.teacher, len(data.classes)))
+        parts = {"step": lambda: plain.step(batch), "teacher": lambda: teacher(batch)}
+        parts["data"] = lambda: [None for _ in D.batches(split, size, 0, 0, True)]
+        row = {"side": side}
+        for name, work in parts.items():
+            work()
+            pictures = 256 // size * size if name == "data" else size
+            row[f"{name}_microseconds"] = 1e6 * seconds(work) / pictures
+        row["step_megabytes"] = peak(parts["step"], "cpu") - peak(lambda: None, "cpu")
+        rows["size"].append(row)
+        print(row, flush=True)
+    args.image_size = 32
+    for what, choices in (("groups", (2, 4, 8, 16)), ("classes", (2, 6, 20, 100))):
+        for n in choices:
+            classes, groups, test = (6, n, 2000) if what == "groups" else (n, 2, 2000)
+            truth = {"labels": np.arange(test) % classes, "num_classes": classes}
+            truth |= {"groups": rng.integers(0, groups, test), "num_groups": groups}
+            truth |= {"clusters": np.arange(test).astype(str)}
+            logits = rng.normal(size=(test, classes)).astype(np.float32)
+            store = train.store[train.rows[:size]]
+            labels = torch.arange(size) % classes
+            few = {"store": store, "rows": torch.arange(size), "labels": labels}
+            batch = next(D.batches(replace(train.subset(range(size)), **few), size))
+            plain = ckd.CrossEntropy(args, data, network(args.student, classes).train())
+            plain.step(batch)
+            row = {"n": n, "step_microseconds": 1e6 * seconds(lambda: plain.step(batch)) / size}
+            for name, times in (("metrics", 0), ("intervals", 1000)):
+                work = lambda: M.evaluate(**truth, logits=logits, replicates=times)
+                row[f"{name}_seconds"] = seconds(work, 1)
+            rows[what].append(row)
+            print(row, flush=True)
+    powers = {
+        "data path, pictures": slope(rows["pictures"], "n", "data_microseconds"),
+        "step, side": slope(rows["size"], "side", "step_microseconds"),
+        "teacher, side": slope(rows["size"], "side", "teacher_microseconds"),
+        "data path, side": slope(rows["size"], "side", "data_microseconds"),
+        "intervals, groups": slope(rows["groups"], "n", "intervals_seconds"),
+        "intervals, classes": slope(rows["classes"], "n", "intervals_seconds"),
+    }
+    print("\n".join(f"{name}: power {value:.2f}" for name, value in powers.items()))
+    names = {k: getattr(args, k) for k in ("dataset", "teacher", "student", "batch_size")}
+    return {"machine": R.machine("cpu"), **names, "model": MODEL, "powers": powers, **rows}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scaling", action="store_true")
-    parser.add_argument("--only", help="one loop; prints its peak memory")
-    parser.add_argument("--folder", help="of the answers for --only")
     own, flags = parser.parse_known_args()
     args = R.complete(ckd.settings().parse_args(flags))
-    result = scaling(args) if own.scaling else compare(args, flags, own)
+    result = scaling(args) if own.scaling else compare(args, own)
     if own.json and result:
         own.json.parent.mkdir(parents=True, exist_ok=True)
         own.json.write_text(json.dumps(result, indent=1) + "\n")
