@@ -195,7 +195,7 @@ CSV_FAULTS = {
     "empty name": (cell(CSV, 10, "file", ""), [], [CSV, "line 10", "file"]),
     "outside": (cell(CSV, 10, "file", "../x.png"), [], [CSV, "line 10", "../x.png"]),
     "very long name": (cell(CSV, 10, "file", "x" * 5000), [], ["1 of 96"]),
-    "NUL in a name": (cell(CSV, 10, "file", "x\0.png"), [], []),
+    "NUL in a name": (text(CSV, lambda t: t.replace("008.png", "0\0.png", 1)), [], []),
     "one class": (rows(CSV, lambda c: [r.update(label="cat") for r in c] and None), [],
                   ["'cat'", "two classes"]),
     "group absent": (divided(lambda part, row: part == "val" and row.update(group="indoor")), [],
