@@ -203,7 +203,12 @@ def main():
                 if code:
                     sys.exit((Path(work) / script / "log.txt").read_text())
                 wholes[script] = seconds, written, Path(work) / script
-            outcome = kill(script, random.Random(f"{args.seed} {n}"), wholes[script], folder)
+            rng = random.Random(f"{args.seed} {n}")
+            outcome = kill(script, rng, wholes[script], folder)
+            while outcome["had_ended"] and outcome["right"]:  # no kill: another moment
+                shutil.rmtree(folder)
+                shutil.copytree(Path(work) / "pictures", folder / "pictures")
+                outcome = kill(script, rng, wholes[script], folder)
             print(n + 1, json.dumps(outcome), flush=True)
             record["kills"].append(outcome)
             with atomic(args.out) as temporary:
