@@ -308,11 +308,11 @@ def decode_all(table, size, folder, skip_bad):
             print(f"decoded {len(table.ids)} pictures in {time.time() - start:.1f} s into {path}")
     try:
         faults = json.loads(faults_path.read_text())
-        images = np.load(path, mmap_mode="c")  # "c": torch wants a writable array; the file stays
+        images = np.lib.format.open_memmap(path, "c")  # "c": torch wants to write, the file stays
         if (images.shape, images.dtype) != ((len(table.ids), size, size, 3), np.uint8):
             raise ValueError(f"it holds {images.dtype} {images.shape}")
-        if not isinstance(faults, dict):
-            raise ValueError("its list of faults is none")
+        if not isinstance(faults, dict) or not faults.keys() <= set(table.ids):
+            raise ValueError("its list of faults is another's")
     except (OSError, EOFError, ValueError) as error:  # cut short, or not ours
         raise InputError(
             f"{path} is damaged ({error}): delete it, the pictures are then decoded again"

@@ -63,8 +63,9 @@ def complete(args):
         if getattr(args, name) > high:
             raise InputError(f"--{name.replace('_', '-')} must be at most {high}")
     for name, value in vars(args).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"--{name.replace('_', '-')} is {value}: it must be a number")
+        if isinstance(value, float) and not 0 <= value < math.inf:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is {value}: it must be a number, at least 0")
     if args.alpha > 1:
         raise InputError("--alpha shares the loss between labels and teacher: choose 0 to 1")
     return args
