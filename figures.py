@@ -348,3 +348,51 @@ def training(rows, where, path):
     figure.suptitle(f"{where}: along training (mean and 95 % band over runs)")
     save(figure, path)
     return "Fairness and use on validation along training, CTKD's temperature and BIRD's gates."
+
+
+def fairtune_masks(rows, where, path):
+    """FairTune's search: which parts each trial tuned, how it ended, and which parts matter.
+
+    All trials have a first epoch, few a last one: the effect of a part is the objective after the
+    first epoch, tuned minus frozen, after a line over the logarithm of the learning rate was taken
+    off. The sampler prefers what went well, so this is no randomised comparison.
+    """
+    result = next(iter(rows.get("FairTune", {}).values()), {})
+    trials = [t for t in result.get("search", {}).get("trials", []) if t["values"]]
+    names = sorted({name for t in trials for name in t["params"]} - {"lr"})
+    if len(trials) < 4 or not names:
+        return None
+    bits = np.array([[t["params"][name] for t in trials] for name in names])  # (P, T)
+    first, last = (np.array([t["values"][k] for t in trials]) for k in (0, -1))
+    rates = np.log([t["params"]["lr"] for t in trials])
+    first = first - np.polyval(np.polyfit(rates, first, 1), rates)
+    ended = np.array([t["state"] == "complete" for t in trials])
+    labels = [f"{n // 3 + 1} {('norms', 'attention', 'MLP')[n % 3]}" for n in range(len(names))]
+    objective, order = result["settings"]["objective"].replace("_", " "), np.arange(len(trials))
+    height = 0.22 * len(names)
+    figure, axes = plt.subplot_mosaic(
+        [["value", "key"], ["grid", "effect"]], figsize=(9, 3 + height), layout="constrained",
+        width_ratios=[2, 1], height_ratios=[2, height],
+    )  # fmt: skip
+    value, grid, effect = axes["value"], axes["grid"], axes["effect"]
+    value.plot(order[ended], last[ended], "o", color=COLOURS[0], label="trained to the end")
+    value.plot(order[~ended], last[~ended], "x", color=COLOURS[1], label="stopped early")
+    value.set(ylabel=f"{objective}\n(validation)", xlim=(-0.5, len(trials) - 0.5), xticks=[])
+    axes["key"].set_axis_off()
+    axes["key"].legend(*value.get_legend_handles_labels(), loc="center left")
+    grid.imshow(bits, cmap="Greys", vmin=0, vmax=1.4, aspect="auto", interpolation="nearest")
+    grid.set_yticks(range(len(names)), labels)
+    grid.set(xlabel="trial, in the order of the search", ylabel="block and part (dark: tuned)")
+    for n, row in enumerate(bits == 1):
+        if min(row.sum(), (~row).sum()) > 1:
+            half = 1.96 * np.sqrt(sum(first[r].var(ddof=1) / r.sum() for r in (row, ~row)))
+            mean = first[row].mean() - first[~row].mean()
+            effect.errorbar(mean, n, xerr=half, fmt="o", color=COLOURS[0], capsize=3)
+    effect.axvline(0, color="0.6")
+    effect.set(ylim=grid.get_ylim(), yticks=[], xlabel=f"{objective}, tuned − frozen\n(epoch 1)")
+    figure.suptitle(f"{where}: what each trial of FairTune tuned, and which parts matter")
+    save(figure, path)
+    return (
+        "The trials of FairTune's search (one seed): objective, tuned parts, and the difference "
+        "that a part makes after one epoch, with 95 % intervals."
+    )

@@ -203,8 +203,10 @@ def collect(folder):
             free.append((key, result))
         found.setdefault(group, {}).setdefault(row_name(result), {})[key] = result
         if "fis" in result:  # FairDi's step 0, which is a method of its own
-            models = {rule: result["fis"] for rule in ("last", *POINTS)}
-            result = {**result, **models, "model": dict.fromkeys(models, "fis")}
+            names = {"last": "fis", **{rule: f"fis_{rule}" for rule in POINTS}}
+            models = {rule: name if name in result else "fis" for rule, name in names.items()}
+            step = {rule: result[name] for rule, name in models.items()}
+            result = {**result, **step, "model": models}
             found[group].setdefault("FIS", {})[key] = result
     networks = ("teacher", "student")
     for key, result in free:  # stand in every table of the same conditions but for the networks
@@ -727,6 +729,7 @@ def draw(found, folder, results, data_dir):
         plan = {
             "disparity": (figures.per_class, rows),
             "training": (figures.training, rows),
+            "masks": (figures.fairtune_masks, rows),
             "gallery": (functools.partial(figures.gallery, data_dir=data_dir), rows),
         }
         points = two_points(rows, label.startswith("folds"))

@@ -61,9 +61,11 @@ def settings():
     add("--data-dir", help="folder of the data set's files (default: data/NAME)")
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
     add("--skip-bad", action=switch, default=False, help="leave out unreadable pictures")
-    add("--image-size", type=int, help="pixels a side (default: toy 32, others 64)")
-    add("--target", help="what is learnt (ham10000: malignant, malignant+bcc, dx; csv: a column)")
-    add("--sensitive", help="what makes a group (ham10000: sex, age, sex+age; csv: a column)")
+    add("--describe", action=switch, default=False, help="only show the data: table, contact sheet")
+    add("--image-size", type=int, help="pixels a side (default: by data set, see README)")
+    add("--target", help="what is learnt, such as dx or Smiling (choices: by data set, see README)")
+    add("--sensitive", help="what makes a group, such as sex+age or Male (choices: see README)")
+    add("--skew", type=float, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=int, help="test on part 0..4 of five (default: the data set's own split)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
     add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
@@ -79,6 +81,7 @@ def settings():
     add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
     add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
     add("--out", default="results", help="folder of the results; runs/ appears beside it")
+    add("--live-teacher", action=switch, default=False, help="read no answers of earlier runs")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
     # ----- the method's own -----------------------------------------------------------------------
@@ -132,13 +135,18 @@ class Network(nn.Module):
 
 
 class CrossEntropy:
-    """Plain training of one network, by which teachers are made; Method builds on its four hooks.
+    """Plain training of one network, by which teachers are made; Method builds on its five hooks.
 
-    __init__    extra networks, optimisers, searches and further teachers
+    prepare     before all else: a search that several processes of one run may share
+    __init__    extra networks, optimisers and further teachers
     step        the whole algorithm for one batch; returns the losses by name
     end_epoch   schedules and outer updates, with the metrics on validation
     finish      what remains to be done to the student after the last epoch
     """
+
+    @staticmethod
+    def prepare(args, data):
+        pass
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -147,6 +155,7 @@ class CrossEntropy:
         self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, weight_decay=args.weight_decay)
         self.saved = {"student": student, "optimizer": self.optimizer}  # what a restart needs
         self.reported = {}  # other networks to be tested at the end, by name
+        self.extra = {}  # what else the result shall say
 
     def update(self, loss):
         """One step down the gradient of `loss`."""
@@ -293,11 +302,12 @@ def fit(args, data, method, path, label, rules=RULES):
     Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
     log, states, best, seconds = [], {}, dict.fromkeys(rules, -math.inf), []
+    made_of = R.made_of(args, label)
     if path.exists():
-        saved = torch.load(path, map_location=args.device, weights_only=True)
+        saved = R.load(path, made_of, args.device)  # or a clear sentence if it is another's
         log, states, best, seconds = (saved[k] for k in ("log", "states", "best", "seconds"))
         for name, part in method.saved.items():
-            R.restore(part, saved["parts"][name], path)
+            R.restore(part, saved["parts"].get(name), path)
     model, steps = method.student, len(data["train"]) // args.batch_size
     snapshot = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     for epoch in range(len(log), args.epochs):
@@ -306,6 +316,7 @@ def fit(args, data, method, path, label, rules=RULES):
         model.train()
         views = (args.batch_size, args.seed, epoch, True, args.balance)
         for batch in D.batches(data["train"], *views):
+            R.mark(batch, data["train"], views)  # by this a teacher knows what it has seen before
             ## An epoch of warm-up spares fresh weights, then half a cosine ends at 0.
             done = epoch + batch.step / steps  # in epochs
             scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
@@ -325,7 +336,8 @@ def fit(args, data, method, path, label, rules=RULES):
         log.append({"epoch": epoch, **losses, "val": {k: validation[k] for k in R.LOGGED}})
         print(R.log_line(label, args.epochs, log[-1], speed, seconds[-1]), flush=True)
         parts = {name: part.state_dict() for name, part in method.saved.items()}
-        R.save(path, log=log, states=states, best=best, seconds=seconds, parts=parts)
+        progress = {"log": log, "states": states, "best": best, "seconds": seconds}
+        R.save(path, made_of=made_of, parts=parts, **progress)
     method.finish()
     return {"last": {"epoch": args.epochs - 1, **snapshot()}, **states}, log, seconds
 
@@ -336,13 +348,14 @@ def fit(args, data, method, path, label, rules=RULES):
 class Teacher:
     """A trained network that never changes: no gradient reaches it, its batch norm stands still."""
 
-    def __init__(self, network):
-        self.network = network.eval().requires_grad_(False)
+    def __init__(self, network, answers=R.live):
+        self.network, self.answers = network.eval().requires_grad_(False), answers
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
+        ## Whatever the method, equal views get equal answers: only the first run computes them.
         with torch.no_grad():
-            return self.network(batch.images)
+            return self.answers(self.network, batch)
 
 
 def get_teacher(args, data):
@@ -355,15 +368,17 @@ def get_teacher(args, data):
     network = Network(args, args.teacher, len(data.classes)).to(args.device)
 
     def train():
-        plain = copy.copy(args)
-        plain.balance = False  # --balance is the student's: the teacher is as biased as its data
+        ## Its training sees what the name of its file tells, nothing else. --balance is the
+        ## student's: the teacher is as biased as its data.
+        plain = argparse.Namespace(**made_of, device=args.device, balance=False)
         method, unfinished = CrossEntropy(plain, data, network), path.with_suffix(".checkpoint")
         states, log, seconds = fit(plain, data, method, unfinished, "teacher", rules={})
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}
 
     saved = R.once(path, made_of, train)
     R.restore(network, saved["state"], path)
-    return Teacher(network), saved["seconds"]
+    answers = R.live if args.live_teacher else R.Memory(R.runs_folder(args) / "answers")
+    return Teacher(network, answers), saved["seconds"]
 
 
 # ===== 7. MAIN (shared) ===========================================================================
@@ -376,7 +391,11 @@ def main():
     usual = R.complete(parser.parse_args(usual))
     data = D.load_for(args)
     print(data.describe())
-    run = R.Run(__file__, args, usual, data)
+    if args.describe:
+        return data.contact_sheet(args.out)
+    args.run = run = R.Run(__file__, args, usual, data)
+    if args.restart or not run.result.exists():  # before the lock: processes may share this
+        Method.prepare(args, data)
     with R.locked(run.folder):  # a second process on this run waits, and then finds the result
         result = run.finished(args.restart) or work(args, data, run)
     R.show(result)
@@ -384,7 +403,7 @@ def main():
 
 def work(args, data, run):
     """Teacher, student, test. Writes the result and returns it."""
-    start, args.run = time.time(), run
+    start = time.time()
     torch.manual_seed(args.seed)  # all methods start from the same student
     student = Network(args, args.student, len(data.classes)).to(args.device)
     teacher, teacher_seconds = get_teacher(args, data) if Method.needs_teacher else (None, 0.0)
@@ -393,7 +412,7 @@ def work(args, data, run):
     states, log, seconds = fit(args, data, method, run.checkpoint, "student")
 
     ## The test split is touched here, once, when nothing is left to choose.
-    result, logits = {"log": log}, {}
+    result, logits = {"log": log, **method.extra}, {}
     networks = {"teacher": teacher.network} if teacher else {}
     networks |= method.reported | dict.fromkeys(states, student)
     for name, network in networks.items():

@@ -4,6 +4,7 @@ Every picture has one colour, a function of its number, so that a test can tell 
 """
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import data as D
+import readers
 import runs as R
 
 DX = ["nv", "mel", "nv", "bkl", "nv", "bcc", "akiec", "nv", "vasc", "df"]
@@ -71,12 +73,90 @@ def make_pictures(root):
     write_table(root / "labels.csv", rows)
 
 
+def make_cifar10s(root):
+    """CIFAR-10 in class folders: 20 training and 2 test pictures of each class, numbered like the
+    official ones: k is the k-th picture of its part."""
+    for part, number in (("train", 200), ("test", 20)):
+        for k, c in enumerate(np.random.default_rng(number).permutation(number) % 10):
+            folder = root / part / readers.CIFAR_CLASSES[c]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), colour(k)).save(folder / f"{k:05}.png")
+
+
+CELEBA = "5_o_Clock_Shadow Attractive Male Smiling Young".split()  # of the 40 attributes
+
+
+def celeba_attributes(number):
+    """What is true of picture `number`, 0 or 1 in the order of CELEBA; all 32 cells occur."""
+    return [(7 * number + number // 32) % 32 >> k & 1 for k in range(5)]
+
+
+def make_celeba(root):
+    """90 faces of 30 persons; the first 54 are for training, then 18 for validation."""
+    (root / "img_align_celeba").mkdir(parents=True)
+    names = [f"{n:06}.jpg" for n in range(1, 91)]
+    signs = [" ".join(f"{2 * v - 1:2}" for v in celeba_attributes(n)) for n in range(1, 91)]
+    lists = {
+        "list_attr_celeba.txt": ["90", " ".join(CELEBA) + " "]
+        + [f"{name} {sign}" for name, sign in zip(names, signs)],
+        "list_eval_partition.txt": [
+            f"{name} {(k >= 54) + (k >= 72)}" for k, name in enumerate(names)
+        ],
+        "identity_CelebA.txt": [f"{name} {100 + k // 3}" for k, name in enumerate(names)],
+    }
+    for name, lines in lists.items():
+        (root / name).write_text("\n".join(lines) + "\n")
+    for n, name in enumerate(names, 1):
+        Image.new("RGB", (18, 22), colour(n)).save(root / "img_align_celeba" / name)
+
+
+def wider_people(number):
+    """Gender of the people in image `number`: 1 a man, -1 a woman, 0 unknown."""
+    mixed = [[1, -1, 0], [1, 0, 0, 0], [-1, -1, 1], [0, 0], []]
+    return mixed[number // 2 % 9 - 4] if number // 2 % 9 >= 4 else [[-1, 0], [1]][number % 2]
+
+
+def make_wider(root):
+    """Six images of each of the 30 events: two for training, two for validation, two for tests.
+    The people stand beside each other, 4 x 10 pixels each, image n in colours from 10 n on."""
+    contents, number = {"trainval": [], "test": []}, 0
+    events = [event for events in readers.WIDER_CLASSES.values() for event in events]
+    for part in ("train", "val", "test"):
+        for event in events * 2:
+            people = wider_people(number)
+            name = f"{part}/{event}--An_Event/{event}_An_Event_{number}.jpg"
+            image = Image.new("RGB", (40, 20), colour(number))
+            for k in range(len(people)):
+                image.paste(colour(10 * number + k), (8 * k, 5, 8 * k + 4, 15))
+            (root / "Image" / name).parent.mkdir(parents=True, exist_ok=True)
+            image.save(root / "Image" / name, quality=95)
+            targets = [
+                {"attribute": [gender] + 13 * [0], "bbox": [8.0 * k, 5, 4, 10]}
+                for k, gender in enumerate(people)
+            ]
+            content = {"file_name": name, "scene_id": event, "targets": targets}
+            contents["test" if part == "test" else "trainval"].append(content)
+            number += 1
+    for part, images in contents.items():
+        text = json.dumps({"images": images, "attribute_id_map": {"0": "Male"}})
+        (root / f"wider_attribute_{part}.json").write_text(text)
+
+
+MAKERS = {  # a miniature for each data set that is not drawn
+    "ham10000": make_ham10000,
+    "cifar10s": make_cifar10s,
+    "celeba": make_celeba,
+    "wider": make_wider,
+    "csv": make_pictures,
+}
+
+
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory):
-    """Both miniatures, made once; tests get copies of them."""
+    """All miniatures, made once, in folders with the names of the data sets; tests get copies."""
     folder = tmp_path_factory.mktemp("originals")
-    make_ham10000(folder / "ham10000")
-    make_pictures(folder / "pictures")
+    for name, make in MAKERS.items():
+        make(folder / name)
     return folder
 
 
@@ -89,7 +169,25 @@ def ham10000(originals, tmp_path):
 @pytest.fixture
 def pictures(originals, tmp_path):
     """A folder with labels.csv and pictures/."""
-    return shutil.copytree(originals / "pictures", tmp_path / "pictures")
+    return shutil.copytree(originals / "csv", tmp_path / "pictures")
+
+
+@pytest.fixture
+def cifar10(originals, tmp_path):
+    """CIFAR-10 in class folders."""
+    return shutil.copytree(originals / "cifar10s", tmp_path / "cifar10")
+
+
+@pytest.fixture
+def celeba(originals, tmp_path):
+    """A folder with CelebA's lists and its pictures."""
+    return shutil.copytree(originals / "celeba", tmp_path / "celeba")
+
+
+@pytest.fixture
+def wider(originals, tmp_path):
+    """A folder with WIDER Attribute's JSON files and images."""
+    return shutil.copytree(originals / "wider", tmp_path / "wider")
 
 
 def arguments(module, *flags):

@@ -404,9 +404,12 @@ def test_a_killed_run_is_not_continued_on_other_pictures(pictures, tmp_path, mon
          else "indoor")(pictures)  # fmt: skip
     rows(CSV, lambda content: [{**r, "label": {"cat": "dog", "dog": "cat"}.get(r["label"], "fox")}
                                for r in content])(pictures)  # fmt: skip
+    message = outcome(*command, "--out", tmp_path / "a" / "results")
+    assert "checkpoint.pt was made with other settings (pictures was" in message
+    assert "--restart" in message
     results = []
     for name in "ab":
-        assert outcome(*command, "--out", tmp_path / name / "results") is None
+        assert outcome(*command, "--out", tmp_path / name / "results", "--restart") is None
         (file,) = (tmp_path / name / "results").rglob("*.json")
         results.append(json.loads(file.read_text()))
         results[-1].pop("times")

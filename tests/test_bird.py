@@ -272,3 +272,16 @@ def test_log_and_histogram(tmp_path):
     method.end_epoch(0, {})
     kept = torch.load(tmp_path / "phi-001.pt", weights_only=True)["phi"]
     assert torch.equal(kept.sigmoid(), gate)
+
+
+def test_a_student_with_hardsigmoid():
+    """mobilenet_v3: the layer that PyTorch cannot derive twice is replaced by its equal."""
+    args = R.complete(bird.settings().parse_args(["--smoke", "--device", "cpu"]))
+    torch.manual_seed(0)
+    student = bird.Network(args, "mobilenet_v3_small", 6).eval()
+    images = torch.randn(2, 3, 32, 32)
+    before = student(images)[1]
+    method = bird.Method(args, toy(), student, bird.Teacher(bird.Network(args, "convnet2", 6)))
+    torch.testing.assert_close(student(images)[1], before)
+    student.train()
+    assert method.step(next(D.batches(method.data["train"], 16, 0)))["phi_grad"] > 0

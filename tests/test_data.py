@@ -252,12 +252,37 @@ def test_describe_counts_every_cell(pictures):
     data = D.load("csv", pictures, 16)
     text, rows = data.describe(), read_table(pictures / "labels.csv")
     cells = {(r["file"]): (r["group"], r["label"]) for r in rows}
-    for part in ("train", "val", "test"):
+    head, notes, *lines = text.splitlines()
+    assert (head, notes.strip()) == ("csv, 16 pixels a side", "rows: 96")
+    parts = lines[0].removeprefix("pictures, share of the group").split()
+    heads = list(zip(parts, lines[1].split()))
+    assert heads == [(p, g) for p in ("train", "val", "test") for g in ("indoor", "outdoor")]
+    told = {line.split()[0]: line.split()[1:] for line in lines[2:]}
+    assert list(told) == ["cat", "dog", "fox", "all"]
+    for n, (part, group) in enumerate(heads):
         there = [cells[i] for i in data[part].ids]
-        for group in ("indoor", "outdoor"):
-            counts = [there.count((group, label)) for label in ("cat", "dog", "fox")]
-            told = ", ".join(f"{c} {n}" for c, n in zip(("cat", "dog", "fox"), counts))
-            assert f"{part:5} {group}: {sum(counts)} ({told})" in text
+        total = sum(g == group for g, _ in there)
+        for label in ("cat", "dog", "fox"):
+            count = there.count((group, label))
+            assert told[label][2 * n : 2 * n + 2] == [str(count), f"{count / total:.1%}"]
+        assert told["all"][2 * n : 2 * n + 2] == [str(total), "100%"]
+
+
+def test_contact_sheet_shows_training_pictures_of_every_cell(pictures, tmp_path, capsys):
+    data = D.load("csv", pictures, 64)
+    data.contact_sheet(tmp_path / "new", shown=3)
+    (file,) = (tmp_path / "new").iterdir()
+    assert str(file) in capsys.readouterr().out
+    sheet, train = np.asarray(Image.open(file)).astype(int), data["train"]
+    left = sheet.shape[1] - 3 * 66  # of the pictures: there are words before them
+    assert len(sheet) == 6 * 66 and left > 50
+    for k in range(6):  # cat indoor, cat outdoor, dog indoor, ...
+        cell = (train.labels == k // 2) & (train.groups == k % 2)
+        meant = train.subset(cell).images.float().mean(dim=(2, 3))
+        for n in range(min(3, len(meant))):
+            shown = sheet[66 * k + 32, left + 66 * n + 32]
+            assert (abs(meant - torch.from_numpy(shown)).max(dim=1).values < 4).any()
+        assert (sheet[66 * k : 66 * k + 66, :left] < 100).any()  # something is written there
 
 
 def test_smoke_takes_some_of_every_cell(ham10000, monkeypatch):
