@@ -20,6 +20,7 @@ the table is refused with the list of what differs.
 
 import argparse
 import csv
+import difflib
 import functools
 import importlib
 import json
@@ -85,6 +86,49 @@ METRICS = {
     "mean-DEO": ("mean_deo", -1),
     "max-DEO": ("max_deo", -1),
     "disparity": ("disparity", -1),
+}
+## What the papers print, in percent, for the data set of the paper: their columns, then their rows
+## under our names. Nothing else in this file is a number from elsewhere.
+PUBLISHED = {
+    ("cifar10s", "poster"): (
+        "published: poster of BIRD (Java et al. 2023), ResNet-18 to ResNet-18, five runs; its skew "
+        "of the training set, epochs and learning rates are not published",
+        ["AUROC", "F1", "mean-DEO", "max-DEO"],
+        {
+            "ERM": (98.91, 88.34, 26.26, 47.94),
+            "CKD": (98.95, 88.90, 25.30, 46.92),
+            "FitNet": (98.89, 88.15, 26.55, 48.86),
+            "AT": (98.99, 88.95, 25.16, 46.08),
+            "AD": (98.44, 85.98, 16.20, 31.94),
+            "MFD": (98.93, 88.32, 27.27, 49.16),
+            "BIRD": (99.12, 89.45, 19.77, 38.26),
+        },
+    ),
+    ("celeba", "poster"): (
+        "published: poster of BIRD (Java et al. 2023), teacher CLIP-R50, five runs; which "
+        "attributes are target and group, and the student's network, are not published",
+        ["AUROC", "mean-DEO", "max-DEO"],
+        {
+            "ERM": (87.72, 21.11, 21.97),
+            "CKD": (87.72, 21.10, 22.07),
+            "FitNet": (87.54, 22.01, 23.30),
+            "AD": (88.51, 5.33, 7.93),
+            "MFD": (87.49, 22.56, 23.52),
+            "BIRD": (87.93, 2.65, 4.49),
+        },
+    ),
+    ("wider", "slides"): (
+        "published: slides of W210 (Bolner et al. 2023), EfficientNet-B3 to B0, one run each, "
+        "another split than the official one, recall, precision and F1 weighted by class; in its "
+        "public code the teacher has no part in the students of CKD, CTKD and KD++",
+        ["top-1", "recall", "precision", "F1", "disparity"],
+        {
+            "CKD": (65.0, 65.0, 65.0, 64.7, 9.8),
+            "RKD": (65.6, 65.6, 65.7, 65.2, 12.3),
+            "CTKD": (63.7, 63.7, 64.2, 63.4, 12.3),
+            "KD++": (59.6, 59.6, 60.6, 59.6, 11.0),
+        },
+    ),
 }
 UTILITY = ("top-1", "recall", "precision", "F1", "AUROC")
 
@@ -159,8 +203,10 @@ def collect(folder):
             free.append((key, result))
         found.setdefault(group, {}).setdefault(row_name(result), {})[key] = result
         if "fis" in result:  # FairDi's step 0, which is a method of its own
-            models = {rule: result["fis"] for rule in ("last", *POINTS)}
-            result = {**result, **models, "model": dict.fromkeys(models, "fis")}
+            names = {"last": "fis", **{rule: f"fis_{rule}" for rule in POINTS}}
+            models = {rule: name if name in result else "fis" for rule, name in names.items()}
+            step = {rule: result[name] for rule, name in models.items()}
+            result = {**result, **step, "model": models}
             found[group].setdefault("FIS", {})[key] = result
     networks = ("teacher", "student")
     for key, result in free:  # stand in every table of the same conditions but for the networks
@@ -271,7 +317,7 @@ class Table:
     """Rows of texts and Values under a header, as Markdown and as CSV."""
 
     def __init__(self, header, better=None):
-        self.header, self.rows, self.barred, self.out = header, [], set(), set()
+        self.header, self.rows, self.barred, self.out, self.note = header, [], set(), set(), ""
         self.better = {k: v[1] for k, v in METRICS.items()} if better is None else better
 
     def add(self, name, cells, bad=0, of=1, ranked=True):
@@ -292,8 +338,8 @@ class Table:
                 if column in self.better and r not in barred and isinstance(row[c], Value)
                 and not np.isnan(row[c].point)
             }  # fmt: skip
-            if points and len(self.rows) - len(self.out) > 1:
-                found.add((max(points, key=points.get), c))
+            if len(self.rows) - len(self.out) > 1:
+                found |= {(r, c) for r, point in points.items() if point == max(points.values())}
         return found
 
     def markdown(self):
@@ -301,7 +347,8 @@ class Table:
         for r, row in enumerate(self.rows):
             cells = [str(cell) for cell in row]
             lines.append([f"**{t}**" if (r, c) in best else t for c, t in enumerate(cells)])
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return text + f"\n\n*{self.note}*" * bool(self.note)
 
     def csv(self, path):
         """One column for a text, three (value, low, high) for Values, with all digits."""
@@ -316,6 +363,17 @@ class Table:
                 cells = [[f"{x:.6g}" for x in v[:3]] if isinstance(v, Value) else [v] for v in row]
                 write(spread(c if len(c) == 3 or not w else [*c, "", ""]
                              for c, w in zip(cells, wide)))  # fmt: skip
+
+
+def beside_published(table, dataset, kind):
+    """The table with the paper's columns and their source, where the data set is the paper's."""
+    if (dataset, kind) in PUBLISHED:
+        table.note, columns, printed = PUBLISHED[dataset, kind]
+        table.header += [f"{column}, published" for column in columns]
+        for row in table.rows:
+            name = row[0].partition(" (")[0]
+            row += [f"{v:.1f}" for v in printed[name]] if name in printed else [""] * len(columns)
+    return table
 
 
 def over_runs(numbers):
@@ -482,10 +540,10 @@ def pooled_tables(rows, rules):
 # ==================================================================================================
 
 
-def slides_table(rows):
+def slides_table(rows, dataset=None):
     """The layout of the W210 slides: teacher and students, and the paired change of disparity."""
     shown = ["top-1", "recall", "precision", "F1", "disparity"]
-    table = Table(["student by", *shown, "disparity, student − teacher", "in % of the teacher's"])
+    table = Table(["student by", *shown, "disparity, − teacher", "change in %"])
     chosen = select(rows, SLIDES)
     for name, runs in chosen.items():
         has_teacher = all("teacher" in result for result in runs.values())
@@ -499,13 +557,13 @@ def slides_table(rows):
             cells[-2] = change(runs, runs, "disparity", "last", "teacher")
             cells[-1] = relative_change(new, old)
         table.add(name, cells, number_collapsed(runs), len(runs))
-    return table
+    return beside_published(table, dataset, "slides")
 
 
-def poster_table(rows):
+def poster_table(rows, dataset=None):
     """The layout of the BIRD poster, and the paired change against CKD."""
     shown, chosen = ["AUROC", "F1", "mean-DEO", "max-DEO"], select(rows, POSTER)
-    more = ["AUROC, − CKD", "mean-DEO, − CKD", "mean-DEO, % of CKD's"]
+    more = ["AUROC, − CKD", "mean-DEO, − CKD", "mean-DEO, change in %"]
     table = Table(["method", *shown, *more])
     for name, runs in chosen.items():
         cells = [cell(runs, METRICS[s][0]) for s in shown] + ["", "", ""]
@@ -514,7 +572,7 @@ def poster_table(rows):
             cells[-3:-1] = [change(runs, base, metric) for metric in ("auroc", "mean_deo")]
             cells[-1] = relative_change(values(runs, "mean_deo"), values(base, "mean_deo"))
         table.add(name, cells, number_collapsed(runs), len(runs))
-    return table
+    return beside_published(table, dataset, "poster")
 
 
 def overview_table(rows):
@@ -555,7 +613,7 @@ def sweep(rows):
 def sweep_table(rows):
     """The strength of the adversary, paired with λ = 0: which one buys fairness for little?"""
     shown = ["top-1", "AUROC", "disparity", "mean-DEO"]
-    more = ["top-1, λ − 0", "disparity, λ − 0", "disparity, % of that at 0", "30 % for 1 point"]
+    more = ["top-1, λ − 0", "disparity, λ − 0", "disparity, change in %", "30 % for 1 point"]
     table, chosen = Table(["λ", *shown, *more]), sweep(rows)
     for strength, runs in chosen.items():
         cells = [cell(runs, METRICS[s][0]) for s in shown] + [""] * 4
@@ -599,9 +657,9 @@ def tables(found):
         else:
             make(f"{name}-overview", overview_table, rows)
         if len(only(SLIDES)) > 1:
-            make(f"{name}-slides", slides_table, rows)
+            make(f"{name}-slides", slides_table, rows, dataset)
         if len(only(POSTER)) > 1:
-            make(f"{name}-poster", poster_table, rows)
+            make(f"{name}-poster", poster_table, rows, dataset)
         make(f"{name}-sweep", sweep_table, rows)
     return made, refused
 
@@ -619,6 +677,120 @@ def fill(text, made):
 
 
 # ==================================================================================================
+# Figures, and two scripts side by side
+# ==================================================================================================
+
+
+def two_points(rows, folded):
+    """{row: {rule: AUROC, gap and group AUROCs in percent}} for FairDi's figure."""
+    found = {}
+    for name in [*FAIRDI, "CKD", "adversarial KD", "BIRD"]:
+        for rule in POINTS if name in rows else ():
+            runs = rows[name]
+            if folded:
+                point = scores(runs, rule, folds_of(runs))["point"]
+                each = [point["auroc"], point["auroc_gap"], *point["group_auroc"]]
+            else:
+                tests = [result[rule]["test"] for result in runs.values()]
+                of = lambda t: [t["auroc"], t["auroc_gap"], *(g["auroc"] for g in t["groups"])]
+                each = np.mean([of(t) for t in tests], 0)
+            whole, gap, *groups = (100 * float(v) for v in each)
+            found.setdefault(name, {})[rule] = {"auroc": whole, "gap": gap, "groups": groups}
+    return found
+
+
+def rank_blocks(found, metric):
+    """Names and (N, k) values, higher is better, of the rows that every data set and run has."""
+    blocks = {}
+    for (dataset, label), rows in found.items():
+        if (
+            dataset != "toy" or len({d for d, _ in found}) == 1
+        ):  # the toy counts alone or not at all
+            for name in NAMES.values():
+                for key, result in rows.get(name, {}).items():
+                    value = result["last"]["test"][METRICS[metric][0]]
+                    bad = collapsed(result["last"]["test"]) and metric not in UTILITY
+                    worst = -np.inf  # a collapsed run ranks last in fairness
+                    score = worst if bad or value is None else METRICS[metric][1] * value
+                    blocks.setdefault((dataset, label, key), {})[name] = score
+    most = max((len(b) for b in blocks.values()), default=0)
+    blocks = [b for b in blocks.values() if len(b) == most]
+    names = [n for n in NAMES.values() if all(n in b for b in blocks)]
+    return names, np.array([[b[n] for n in names] for b in blocks])
+
+
+def draw(found, folder, results, data_dir):
+    """Every figure that the results give, and figures.md, a page with their captions."""
+    import figures
+
+    captions = {}
+    for (dataset, label), rows in found.items():
+        name, where = "-".join(filter(None, [dataset, label])), " ".join([dataset, label]).strip()
+        plan = {
+            "disparity": (figures.per_class, rows),
+            "training": (figures.training, rows),
+            "masks": (figures.fairtune_masks, rows),
+            "gallery": (functools.partial(figures.gallery, data_dir=data_dir), rows),
+        }
+        points = two_points(rows, label.startswith("folds"))
+        if len(points) > 2:
+            names = next(r for runs in rows.values() for r in runs.values())["group_names"]
+            plan["two-points"] = (functools.partial(figures.two_points, points), names)
+        chosen = sweep(rows)
+        if len(chosen) > 1:
+            bad = [number_collapsed(runs) > 0 for runs in chosen.values()]
+            plan["sweep"] = (functools.partial(figures.sweep, chosen), bad)
+            plan["sweep-3d"] = (functools.partial(figures.sweep_3d, chosen), bad)
+        for kind, (work, what) in plan.items():
+            path = folder / f"{name}-{kind}.png"
+            captions[path.name] = work(what, where, path)
+    for metric in ("AUROC", "worst group", "mean-DEO"):
+        names, values_ = rank_blocks(found, metric)
+        if len(names) > 2 and len(values_) > 1:
+            path = folder / f"ranks-{metric.replace(' ', '-')}.png"
+            captions[path.name] = figures.critical_difference(names, values_, metric, path)
+    captions = {name: caption for name, caption in captions.items() if caption}
+    command = f"python report.py --results {results}" + f" --data-dir {data_dir}" * bool(data_dir)
+    pages = [f"![{n}]({n})\n\n{c} Made by `{command}`.\n" for n, c in captions.items()]
+    with atomic(folder / "figures.md") as temporary:
+        temporary.write_text("\n".join(pages), encoding="utf-8")
+    print(f"wrote {len(captions)} figures to {folder}: {', '.join(captions)}")
+
+
+def diff_page(first, second):
+    """Two scripts side by side as HTML: equal sections are folded, the methods are whole."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    split = importlib.import_module("test_side_by_side").sections
+    texts = [(ROOT / "methods" / f"{name}.py") for name in (first, second)]
+    for path in texts:
+        if not path.exists():
+            names = ", ".join(sorted(p.stem for p in path.parent.glob("*.py")))
+            raise Refused(f"there is no script {path.stem}: choose two of {names}")
+    a, b = (split(path.read_text(encoding="utf-8")) for path in texts)
+    parts = []
+    for name in a:
+        left, right = a[name].splitlines(), b[name].splitlines()
+        table = difflib.HtmlDiff(tabsize=4, wrapcolumn=88).make_table(
+            left, right, f"{first}.py", f"{second}.py", context=False
+        )
+        note = f"{len(left)} lines, equal" if left == right else "differs"
+        opened = "" if left == right else " open"
+        parts.append(f"<details{opened}><summary>{name} ({note})</summary>{table}</details>")
+    style = difflib.HtmlDiff._styles + (
+        "body{font-family:sans-serif;margin:1em} table.diff{font-size:11px;width:100%}"
+        "summary{font-weight:bold;padding:.4em;cursor:pointer} td{white-space:pre}"
+        ".diff_add{background:#cde6f7} .diff_chg{background:#fdf3c0} .diff_sub{background:#f8d9c0}"
+    )
+    title = f"{first}.py beside {second}.py"
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{style}</style></head><body><h1>{title}</h1><p>Blue: only in {second}.py. Orange: "
+        f"only in {first}.py. Yellow: changed. Equal sections are folded; click to open them.</p>"
+        f"{''.join(parts)}</body></html>"
+    )
+
+
+# ==================================================================================================
 
 
 def main():
@@ -628,10 +800,19 @@ def main():
     add = parser.add_argument
     add("--results", default="results", help="folder of result files")
     add("--readme", action="store_true", help="also fill the tables of README.md")
+    add("--diff", nargs=2, metavar="SCRIPT", help="write two scripts side by side, as HTML")
+    add("--data-dir", help="folder of the pictures, for a gallery of other data than the toy")
     add("--unfinished", action="store_true", help="print the commands on stdin without a result")
     args = parser.parse_args()
     if args.unfinished:
         return print("".join(unfinished(sys.stdin, args.results)), end="")
+    if args.diff:
+        first, second = (Path(name).stem for name in args.diff)
+        path = Path(args.results) / "tables" / f"{first}-{second}.html"
+        page = diff_page(first, second)
+        with atomic(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        return print(f"wrote {path}")
     found, folder = collect(args.results), Path(args.results) / "tables"
     if not found:
         raise Refused(f"{args.results} holds no result files: run a script first, or run_all.sh")
@@ -642,6 +823,7 @@ def main():
             temporary.write_text(table.markdown() + "\n", encoding="utf-8")
         table.csv(folder / f"{name}.csv")
     print(f"wrote {len(made)} tables to {folder}: {', '.join(made)}")
+    draw(found, folder, args.results, args.data_dir)
     if args.readme:
         readme = ROOT / "README.md"
         readme.write_text(fill(readme.read_text(encoding="utf-8"), made), encoding="utf-8")

@@ -79,6 +79,8 @@ runs() {
     # does CKD's bias come from its temperature? the adversary without a teacher
     each ckd --temperature 1
     each adversarial_kd --alpha 0
+    # FairTune's search against tuning everything and only the last layer
+    [ $quick = yes ] || for mask in all none; do each fairtune --mask $mask; done
     # how strong an adversary? λ = 5, the default, stands above
     [ "$dataset" = ham10000 ] && return
     strengths='0 0.1 0.5 1 2 10 15 20 50 150'

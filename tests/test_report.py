@@ -1,7 +1,9 @@
 """Tables come from result files alone, refuse to mix runs, and the README says what they say."""
 
 import csv
+import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -288,3 +290,29 @@ def test_readme_is_made_from_the_result_files():
     assert text.count("<!-- table ") == text.count("<!-- end -->") >= 2
     made, _ = report.tables(report.collect(ROOT / "results" / "reference"))
     assert report.fill(text, made) == text
+
+
+def test_published_numbers_stand_beside_ours_only_for_the_paper_s_data(folder):
+    for dataset, columns in (("wider", 5), ("toy", 0)):
+        table = report.slides_table(toy_rows(folder))
+        width = len(table.header)
+        table = report.beside_published(table, dataset, "slides")
+        assert len(table.header) == width + columns == len(table.rows[-1])
+        assert ("published: slides" in table.markdown()) == bool(columns)
+
+
+def test_diff_page_folds_what_is_shared_and_shows_the_methods_whole(tmp_path):
+    page = report.diff_page("ckd", "bird")
+    folded, opened = page.count("<details><summary>"), page.count("<details open><summary>")
+    shared = report.importlib.import_module("test_side_by_side").shared
+    count = len(shared((ROOT / "methods" / "ckd.py").read_text()))
+    assert folded == count and opened == 3  # header, own flags, the method
+    method = page.split("<details open><summary>4 THE METHOD")[1].split("</details>")[0]
+    words = html.unescape(re.sub("<[^>]*>", "", method)).replace("\xa0", " ")
+    for name in ("ckd", "bird"):
+        text = (ROOT / "methods" / f"{name}.py").read_text()
+        own = text.split("# ===== 4. THE METHOD")[1].split("# ===== 5.")[0]
+        lines = [line for line in own.splitlines()[1:] if line.strip() and len(line) < 85]
+        assert all(line.strip() in words for line in lines)
+    with pytest.raises(report.Refused, match="there is no script burd"):
+        report.diff_page("ckd", "burd")
