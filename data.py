@@ -187,6 +187,8 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
 
     pixels = split.store.view(-1, 3)  # (M·H·W, 3)
     line, column = torch.arange(height, device=where), torch.arange(width, device=where)
+    ## One long row is subtracted faster than three numbers again and again.
+    mean, std = (t.flatten().repeat(width) for t in (split.mean, split.std))  # (3·W,)
     for step in range(-(-n // batch_size) if seed is None else n // batch_size):
         now = slice(step * batch_size, (step + 1) * batch_size)
         index = order[now]  # (B,)
@@ -204,8 +206,9 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
             images = split.store[split.rows[index]]  # (B, H, W, 3)
         if device.type == "cuda" and where.type == "cpu":
             images = images.pin_memory()
-        images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)  # "channels last": faster
-        images = images.float().sub_(split.mean).div_(split.std)
+        images = images.to(device, non_blocking=True).view(len(index), height, 3 * width)
+        images = images.float().sub_(mean).div_(std).view(len(index), height, width, 3)
+        images = images.permute(0, 3, 1, 2)  # (B, 3, H, W), "channels last" in memory: faster
         index = index.to(device, non_blocking=True)
         yield Batch(images, split.labels[index], split.groups[index], index, epoch, step)
 
@@ -252,7 +255,7 @@ def load(
     if fold not in (None, 0, 1, 2, 3, 4):
         raise InputError(f"--fold {fold} does not exist: choose 0, 1, 2, 3 or 4")
     root = Path(root or f"data/{name}")
-    if name != "toy" and not root.is_dir() and not download:
+    if not name.startswith("toy") and not root.is_dir() and not download:
         raise InputError(
             f"the folder {root} does not exist: pass the folder that holds the {name} files as "
             "--data-dir"

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import os
+import platform
 import random
 import time
 import zipfile
@@ -101,9 +102,11 @@ def codes(values, names):
 
 
 def make_folder(path):
-    """The folder `path`, made if need be; a clear sentence where that cannot be."""
+    """The folder `path`, made if need be; a clear sentence where nothing can be written there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(0, "it is read-only")
     except OSError as error:
         raise InputError(f"cannot write to the folder {path} ({error.strerror}): choose another "
                          "--out") from None  # fmt: skip
@@ -168,28 +171,72 @@ def split_by_subject(subjects, fold, shares=(0.7, 0.1, 0.2), seed=0):
 
 @contextlib.contextmanager
 def atomic(path):
-    """A temporary name beside `path`, renamed to it if the block ends well and removed if not."""
+    """A temporary name beside `path`, renamed to it if the block ends well and removed if not.
+
+    Raises InputError where it cannot be written; a file that was there before stays as it was.
+    """
     path = Path(path)
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path.parent)
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
     try:
         yield temporary
+        ## On the disk before it gets its name, and the name before anybody relies on it: after a
+        ## power cut, too, there is the old file or the new one, whole.
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+        if fcntl:
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:  # a full disk, a quota, a folder that has become read-only
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or choose another "
+            "folder, and start again; what was complete before is still there"
+        ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sweep(folder):
+    """Remove the temporary files that killed processes of this machine have left in a folder."""
+    for file in folder.glob(f".*.{platform.node()}.*.tmp") if fcntl else ():
+        try:
+            os.kill(int(file.suffixes[-2][1:]), 0)  # no signal, only the question who is alive
+        except ProcessLookupError:
+            file.unlink(missing_ok=True)
+        except (PermissionError, ValueError, OverflowError):
+            pass  # somebody else's process; not a file of ours
 
 
 @contextlib.contextmanager
-def locked(path):
-    """One process at a time for `path`, others wait. A killed process leaves no lock behind."""
+def locked(path, wait=True):
+    """One process at a time for `path`: others wait, or with wait=False get False instead of True.
+
+    A killed process leaves no lock behind.
+    """
     path = Path(path)
     make_folder(path.parent)
-    with open(path.with_name(f".{path.name}.lock"), "w") as handle:
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    lock = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as stack:
+        held = True
+        try:
+            handle = stack.enter_context(open(lock, "w"))
+            try:
+                if fcntl:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held = wait
+                if wait:
+                    print(f"another process works on {path}: waiting for its end", flush=True)
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InputError(
+                f"{lock} cannot be locked ({error.strerror}): choose another folder"
+            ) from None
+        yield held
 
 
 # ==================================================================================================
@@ -237,6 +284,11 @@ def decode_all(table, size, folder, skip_bad):
             with atomic(path) as temporary:
                 shape = (len(table.ids), size, size, 3)
                 images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+                    ## The file has a length but no place yet. On a full disk a write to its memory
+                    ## would end the process with SIGBUS; asked for now, it is an error with a name.
+                    with open(temporary, "rb+") as handle:
+                        os.posix_fallocate(handle.fileno(), 0, os.path.getsize(temporary))
 
                 def work(n):
                     try:
@@ -254,9 +306,19 @@ def decode_all(table, size, folder, skip_bad):
                 with atomic(faults_path) as note:
                     note.write_text(json.dumps(faults))
             print(f"decoded {len(table.ids)} pictures in {time.time() - start:.1f} s into {path}")
-    faults = json.loads(faults_path.read_text())
+    try:
+        faults = json.loads(faults_path.read_text())
+        images = np.lib.format.open_memmap(path, "c")  # "c": torch wants to write, the file stays
+        if (images.shape, images.dtype) != ((len(table.ids), size, size, 3), np.uint8):
+            raise ValueError(f"it holds {images.dtype} {images.shape}")
+        if not isinstance(faults, dict) or not faults.keys() <= set(table.ids):
+            raise ValueError("its list of faults is another's")
+    except (OSError, EOFError, ValueError) as error:  # cut short, or not ours
+        raise InputError(
+            f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
+        ) from None
     refuse_faults(faults, len(table.ids), skip_bad)
-    return np.load(path, mmap_mode="c"), faults  # "c": torch wants a writable array; the file stays
+    return images, faults
 
 
 def refuse_faults(faults, total, skip_bad):
@@ -801,11 +863,11 @@ def draw_toy(seed, n, balanced):
     return images, labels, groups
 
 
-def read_toy(root, target, sensitive, fold, download):
+def read_toy(root, target, sensitive, fold, download, seed=0, balanced=("test",)):
     """6,000 / 1,500 / 3,000 synthetic pictures; the test set is balanced over class x group."""
     refuse_choices("toy", fold, target, sensitive)
     sizes = {"train": 6000, "val": 1500, "test": 3000}
-    parts = [draw_toy(k, n, part == "test") for k, (part, n) in enumerate(sizes.items())]
+    parts = [draw_toy(seed + k, n, part in balanced) for k, (part, n) in enumerate(sizes.items())]
     images, labels, groups = (np.concatenate(values) for values in zip(*parts))
     split = np.repeat(list(sizes), list(sizes.values()))
     ids = [f"{part}-{n:05}" for n, part in enumerate(split)]
@@ -820,6 +882,16 @@ def read_toy(root, target, sensitive, fold, download):
         group_names=["filled", "outlined"],
         images=images,
     )
+
+
+def read_toy_source(*where):
+    """Other pictures by the toy's program, both styles equally often in every class and split: what
+    a network for the toy can be pre-trained on, as others are on ImageNet.
+
+    The classes are the toy's, so that a network which learnt them here is nearly fair, and to tune
+    it on the skewed toy can spoil that: the case in which the choice of what is tuned matters.
+    """
+    return read_toy(*where, seed=10, balanced=("train", "val", "test"))
 
 
 @dataclass
@@ -837,6 +909,7 @@ class Kind:
 
 DATASETS = {
     "toy": Kind(read_toy, 32, "convnet32", "convnet8"),
+    "toy-source": Kind(read_toy_source, 32, "convnet32", "convnet8"),
     "ham10000": Kind(read_ham10000, 64, "resnet18", "shufflenet_v2_x0_5", "malignant", "sex"),
     "cifar10s": Kind(read_cifar10s, 32, "resnet18", "resnet18", skew=0.95),
     "celeba": Kind(read_celeba, 64, "resnet50", "resnet18", "Attractive", "Male"),

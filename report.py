@@ -1,46 +1,136 @@
-"""Result files to tables and figures: nothing here is typed by hand, nothing else draws.
+"""Result files to tables and figures: nothing here is typed by hand but the published numbers.
 
     python report.py                                         of results/, into results/tables/
     python report.py --results results/reference --readme    and the tables of README.md
+    python report.py --diff ckd bird                         two scripts side by side, as HTML
 
 results/reference/ holds the result files behind README.md; your own runs go to results/.
 
-A row is a method with its settings, over seeds: mean ± half of the 95 % interval (Student's t).
-Rows of one table must have been made with the same pictures, networks, epochs and seeds; if not,
-the table is refused with the list of what differs. A collapsed run (a class never predicted, or
-macro recall within 5 points of chance) is marked: equal for all groups because equally useless, it
-must not pass as fair.
+A row is a method with its settings. Runs are grouped by everything else that they were made with
+(data set, networks, epochs, ...); rows of one table must have the same pictures and seeds; if not,
+the table is refused with the list of what differs.
+
+    mean ± half          over seeds or folds: half of the 95 % interval of the mean (Student's t)
+    value [low, high]    of one test set: 95 % bootstrap interval over its subjects (lesions,
+                         persons); for a change in percent of a mean over seeds, Fieller's interval
+    bold                 the best of a column. A collapsed run (a class never predicted, a group
+                         answered with one class, or macro recall within 5 points of chance) is
+                         marked and cannot be best in fairness: equally useless is not fair
 """
 
 import argparse
+import csv
+import difflib
+import functools
+import importlib
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-import metrics
+import metrics as M
+import runs as R
+from readers import InputError, atomic, make_folder
 
 ROOT = Path(__file__).resolve().parent
-## Rows that are settings of a script: (script, settings that differ from its usual ones) -> name.
+sys.path.insert(0, str(ROOT / "methods"))
+## Rows, in the order of the tables: a script and those of its settings that are not the usual ones.
 NAMES = {
-    ("ckd", "alpha_0.0"): "ERM",
-    ("ckd", "balance_True-alpha_0.0"): "re-balancing",
-    ("ckd", "default"): "CKD",
-    ("ckd", "temperature_1.0"): "CKD, T = 1",
-    ("rkd", "default"): "RKD",
-    ("ctkd", "default"): "CTKD",
-    ("kdpp", "default"): "KD++",
-    ("fitnet", "default"): "FitNet",
-    ("at", "default"): "AT",
-    ("adversarial_kd", "default"): "adversarial KD",
-    ("adversarial_kd", "alpha_0.0"): "AD",
-    ("mfd", "default"): "MFD",
-    ("bird", "default"): "BIRD",
+    "ckd alpha=0.0": "ERM",
+    "ckd alpha=0.0 balance=True": "re-balancing",
+    "ckd": "CKD",
+    "ckd temperature=1.0": "CKD, T = 1",
+    "rkd": "RKD",
+    "ctkd": "CTKD",
+    "kdpp": "KD++",
+    "fitnet": "FitNet",
+    "at": "AT",
+    "adversarial_kd alpha=0.0": "AD",
+    "adversarial_kd": "adversarial KD",
+    "mfd": "MFD",
+    "bird": "BIRD",
+    "groupdro": "GroupDRO",
+    "swad": "SWAD",
+    "fis": "FIS",
+    "fairdi": "FairDi",
+    "fairtune mask=none": "linear probe",
+    "fairtune mask=all": "full fine-tuning",
+    "fairtune": "FairTune",
 }
+SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α"}
+SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
+POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "adversarial KD", "re-balancing"]
+FAIRDI = ["ERM", "re-balancing", "GroupDRO", "SWAD", "FIS", "FairDi", "FairTune"]
 ## What two runs must share to stand in one table.
 SAME = "pictures image_size target sensitive epochs batch_size teacher student".split()
+## Settings of ckd.py, and so of all scripts, that make a row; its other ones are shared by a table.
+OF_A_ROW = ("balance", "alpha", "temperature")
+OWN_NETWORKS = {"fairtune"}  # tunes its own transformer, whatever student the others train
+POINTS = {"best_overall": "best overall", "best_worst_group": "best worst group"}
+## name in a table -> (name in metrics.py, which end is better)
+METRICS = {
+    "top-1": ("accuracy", 1),
+    "recall": ("recall", 1),
+    "precision": ("precision", 1),
+    "F1": ("f1", 1),
+    "AUROC": ("auroc", 1),
+    "worst group": ("auroc_worst_group", 1),
+    "gap": ("auroc_gap", -1),
+    "ES-AUC": ("es_auc", 1),
+    "PSD mean": ("psd_mean", -1),
+    "PSD max": ("psd_max", -1),
+    "mean-DEO": ("mean_deo", -1),
+    "max-DEO": ("max_deo", -1),
+    "disparity": ("disparity", -1),
+}
+## What the papers print, in percent, for the data set of the paper: their columns, then their rows
+## under our names. Nothing else in this file is a number from elsewhere.
+PUBLISHED = {
+    ("cifar10s", "poster"): (
+        "published: poster of BIRD (Java et al. 2023), ResNet-18 to ResNet-18, five runs; its skew "
+        "of the training set, epochs and learning rates are not published",
+        ["AUROC", "F1", "mean-DEO", "max-DEO"],
+        {
+            "ERM": (98.91, 88.34, 26.26, 47.94),
+            "CKD": (98.95, 88.90, 25.30, 46.92),
+            "FitNet": (98.89, 88.15, 26.55, 48.86),
+            "AT": (98.99, 88.95, 25.16, 46.08),
+            "AD": (98.44, 85.98, 16.20, 31.94),
+            "MFD": (98.93, 88.32, 27.27, 49.16),
+            "BIRD": (99.12, 89.45, 19.77, 38.26),
+        },
+    ),
+    ("celeba", "poster"): (
+        "published: poster of BIRD (Java et al. 2023), teacher CLIP-R50, five runs; which "
+        "attributes are target and group, and the student's network, are not published",
+        ["AUROC", "mean-DEO", "max-DEO"],
+        {
+            "ERM": (87.72, 21.11, 21.97),
+            "CKD": (87.72, 21.10, 22.07),
+            "FitNet": (87.54, 22.01, 23.30),
+            "AD": (88.51, 5.33, 7.93),
+            "MFD": (87.49, 22.56, 23.52),
+            "BIRD": (87.93, 2.65, 4.49),
+        },
+    ),
+    ("wider", "slides"): (
+        "published: slides of W210 (Bolner et al. 2023), EfficientNet-B3 to B0, one run each, "
+        "another split than the official one, recall, precision and F1 weighted by class; in its "
+        "public code the teacher has no part in the students of CKD, CTKD and KD++",
+        ["top-1", "recall", "precision", "F1", "disparity"],
+        {
+            "CKD": (65.0, 65.0, 65.0, 64.7, 9.8),
+            "RKD": (65.6, 65.6, 65.7, 65.2, 12.3),
+            "CTKD": (63.7, 63.7, 64.2, 63.4, 12.3),
+            "KD++": (59.6, 59.6, 60.6, 59.6, 11.0),
+        },
+    ),
+}
+UTILITY = ("top-1", "recall", "precision", "F1", "AUROC")
 
 
 class Refused(ValueError):
@@ -52,230 +142,652 @@ class Refused(ValueError):
 # ==================================================================================================
 
 
+@functools.cache
+def usual(script, dataset):
+    """The settings of a script for a data set when its command line names none."""
+    parser = importlib.import_module(script).settings()
+    return vars(R.complete(parser.parse_args(["--dataset", dataset])))
+
+
+def own_settings(result):
+    """{setting: value} that make the row: of the script alone, or of OF_A_ROW, and not usual."""
+    script, settings = result["method"], result["settings"]
+    normal, shared = usual(script, settings["dataset"]), usual("ckd", settings["dataset"])
+    own = {k: v for k, v in settings.items() if k not in shared or k in OF_A_ROW}
+    return {k: own[k] for k in sorted(own) if k in normal and own[k] != normal[k]}
+
+
+def row_name(result):
+    """The name of a result's row: from NAMES, or the script's with the unusual settings."""
+    own, script = own_settings(result), result["method"]
+    key = " ".join([script, *(f"{k}={v}" for k, v in own.items())])
+    extra = ", ".join(f"{SYMBOLS.get(k, k)} = {v:g}" if isinstance(v, float) else f"{k} = {v}"
+                      for k, v in own.items())  # fmt: skip
+    return NAMES.get(key) or f"{NAMES[script]}, {extra}"
+
+
+def conditions(result, without=()):
+    """What a run shares with all of its tables, as a text: its unusual settings, "" for none."""
+    script, settings = result["method"], result["settings"]
+    normal, shared = usual(script, settings["dataset"]), usual("ckd", settings["dataset"])
+    skip = {*OF_A_ROW, *without, "dataset", "seed", "fold"}
+    parts = ["folds"] if settings["fold"] is not None else []
+    for k, v in settings.items():
+        if k in shared and k not in skip and v != normal.get(k):
+            parts.append(f"{k}_{v}".replace("/", "_"))
+    return "-".join(parts)
+
+
+def read(path):
+    """The content of a result file."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if {"method", "settings", "last"} <= result.keys():
+            return result
+        reason = "it lacks the settings or the student"
+    except (OSError, ValueError, AttributeError) as error:
+        reason = error
+    raise Refused(f"{path} is not a result file ({reason}): delete it and run again")
+
+
 def collect(folder):
-    """{(dataset, script, setting): {seed: result}} of all result files, smoke runs left out."""
-    found = {}
+    """{(dataset, conditions): {row: {(fold, seed): result}}} of all result files but smoke runs."""
+    found, free = {}, []
     for path in sorted(Path(folder).glob("*/*/*-seed*.json")):
-        setting, _, seed = path.stem.rpartition("-seed")
-        key = (path.parent.parent.name, path.parent.name, setting)
-        found.setdefault(key, {})[int(seed)] = json.loads(path.read_text())
-    return found
+        result = read(path)
+        settings = result["settings"]
+        key = (settings["fold"] or 0, settings["seed"])
+        group = (settings["dataset"], conditions(result))
+        result["npz"], result["model"] = path.with_suffix(".npz"), {}
+        if result["method"] in OWN_NETWORKS:
+            free.append((key, result))
+        found.setdefault(group, {}).setdefault(row_name(result), {})[key] = result
+        if "fis" in result:  # FairDi's step 0, which is a method of its own
+            names = {"last": "fis", **{rule: f"fis_{rule}" for rule in POINTS}}
+            models = {rule: name if name in result else "fis" for rule, name in names.items()}
+            step = {rule: result[name] for rule, name in models.items()}
+            result = {**result, **step, "model": models}
+            found[group].setdefault("FIS", {})[key] = result
+    networks = ("teacher", "student")
+    for key, result in free:  # stand in every table of the same conditions but for the networks
+        for (dataset, _), rows in found.items():
+            other = next(r for runs in rows.values() for r in runs.values())
+            same = conditions(other, networks) == conditions(result, networks)
+            if dataset == result["settings"]["dataset"] and same:
+                rows.setdefault(row_name(result), {})[key] = result
+    order = [*NAMES.values()]
+    place = lambda name: order.index(name) if name in order else len(order)
+    return {group: dict(sorted(rows.items(), key=lambda item: place(item[0])))
+            for group, rows in sorted(found.items())}  # fmt: skip
 
 
-def comparable(rows):
-    """`rows` {name: {seed: result}} as they are; raises Refused when a table must not mix them."""
+def unfinished(lines, folder):
+    """The commands among `lines` that have no result in `folder` yet: what run_all.sh has to do.
+
+    ## Settings are compared without touching a picture: a list of finished runs costs seconds. A
+    ## command that cannot be read stays, so that its script says what is wrong with it.
+    """
+    seen = set()
+    freeze = lambda method, settings: (method, json.dumps(settings, sort_keys=True))
+    for path in Path(folder).rglob("*-seed*.json"):
+        result = read(path)
+        result["settings"].pop("pictures", None)
+        seen.add(freeze(result["method"], result["settings"]))
+    for line in lines:
+        script, *flags = shlex.split(line)[2:]  # OMP_NUM_THREADS=1 python methods/ckd.py ...
+        script = Path(script).stem
+        try:
+            parser = importlib.import_module(script).settings()
+            parser.exit_on_error = False
+            args = vars(R.complete(parser.parse_args(flags)))
+            known = freeze(script, {k: v for k, v in args.items() if k not in R.PLACES})
+        except (argparse.ArgumentError, SystemExit, InputError):
+            known = None
+        if known not in seen:
+            yield line
+
+
+def comparable(rows, whole=True):
+    """`rows` {name: {key: result}} as they are; raises Refused when a table must not mix them.
+
+    whole    every row must have every (fold, seed)
+    """
     wrong, first = [], next(iter(rows), None)
-    for name, seeds in rows.items():
-        if sorted(seeds) != sorted(rows[first]):
-            wrong.append(f"{name} has seeds {sorted(seeds)}, {first} {sorted(rows[first])}")
-        for seed in seeds.keys() & rows[first].keys():
-            a, b = rows[first][seed]["settings"], seeds[seed]["settings"]
-            wrong += [f"{k} of {first} is {a[k]}, of {name} {b[k]}" for k in SAME if a[k] != b[k]]
+    say = lambda runs: ", ".join(f"fold {f} seed {s}" if f else f"{s}" for f, s in sorted(runs))
+    for name, runs in rows.items():
+        if whole and sorted(runs) != sorted(rows[first]):
+            wrong.append(f"{name} has seeds {say(runs)}, {first} {say(rows[first])}")
+        for key in runs.keys() & rows[first].keys():
+            a, b = rows[first][key]["settings"], runs[key]["settings"]
+            free = {r[key]["method"] for r in (rows[first], runs)} & OWN_NETWORKS
+            same = [k for k in SAME if not (free and k in ("teacher", "student"))]
+            wrong += [f"{k} of {first} is {a[k]}, of {name} {b[k]}" for k in same if a[k] != b[k]]
     if wrong:
         raise Refused("these runs cannot be compared: " + "; ".join(dict.fromkeys(wrong)))
     return rows
 
 
-def select(found, dataset, names):
-    """The named rows of a data set that are there, in the order of `names`."""
-    there = {NAMES.get(key[1:]): seeds for key, seeds in found.items() if key[0] == dataset}
-    return comparable({name: there[name] for name in names if name in there})
+def select(rows, names):
+    """The named rows that are there, in the order of `names`."""
+    return comparable({name: rows[name] for name in names if name in rows})
 
 
-def values(seeds, model, metric):
-    """One test metric of one model in percent, an array over seeds; undefined is NaN."""
-    numbers = [seeds[seed][model]["test"][metric] for seed in sorted(seeds)]
+def values(runs, metric, rule="last"):
+    """One test metric in percent, an array over the runs of a row; undefined is NaN."""
+    numbers = [runs[key][rule]["test"][metric] for key in sorted(runs)]
     return 100 * np.array([np.nan if n is None else n for n in numbers], float)
 
 
 def collapsed(test):
     """Whether predictions on a test set have collapsed: see the top of this file."""
-    counts = np.array(test["counts"]).sum(0)  # (C, C), true x predicted
-    return bool((counts.sum(0) == 0).any() or test["recall"] < 1 / len(counts) + 0.05)
+    counts = np.array(test["counts"])  # (G, C, C), group x true x predicted
+    predicted = counts.sum(1) > 0  # (G, C)
+    one_answer = (predicted.sum(-1) == 1).any() or not predicted.any(0).all()
+    return bool(one_answer or test["recall"] < 1 / counts.shape[-1] + 0.05)
 
 
-def mark(seeds, model="last"):
-    """ " (n of m collapsed)" where there are any."""
-    n = sum(collapsed(result[model]["test"]) for result in seeds.values())
-    return f" ({n} of {len(seeds)} collapsed)" if n else ""
+def number_collapsed(runs, rule="last"):
+    return sum(collapsed(result[rule]["test"]) for result in runs.values())
 
 
 # ==================================================================================================
-# Tables
+# Cells and tables
 # ==================================================================================================
 
 
-def interval(numbers):
-    """`mean ± half-width of the 95 % interval` over seeds; the mean alone for one seed."""
-    mean, low, high = metrics.seed_interval(values=numbers)
-    return f"{mean:.1f} ± {(high - low) / 2:.1f}" if np.isfinite(low) else f"{mean:.1f}"
+class Value(NamedTuple):
+    """A number in percent with its 95 % interval, from seeds ("±") or a bootstrap ("[]")."""
+
+    point: float
+    low: float = np.nan
+    high: float = np.nan
+    style: str = "[]"
+
+    def __str__(self):
+        if np.isnan(self.point):
+            return "undefined"
+        if np.isnan(self.low):
+            return f"{self.point:.1f}"
+        if self.style == "±":
+            return f"{self.point:.1f} ± {(self.high - self.low) / 2:.1f}"
+        return f"{self.point:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
-def markdown(header, rows):
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+class Table:
+    """Rows of texts and Values under a header, as Markdown and as CSV."""
+
+    def __init__(self, header, better=None):
+        self.header, self.rows, self.barred, self.out, self.note = header, [], set(), set(), ""
+        self.better = {k: v[1] for k, v in METRICS.items()} if better is None else better
+
+    def add(self, name, cells, bad=0, of=1, ranked=True):
+        """A row. `bad` of its `of` runs have collapsed; an unranked row is never bold."""
+        note = f" ({bad} of {of} collapsed)" if of > 1 else " (collapsed)"
+        self.barred |= {len(self.rows)} if bad else set()
+        self.out |= set() if ranked else {len(self.rows)}
+        self.rows.append([name + note * bool(bad), *cells])
+
+    def best(self):
+        """{(row, column)} of the best values: collapsed rows cannot be best in fairness."""
+        found = set()
+        for c, column in enumerate(self.header):
+            barred = self.out | (set() if column in UTILITY else self.barred)
+            points = {
+                r: self.better[column] * row[c].point
+                for r, row in enumerate(self.rows)
+                if column in self.better and r not in barred and isinstance(row[c], Value)
+                and not np.isnan(row[c].point)
+            }  # fmt: skip
+            if len(self.rows) - len(self.out) > 1:
+                found |= {(r, c) for r, point in points.items() if point == max(points.values())}
+        return found
+
+    def markdown(self):
+        best, lines = self.best(), [self.header, ["---"] * len(self.header)]
+        for r, row in enumerate(self.rows):
+            cells = [str(cell) for cell in row]
+            lines.append([f"**{t}**" if (r, c) in best else t for c, t in enumerate(cells)])
+        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return text + f"\n\n*{self.note}*" * bool(self.note)
+
+    def csv(self, path):
+        """One column for a text, three (value, low, high) for Values, with all digits."""
+        wide = [any(isinstance(row[c], Value) for row in self.rows)
+                for c in range(len(self.header))]  # fmt: skip
+        spread = lambda cells: [x for cell in cells for x in cell]
+        with atomic(path) as temporary, open(temporary, "w", newline="") as handle:
+            write = csv.writer(handle, lineterminator="\n").writerow
+            write(spread([h, f"{h} low", f"{h} high"] if w else [h]
+                         for h, w in zip(self.header, wide)))  # fmt: skip
+            for row in self.rows:
+                cells = [[f"{x:.6g}" for x in v[:3]] if isinstance(v, Value) else [v] for v in row]
+                write(spread(c if len(c) == 3 or not w else [*c, "", ""]
+                             for c, w in zip(cells, wide)))  # fmt: skip
 
 
-def slides_table(found, dataset, names):
+def beside_published(table, dataset, kind):
+    """The table with the paper's columns and their source, where the data set is the paper's."""
+    if (dataset, kind) in PUBLISHED:
+        table.note, columns, printed = PUBLISHED[dataset, kind]
+        table.header += [f"{column}, published" for column in columns]
+        for row in table.rows:
+            name = row[0].partition(" (")[0]
+            row += [f"{v:.1f}" for v in printed[name]] if name in printed else [""] * len(columns)
+    return table
+
+
+def over_runs(numbers):
+    """Mean of an array over seeds or folds, with its interval."""
+    return Value(*M.seed_interval(values=numbers), "±")
+
+
+def cell(runs, metric, rule="last"):
+    """A metric of a row: over its runs, or, for a single run, over its test pictures."""
+    if len(runs) > 1:
+        return over_runs(values(runs, metric, rule))
+    test = next(iter(runs.values()))[rule]["test"]
+    parts = [test[metric], *test.get("interval", {}).get(metric, [])]
+    return Value(*(np.nan if p is None else 100 * p for p in parts))
+
+
+def change(runs, base, metric, rule="last", base_rule=None):
+    """Paired difference of a metric, row minus base, over the same runs or the same pictures."""
+    base_rule = base_rule or rule
+    if len(runs) > 1:
+        return over_runs(values(runs, metric, rule) - values(base, metric, base_rule))
+    keys = list(runs)
+    return paired(scores(runs, rule, keys), scores(base, base_rule, keys), metric)
+
+
+def relative_change(numbers, base):
+    """Change of the mean in percent of the base's mean, paired by seed: (value, low, high).
+
+    ## Fieller's interval: all ratios ρ for which the interval of the mean of y - ρx holds 0. It
+    ## needs no division by single, perhaps tiny, values. NaN where x may be 0: no bounds then.
+    """
+    x, y, n = np.asarray(base, float), np.asarray(numbers, float), len(numbers)
+    point = 100 * (y.mean() / x.mean() - 1)
+    if n < 2:
+        return Value(point)
+    _, low, high = M.seed_interval(values=np.arange(n))
+    t2 = ((high - low) / 2) ** 2 / np.arange(n).var(ddof=1)  # t² / n
+    cov = np.cov(x, y)
+    a, b, c = (u - t2 * v for u, v in ((x.mean() ** 2, cov[0, 0]),
+               (x.mean() * y.mean(), cov[0, 1]), (y.mean() ** 2, cov[1, 1])))  # fmt: skip
+    if a <= 0:
+        return Value(point)
+    root = np.sqrt(max(b * b - a * c, 0))
+    return Value(point, 100 * ((b - root) / a - 1), 100 * ((b + root) / a - 1))
+
+
+# ==================================================================================================
+# Test logits: one test set of several folds, and two models on the same pictures
+# ==================================================================================================
+
+
+def pictures(runs, rule, keys):
+    """Logits, labels, groups, ids and subjects of the test pictures of some runs, by id.
+
+    ## Pooling folds mixes models: each fold has its own, and a logit of 1 need not mean the same
+    ## in all. AUROC over the pool pays for that; the mean over folds would not, but folds are too
+    ## small for groups with few positives. Logits are pooled as they are, for every method.
+    """
+    parts = []
+    for key in keys:
+        try:
+            with np.load(runs[key]["npz"], allow_pickle=False) as file:
+                names = [runs[key]["model"].get(rule, rule), "labels", "groups", "ids", "subjects"]
+                parts.append([file[name] for name in names])
+        except (OSError, ValueError, KeyError) as error:
+            raise Refused(f"{runs[key]['npz']} cannot be read ({error}): run it again") from None
+    logits, labels, groups, ids, subjects = (np.concatenate(column) for column in zip(*parts))
+    order = np.argsort(ids)
+    if len(np.unique(ids)) < len(ids):
+        raise Refused(f"a picture is tested twice in folds {[f for f, _ in keys]}")
+    return [array[order] for array in (logits.astype(float), labels, groups, ids, subjects)]
+
+
+CACHE = {}  # of `scores`: a base is compared with many rows
+
+
+def scores(runs, rule, keys, replicates=1000):
+    """Point values and bootstrap draws of every metric over the pictures of some runs."""
+    name = tuple((str(runs[key]["npz"]), runs[key]["model"].get(rule, rule)) for key in keys)
+    if name not in CACHE:
+        logits, labels, groups, ids, subjects = pictures(runs, rule, keys)
+        groups_there = len(runs[keys[0]]["group_names"])
+        data = dict(logits=logits, labels=labels, groups=groups, num_groups=groups_there)
+        weights = M.bootstrap_weights(n=len(ids), replicates=replicates, clusters=subjects)
+        draws = M.bootstrap(**data, weights=weights)
+        CACHE[name] = {"ids": ids, "truth": (labels, groups), "draws": draws,
+                       "point": M.headline(**data)}  # fmt: skip
+    return CACHE[name]
+
+
+def measured(one, metric, group=None):
+    """A metric of `scores` in percent with its bootstrap interval; of one group, if named."""
+    point, draws = one["point"][metric], one["draws"][metric]
+    point, draws = (point, draws) if group is None else (point[group], draws[:, group])
+    low, high = M.interval(draws=draws, point=point)
+    return Value(100 * float(point), 100 * low, 100 * high)
+
+
+def paired(one, base, metric):
+    """Difference of a metric, one minus base, on the same pictures in the same resamples."""
+    same = zip((one["ids"], *one["truth"]), (base["ids"], *base["truth"]))
+    if not all(np.array_equal(a, b) for a, b in same):
+        raise Refused("paired differences need the same test pictures, labels and groups")
+    d = M.paired_difference(
+        point_a=one["point"][metric],
+        point_b=base["point"][metric],
+        draws_a=one["draws"][metric],
+        draws_b=base["draws"][metric],
+    )
+    return Value(*(100 * d[k] for k in ("difference", "low", "high")))
+
+
+def folds_of(runs):
+    """One (fold, seed) for each fold of a row, with the lowest seed."""
+    lowest = {}
+    for fold, seed in sorted(runs, reverse=True):
+        lowest[fold] = (fold, seed)
+    return tuple(sorted(lowest.values()))
+
+
+def pooled_rows(rows, rules):
+    """(label, runs, keys, rule, base runs) for each row of a table of pooled folds.
+
+    A method with fewer folds than the most is compared on its own folds alone: the base, ERM or
+    CKD, stands above it once more, on these folds.
+    """
+    comparable(rows, whole=False)
+    every = max((folds_of(runs) for runs in rows.values()), key=len)
+    base = next((name for name in ("ERM", "CKD") if name in rows), None)
+    for keys in sorted({folds_of(runs) for runs in rows.values()}, key=lambda k: -len(k)):
+        there = base if base and set(keys) <= set(rows[base]) else None
+        for name, runs in rows.items():
+            if folds_of(runs) == keys or (name == there and keys != every):
+                for rule, words in rules.items():
+                    short = (
+                        "" if keys == every else f" (folds {', '.join(str(f) for f, _ in keys)})"
+                    )
+                    yield name + words + short, runs, keys, rule, rows.get(there)
+
+
+def pooled_tables(rows, rules):
+    """Folds pooled so that every picture is tested once: values, and paired differences to ERM."""
+    plan = list(pooled_rows(rows, rules))
+    names = next(iter(plan[0][1].values()))["group_names"]
+    shown = "AUROC,worst group,gap,ES-AUC,PSD mean,PSD max,mean-DEO".split(",")
+    header = ["method", "n", *shown, *(f"AUROC, {g}" for g in names)]
+    table, differences = Table(header), Table(["method", *(f"{s}, − base" for s in shown)])
+    full = len(plan[0][2])
+    for label, runs, keys, rule, base in plan:
+        one = scores(runs, rule, keys)
+        bad = number_collapsed({key: runs[key] for key in keys}, rule)
+        cells = [measured(one, METRICS[s][0]) for s in shown]
+        cells += [measured(one, "group_auroc", g) for g in range(len(names))]
+        table.add(label, [str(len(one["ids"])), *cells], bad, len(keys), len(keys) == full)
+        if base is not None and base is not runs:
+            against = scores(base, rule, keys)
+            cells = [paired(one, against, METRICS[s][0]) for s in shown]
+            differences.add(label, cells, bad, len(keys))
+    return {"": table, "-differences": differences}
+
+
+# ==================================================================================================
+# Tables of the papers, and everything on one page
+# ==================================================================================================
+
+
+def slides_table(rows, dataset=None):
     """The layout of the W210 slides: teacher and students, and the paired change of disparity."""
-    shown = {"top-1": "accuracy", "recall": "recall", "precision": "precision", "F1": "f1"}
-    shown["disparity"] = "disparity"
-    chosen, rows = select(found, dataset, names), []
-    for name, seeds in chosen.items():
-        cells = [interval(values(seeds, "last", metric)) for metric in shown.values()]
-        change = values(seeds, "last", "disparity") - values(seeds, "teacher", "disparity")
-        rows.append([name + mark(seeds), *cells, interval(change)])
-    for seeds in list(chosen.values())[:1]:
-        cells = [interval(values(seeds, "teacher", metric)) for metric in shown.values()]
-        rows.insert(0, ["*the teacher*" + mark(seeds, "teacher"), *cells, ""])
-    return markdown(["student by", *shown, "disparity, student − teacher"], rows)
+    shown = ["top-1", "recall", "precision", "F1", "disparity"]
+    table = Table(["student by", *shown, "disparity, − teacher", "change in %"])
+    chosen = select(rows, SLIDES)
+    for name, runs in chosen.items():
+        has_teacher = all("teacher" in result for result in runs.values())
+        if has_teacher and not table.rows:
+            cells = [cell(runs, METRICS[s][0], "teacher") for s in shown]
+            bad = number_collapsed(runs, "teacher")
+            table.add("*the teacher*", [*cells, "", ""], bad, len(runs), ranked=False)
+        cells = [cell(runs, METRICS[s][0]) for s in shown] + ["", ""]
+        if has_teacher:
+            old, new = values(runs, "disparity", "teacher"), values(runs, "disparity")
+            cells[-2] = change(runs, runs, "disparity", "last", "teacher")
+            cells[-1] = relative_change(new, old)
+        table.add(name, cells, number_collapsed(runs), len(runs))
+    return beside_published(table, dataset, "slides")
 
 
-def poster_table(found, dataset, names):
-    """The layout of the BIRD poster, and the paired difference of mean-DEO to CKD."""
-    shown = {"AUROC": "auroc", "F1": "f1", "mean-DEO": "mean_deo", "max-DEO": "max_deo"}
-    chosen, rows = select(found, dataset, names), []
-    for name, seeds in chosen.items():
-        cells = [interval(values(seeds, "last", metric)) for metric in shown.values()]
-        change = ""
+def poster_table(rows, dataset=None):
+    """The layout of the BIRD poster, and the paired change against CKD."""
+    shown, chosen = ["AUROC", "F1", "mean-DEO", "max-DEO"], select(rows, POSTER)
+    more = ["AUROC, − CKD", "mean-DEO, − CKD", "mean-DEO, change in %"]
+    table = Table(["method", *shown, *more])
+    for name, runs in chosen.items():
+        cells = [cell(runs, METRICS[s][0]) for s in shown] + ["", "", ""]
         if "CKD" in chosen and name != "CKD":
-            base = values(chosen["CKD"], "last", "mean_deo")
-            change = interval(values(seeds, "last", "mean_deo") - base)
-        rows.append([name + mark(seeds), *cells, change])
-    return markdown(["method", *shown, "mean-DEO, method − CKD"], rows)
+            base = chosen["CKD"]
+            cells[-3:-1] = [change(runs, base, metric) for metric in ("auroc", "mean_deo")]
+            cells[-1] = relative_change(values(runs, "mean_deo"), values(base, "mean_deo"))
+        table.add(name, cells, number_collapsed(runs), len(runs))
+    return beside_published(table, dataset, "poster")
 
 
-def one_seed_table(found, dataset, setting, scripts, seed=0):
-    """Runs of one seed on one data set: a row for each model, 95 % bootstrap intervals."""
-    rows, chosen = [], {s: found.get((dataset, s, setting), {}) for s in scripts}
-    chosen = comparable({script: seeds for script, seeds in chosen.items() if seed in seeds})
-    metrics_shown = ["auroc", "auroc_worst_group", "auroc_gap", "es_auc", "mean_deo"]
-    for number, (script, seeds) in enumerate(chosen.items()):
-        result = seeds[seed]
-        models = (
-            {f"*teacher, {result['teacher']['network']}*": result["teacher"]} if not number else {}
-        )
-        models[f"{script}.py, {result['last']['network']}"] = result["last"]
-        for name, model in models.items():
-            test = model["test"]
-            parts = [(test, metric) for metric in metrics_shown]
-            parts += [(group, "auroc") for group in test["groups"]]
-            shown = [(100 * part[m], *part["interval"][m]) for part, m in parts]
-            shown = [f"{v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b in shown]
-            rows.append([name + " (collapsed)" * collapsed(test), *shown])
-    groups = next(iter(chosen.values()))[seed]["group_names"] if chosen else []
-    header = ["model", "AUROC", "worst group", "gap", "ES-AUC", "mean-DEO"]
-    return markdown([*header, *(f"AUROC, {group}" for group in groups)], rows)
+def overview_table(rows):
+    """Everything on one page: utility, fairness, cost, and the paired difference to CKD."""
+    shown = ["top-1", "F1", "AUROC", "worst group", "gap", "ES-AUC", "mean-DEO", "max-DEO"]
+    costs = ["parameters", "MB", "ms, one picture", "s of training"]
+    table = Table(["method", *shown, "top-1, − CKD", "mean-DEO, − CKD", *costs])
+    chosen = comparable({k: v for k, v in rows.items() if not k.startswith("adversarial KD, λ")})
+    teacher = next((r for r in chosen.values() if all("teacher" in x for x in r.values())), None)
+    for name, runs, rule in [("*the teacher*", teacher, "teacher")] * bool(teacher) + [
+        (name, runs, "last") for name, runs in chosen.items()
+    ]:
+        cells = [cell(runs, METRICS[s][0], rule) for s in shown] + ["", ""]
+        if "CKD" in chosen and name != "CKD" and rule == "last":
+            cells[-2:] = [change(runs, chosen["CKD"], m) for m in ("accuracy", "mean_deo")]
+        model, last = next(iter(runs.values()))[rule], rule == "last"
+        times = [result["times"] for result in runs.values()]
+        seconds = [sum(t["epochs"]) if last else t["teacher"] for t in times]
+        latency = f"{np.median([t['cpu_latency_ms'] for t in times]):.2f}" if last else ""
+        costs = [f"{model['parameters']:,}", f"{model['megabytes']:.2f}", latency]
+        costs.append(f"{np.median(seconds):.0f}")
+        table.add(name, [*cells, *costs], number_collapsed(runs, rule), len(runs), last)
+    return table
 
 
-def sweep(found, dataset):
-    """{λ: {seed: result}} of adversarial_kd.py where nothing but λ differs."""
-    rows = {}
-    for (where, script, _), seeds in found.items():
-        settings = next(iter(seeds.values()))["settings"]
-        if where == dataset and script == "adversarial_kd" and settings["alpha"] > 0:
-            rows[settings["adversary_weight"]] = seeds
-    return comparable(dict(sorted(rows.items()))) if 0.0 in rows else {}
+def sweep(rows):
+    """{λ: {key: result}} of adversarial_kd.py where nothing but λ differs; {} without λ = 0."""
+    found = {}
+    for runs in rows.values():
+        result = next(iter(runs.values()))
+        if result["method"] == "adversarial_kd" and not own_settings(result).keys() - {
+            "adversary_weight"
+        }:
+            found[result["settings"]["adversary_weight"]] = runs
+    return comparable(dict(sorted(found.items()))) if 0.0 in found else {}
 
 
-def sweep_table(found, dataset):
-    """The strength of the adversary against accuracy and fairness, paired with λ = 0."""
-    rows, chosen = [], sweep(found, dataset)
-    for strength, seeds in chosen.items():
-        cells = [f"{strength:g}" + mark(seeds)]
-        for metric in ("accuracy", "auroc", "disparity", "mean_deo"):
-            cells.append(interval(values(seeds, "last", metric)))
-        for metric in ("accuracy", "disparity"):
-            base = values(chosen[0.0], "last", metric)
-            cells.append(interval(values(seeds, "last", metric) - base) if strength else "")
-        rows.append(cells)
-    header = ["λ", "accuracy", "AUROC", "disparity", "mean-DEO"]
-    return markdown([*header, "accuracy, λ − 0", "disparity, λ − 0"], rows)
+def sweep_table(rows):
+    """The strength of the adversary, paired with λ = 0: which one buys fairness for little?"""
+    shown = ["top-1", "AUROC", "disparity", "mean-DEO"]
+    more = ["top-1, λ − 0", "disparity, λ − 0", "disparity, change in %", "30 % for 1 point"]
+    table, chosen = Table(["λ", *shown, *more]), sweep(rows)
+    for strength, runs in chosen.items():
+        cells = [cell(runs, METRICS[s][0]) for s in shown] + [""] * 4
+        bad = number_collapsed(runs)
+        if strength:
+            cells[-4:-2] = [change(runs, chosen[0.0], m) for m in ("accuracy", "disparity")]
+            now, then = values(runs, "disparity"), values(chosen[0.0], "disparity")
+            cells[-2] = relative_change(now, then)
+            enough = cells[-2].point <= -30 and cells[-4].point >= -1 and not bad
+            cells[-1] = "yes" if enough else "no"
+        table.add(f"{strength:g}", cells, bad, len(runs))
+    return table
 
 
 def gates_table():
-    """How far each script is from ckd.py, from the side-by-side test."""
+    """How far each script is from ckd.py, as Markdown, from the side-by-side test."""
     sys.path.insert(0, str(ROOT / "tests"))
-    import test_side_by_side
-
-    return test_side_by_side.table()
+    return importlib.import_module("test_side_by_side").table()
 
 
-CLASSIC = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
-POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "adversarial KD", "re-balancing"]
-SCRIPTS = "ckd rkd ctkd kdpp fitnet at adversarial_kd bird mfd".split()
-SMALL = "image_size_32-teacher_convnet32-student_convnet8-epochs_6"
-TABLES = {
-    "toy-slides": lambda found: slides_table(found, "toy", CLASSIC),
-    "toy-poster": lambda found: poster_table(found, "toy", POSTER),
-    "toy-sweep": lambda found: sweep_table(found, "toy"),
-    "ham10000-ckd": lambda found: one_seed_table(found, "ham10000", "epochs_10", ["ckd"]),
-    "ham10000-small": lambda found: one_seed_table(found, "ham10000", SMALL, SCRIPTS),
-    "gates": lambda found: gates_table(),
-}
+def tables(found):
+    """{name: Table} of all tables that the results give, and {name: why} of the refused ones."""
+    made, refused = {}, {}
+
+    def make(name, work, *args):
+        try:
+            result = work(*args)
+            parts = result.items() if isinstance(result, dict) else [("", result)]
+            made.update({name + end: table for end, table in parts if table.rows})
+        except Refused as error:
+            refused[name] = str(error)
+
+    for (dataset, label), rows in found.items():
+        name = "-".join(filter(None, [dataset, label]))
+        only = lambda names, rows=rows: {k: rows[k] for k in names if k in rows}
+        if label.startswith("folds"):
+            make(f"{name}-pooled", pooled_tables, only(NAMES.values()), {"last": ""})
+            points = {rule: f", {words}" for rule, words in POINTS.items()}
+            if len(only(FAIRDI)) > 1:
+                make(f"{name}-fairdi", pooled_tables, only(FAIRDI), points)
+        else:
+            make(f"{name}-overview", overview_table, rows)
+        if len(only(SLIDES)) > 1:
+            make(f"{name}-slides", slides_table, rows, dataset)
+        if len(only(POSTER)) > 1:
+            make(f"{name}-poster", poster_table, rows, dataset)
+        make(f"{name}-sweep", sweep_table, rows)
+    return made, refused
 
 
-def fill(text, found):
+def fill(text, made):
     """README text with the part between `<!-- table NAME -->` and `<!-- end -->` made anew."""
-    pattern = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.S)
-    return pattern.sub(lambda m: f"{m[1]}{TABLES[m[2]](found)}\n{m[3]}", text)
+
+    def new(match):
+        if match[2] not in made and match[2] != "gates":
+            raise Refused(f"README asks for the table {match[2]}, there are {', '.join(made)}")
+        table = gates_table() if match[2] == "gates" else made[match[2]].markdown()
+        return f"{match[1]}{table}\n{match[3]}"
+
+    return re.sub(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", new, text, flags=re.S)
 
 
 # ==================================================================================================
-# Figures
+# Figures, and two scripts side by side
 # ==================================================================================================
 
 
-def sweep_figures(found, dataset, folder):
-    """λ against disparity and accuracy, with 95 % bands over seeds; and the three in one view."""
-    import matplotlib
+def two_points(rows, folded):
+    """{row: {rule: AUROC, gap and group AUROCs in percent}} for FairDi's figure."""
+    found = {}
+    for name in [*FAIRDI, "CKD", "adversarial KD", "BIRD"]:
+        for rule in POINTS if name in rows else ():
+            runs = rows[name]
+            if folded:
+                point = scores(runs, rule, folds_of(runs))["point"]
+                each = [point["auroc"], point["auroc_gap"], *point["group_auroc"]]
+            else:
+                tests = [result[rule]["test"] for result in runs.values()]
+                of = lambda t: [t["auroc"], t["auroc_gap"], *(g["auroc"] for g in t["groups"])]
+                each = np.mean([of(t) for t in tests], 0)
+            whole, gap, *groups = (100 * float(v) for v in each)
+            found.setdefault(name, {})[rule] = {"auroc": whole, "gap": gap, "groups": groups}
+    return found
 
-    matplotlib.use("Agg")  # no display is needed
-    import matplotlib.pyplot as plt
 
-    chosen = sweep(found, dataset)
-    if len(chosen) < 2:
-        return
-    strengths, places = list(chosen), np.arange(len(chosen))
-    curves = {
-        metric: np.array(
-            [metrics.seed_interval(values=values(s, "last", metric)) for s in chosen.values()]
+def rank_blocks(found, metric):
+    """Names and (N, k) values, higher is better, of the rows that every data set and run has."""
+    blocks = {}
+    for (dataset, label), rows in found.items():
+        if (
+            dataset != "toy" or len({d for d, _ in found}) == 1
+        ):  # the toy counts alone or not at all
+            for name in NAMES.values():
+                for key, result in rows.get(name, {}).items():
+                    value = result["last"]["test"][METRICS[metric][0]]
+                    bad = collapsed(result["last"]["test"]) and metric not in UTILITY
+                    worst = -np.inf  # a collapsed run ranks last in fairness
+                    score = worst if bad or value is None else METRICS[metric][1] * value
+                    blocks.setdefault((dataset, label, key), {})[name] = score
+    most = max((len(b) for b in blocks.values()), default=0)
+    blocks = [b for b in blocks.values() if len(b) == most]
+    names = [n for n in NAMES.values() if all(n in b for b in blocks)]
+    return names, np.array([[b[n] for n in names] for b in blocks])
+
+
+def draw(found, folder, results, data_dir):
+    """Every figure that the results give, and figures.md, a page with their captions."""
+    import figures
+
+    captions = {}
+    for (dataset, label), rows in found.items():
+        name, where = "-".join(filter(None, [dataset, label])), " ".join([dataset, label]).strip()
+        plan = {
+            "disparity": (figures.per_class, rows),
+            "training": (figures.training, rows),
+            "masks": (figures.fairtune_masks, rows),
+            "gallery": (functools.partial(figures.gallery, data_dir=data_dir), rows),
+        }
+        points = two_points(rows, label.startswith("folds"))
+        if len(points) > 2:
+            names = next(r for runs in rows.values() for r in runs.values())["group_names"]
+            plan["two-points"] = (functools.partial(figures.two_points, points), names)
+        chosen = sweep(rows)
+        if len(chosen) > 1:
+            bad = [number_collapsed(runs) > 0 for runs in chosen.values()]
+            plan["sweep"] = (functools.partial(figures.sweep, chosen), bad)
+            plan["sweep-3d"] = (functools.partial(figures.sweep_3d, chosen), bad)
+        for kind, (work, what) in plan.items():
+            path = folder / f"{name}-{kind}.png"
+            captions[path.name] = work(what, where, path)
+    for metric in ("AUROC", "worst group", "mean-DEO"):
+        names, values_ = rank_blocks(found, metric)
+        if len(names) > 2 and len(values_) > 1:
+            path = folder / f"ranks-{metric.replace(' ', '-')}.png"
+            captions[path.name] = figures.critical_difference(names, values_, metric, path)
+    captions = {name: caption for name, caption in captions.items() if caption}
+    command = f"python report.py --results {results}" + f" --data-dir {data_dir}" * bool(data_dir)
+    pages = [f"![{n}]({n})\n\n{c} Made by `{command}`.\n" for n, c in captions.items()]
+    with atomic(folder / "figures.md") as temporary:
+        temporary.write_text("\n".join(pages), encoding="utf-8")
+    print(f"wrote {len(captions)} figures to {folder}: {', '.join(captions)}")
+
+
+def diff_page(first, second):
+    """Two scripts side by side as HTML: equal sections are folded, the methods are whole."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    split = importlib.import_module("test_side_by_side").sections
+    texts = [(ROOT / "methods" / f"{name}.py") for name in (first, second)]
+    for path in texts:
+        if not path.exists():
+            names = ", ".join(sorted(p.stem for p in path.parent.glob("*.py")))
+            raise Refused(f"there is no script {path.stem}: choose two of {names}")
+    a, b = (split(path.read_text(encoding="utf-8")) for path in texts)
+    parts = []
+    for name in a:
+        left, right = a[name].splitlines(), b[name].splitlines()
+        table = difflib.HtmlDiff(tabsize=4, wrapcolumn=88).make_table(
+            left, right, f"{first}.py", f"{second}.py", context=False
         )
-        for metric in ("disparity", "accuracy")
-    }  # (λ, 3): mean, low, high
-    bad = [bool(mark(seeds)) for seeds in chosen.values()]
-    colours, styles = (
-        {"disparity": "#d55e00", "accuracy": "#0072b2"},
-        {"disparity": "-", "accuracy": "--"},
+        note = f"{len(left)} lines, equal" if left == right else "differs"
+        opened = "" if left == right else " open"
+        parts.append(f"<details{opened}><summary>{name} ({note})</summary>{table}</details>")
+    style = difflib.HtmlDiff._styles + (
+        "body{font-family:sans-serif;margin:1em} table.diff{font-size:11px;width:100%}"
+        "summary{font-weight:bold;padding:.4em;cursor:pointer} td{white-space:pre}"
+        ".diff_add{background:#cde6f7} .diff_chg{background:#fdf3c0} .diff_sub{background:#f8d9c0}"
     )
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for metric, curve in curves.items():
-        axes.plot(
-            places, curve[:, 0], styles[metric], color=colours[metric], marker="o", label=metric
-        )
-        axes.fill_between(places, curve[:, 1], curve[:, 2], color=colours[metric], alpha=0.2, lw=0)
-    if any(bad):
-        low = [curves["accuracy"][n, 0] for n in places if bad[n]]
-        axes.plot(places[bad], low, "x", color="black", ms=11, label="some seeds collapsed")
-    axes.set_xticks(places, [f"{s:g}" for s in strengths])
-    axes.set(xlabel="strength λ of the adversary", ylabel="percent of the test set", ylim=(0, 100))
-    axes.set_title(f"A stronger adversary: disparity and accuracy on {dataset}")
-    axes.legend()
-    figure.savefig(folder / f"{dataset}-sweep.png", dpi=150)
-
-    figure = plt.figure(figsize=(6, 5), layout="constrained")
-    axes = figure.add_subplot(projection="3d")
-    axes.plot(places, curves["disparity"][:, 0], curves["accuracy"][:, 0], color="0.6")
-    points = axes.scatter(
-        places, curves["disparity"][:, 0], curves["accuracy"][:, 0], c=places, cmap="cividis", s=50
+    title = f"{first}.py beside {second}.py"
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{style}</style></head><body><h1>{title}</h1><p>Blue: only in {second}.py. Orange: "
+        f"only in {first}.py. Yellow: changed. Equal sections are folded; click to open them.</p>"
+        f"{''.join(parts)}</body></html>"
     )
-    points.set_depthshade(False)
-    axes.set_xticks(places, [f"{s:g}" for s in strengths], rotation=45, fontsize=8)
-    axes.set(xlabel="λ", ylabel="disparity (%)", zlabel="accuracy (%)")
-    axes.set_title(f"λ, disparity and accuracy of adversarial KD on {dataset}")
-    figure.savefig(folder / f"{dataset}-sweep-3d.png", dpi=150)
-    plt.close("all")
 
 
 # ==================================================================================================
@@ -285,25 +797,42 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", default="results", help="folder of result files")
-    parser.add_argument("--readme", action="store_true", help="also fill the tables of README.md")
+    add = parser.add_argument
+    add("--results", default="results", help="folder of result files")
+    add("--readme", action="store_true", help="also fill the tables of README.md")
+    add("--diff", nargs=2, metavar="SCRIPT", help="write two scripts side by side, as HTML")
+    add("--data-dir", help="folder of the pictures, for a gallery of other data than the toy")
+    add("--unfinished", action="store_true", help="print the commands on stdin without a result")
     args = parser.parse_args()
+    if args.unfinished:
+        return print("".join(unfinished(sys.stdin, args.results)), end="")
+    if args.diff:
+        first, second = (Path(name).stem for name in args.diff)
+        path = Path(args.results) / "tables" / f"{first}-{second}.html"
+        page = diff_page(first, second)
+        with atomic(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        return print(f"wrote {path}")
     found, folder = collect(args.results), Path(args.results) / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, make in TABLES.items():
-        text = make(found)
-        if text.count("\n") > 1:  # more than a header
-            (folder / f"{name}.md").write_text(text + "\n")
-    for dataset in sorted({key[0] for key in found}):
-        sweep_figures(found, dataset, folder)
-    print(f"wrote {', '.join(sorted(p.name for p in folder.iterdir()))} in {folder}")
+    if not found:
+        raise Refused(f"{args.results} holds no result files: run a script first, or run_all.sh")
+    make_folder(folder)
+    made, refused = tables(found)
+    for name, table in made.items():
+        with atomic(folder / f"{name}.md") as temporary:
+            temporary.write_text(table.markdown() + "\n", encoding="utf-8")
+        table.csv(folder / f"{name}.csv")
+    print(f"wrote {len(made)} tables to {folder}: {', '.join(made)}")
+    draw(found, folder, args.results, args.data_dir)
     if args.readme:
         readme = ROOT / "README.md"
-        readme.write_text(fill(readme.read_text(), found))
+        readme.write_text(fill(readme.read_text(encoding="utf-8"), made), encoding="utf-8")
+    if refused:
+        raise Refused("\n".join(f"no table {name}: {why}" for name, why in refused.items()))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except Refused as error:
+    except (Refused, InputError) as error:
         sys.exit(f"report.py: {error}")

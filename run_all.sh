@@ -1,61 +1,123 @@
 #!/usr/bin/env bash
 # Every run behind every table and figure, then the tables and figures.
 #
-#     bash run_all.sh              five seeds of everything on the embedded toy data, on a laptop's CPU
-#     bash run_all.sh --seeds 1    one seed
-#     bash run_all.sh --jobs 4     four runs at a time (default: one for each core)
-#     bash run_all.sh --list       only print the commands, one a line, for other schedulers
+#     bash run_all.sh                                     the embedded toy data, three seeds
+#     bash run_all.sh --quick                             one seed, three strengths of the adversary
+#     bash run_all.sh --seeds 5                           as in the README
+#     bash run_all.sh --dataset NAME --data-dir DIR       real pictures; ham10000: five folds, sex and age
+#     bash run_all.sh --only ckd bird                     some of the scripts in methods/
+#     bash run_all.sh --jobs 4                            four runs at a time (default: one for each core)
+#     bash run_all.sh --only ckd -- --epochs 3            what stands after -- goes to every run
+#     bash run_all.sh --list                              only print the commands, one a line
 #
 # Each run has one thread: two with a core each are faster than one with two, and the number of
-# threads changes the last digits of a sum, hence, after some thousand steps, the result. A run whose
-# result is there is skipped, a killed one goes on from its last epoch, a failed one stops no other
-# and is named at the end.
+# threads changes the last digits of a sum, hence, after some thousand steps, the result. A finished
+# run is skipped, a killed one goes on from its last epoch, a failed one stops no other and is named
+# at the end. What a run prints goes to runs/logs/. The lines of --list depend on nothing but each
+# other's files: GNU parallel, xargs or a SLURM array may run them in any order, on many machines.
 set -u
 cd "$(dirname "$0")" || exit 1
-seeds=5 jobs=$(nproc 2>/dev/null || echo 2) list=no
+fail() { echo "run_all.sh: $1; see the top of this file" >&2; exit 2; }
+jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+seeds='' quick=no list=no dataset=toy data=() only=() extra=()
 while [ $# -gt 0 ]; do
-    case $1 in
-        --seeds) seeds=${2:?--seeds needs a number}; shift 2 ;;
-        --jobs) jobs=${2:?--jobs needs a number}; shift 2 ;;
-        --list) list=yes; shift ;;
-        *) echo "run_all.sh: unknown option $1; see the top of this file" >&2; exit 2 ;;
+    option=$1
+    case $1 in --seeds | --jobs | --dataset | --data-dir) [ $# -gt 1 ] || fail "$1 needs a value" ;; esac
+    shift
+    case $option in
+        --quick) quick=yes ;;
+        --list) list=yes ;;
+        --seeds) seeds=$1; shift ;;
+        --jobs) jobs=$1; shift ;;
+        --dataset) dataset=$1; shift ;;
+        --data-dir) data=(--data-dir "$1"); shift ;;
+        --only)
+            while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do
+                [ -f "methods/${1%.py}.py" ] || fail "--only $1: there is no methods/${1%.py}.py"
+                only+=("${1%.py}"); shift
+            done ;;
+        --) extra=("$@"); break ;;
+        *) fail "unknown option $option" ;;
     esac
 done
+case $jobs in '' | *[!0-9]* | 0) fail "--jobs must be a number, at least 1" ;; esac
+case $seeds in *[!0-9]* | 0) fail "--seeds must be a number, at least 1" ;; esac
+[ "$dataset" = toy ] || data=(--dataset "$dataset" ${data[@]+"${data[@]}"})
 
-for_each_seed() {
-    for ((seed = 0; seed < seeds; seed++)); do
-        echo "OMP_NUM_THREADS=1 python methods/$1 --seed $seed"
-    done
+# ----- the runs -----------------------------------------------------------------------------------
+
+folds=('') groups=('')  # of ham10000: every picture is tested once, groups by sex and by age
+if [ "$dataset" = ham10000 ] && [ $quick = no ]; then
+    folds=(0 1 2 3 4) groups=('' age)
+    seeds=${seeds:-1}  # a fold is a repetition, too
+fi
+[ $quick = no ] || seeds=1
+
+each() {  # a script with some settings, for every group, fold and seed: one command a line
+    local script=$1 group fold seed
+    shift
+    if [ ${#only[@]} -gt 0 ]; then
+        case " ${only[*]} " in *" $script "*) ;; *) return ;; esac
+    fi
+    for group in "${groups[@]}"; do for fold in "${folds[@]}"; do
+        for ((seed = 0; seed < ${seeds:-3}; seed++)); do
+            printf 'OMP_NUM_THREADS=1 python methods/%s.py' "$script"
+            printf ' %q' "$@" ${data[@]+"${data[@]}"} ${group:+--sensitive "$group"} \
+                ${fold:+--fold "$fold"} --seed "$seed" ${extra[@]+"${extra[@]}"}
+            echo
+        done
+    done; done
 }
 
 runs() {
     # without distillation: ERM (these also train the teachers) and re-balancing
-    for_each_seed "ckd.py --alpha 0"
-    for_each_seed "ckd.py --alpha 0 --balance"
-    # classic distillation
-    for method in ckd rkd ctkd kdpp fitnet at; do for_each_seed "$method.py"; done
-    for_each_seed "ckd.py --temperature 1"  # does CKD's bias come from its temperature?
-    # debiasing while distilling; AD is the adversary without a teacher
-    for method in adversarial_kd bird mfd; do for_each_seed "$method.py"; done
-    for_each_seed "adversarial_kd.py --alpha 0"
+    each ckd --alpha 0
+    each ckd --alpha 0 --balance
+    # every method at its usual settings; those without a teacher first, while the other core trains it
+    for script in $(grep -l 'needs_teacher = False' methods/*.py) \
+        $(grep -L 'needs_teacher = False' methods/*.py); do each "$(basename "$script" .py)"; done
+    # does CKD's bias come from its temperature? the adversary without a teacher
+    each ckd --temperature 1
+    each adversarial_kd --alpha 0
+    # FairTune's search against tuning everything and only the last layer
+    [ $quick = yes ] || for mask in all none; do each fairtune --mask $mask; done
     # how strong an adversary? λ = 5, the default, stands above
-    for strength in 0 0.1 0.5 1 2 10 15 20 50 150; do
-        for_each_seed "adversarial_kd.py --adversary-weight $strength"
-    done
+    [ "$dataset" = ham10000 ] && return
+    strengths='0 0.1 0.5 1 2 10 15 20 50 150'
+    [ $quick = no ] || strengths='0 1 50'
+    for strength in $strengths; do each adversarial_kd --adversary-weight "$strength"; done
 }
 
 if [ $list = yes ]; then runs; exit; fi
-failures=$(mktemp)
-trap 'rm -f "$failures"' EXIT
-one() {
-    echo "=== $2"
-    bash -c "$2" </dev/null || echo "$2" >>"$1"
+
+# ----- running them -------------------------------------------------------------------------------
+
+work=$(mktemp -d) && mkdir -p runs/logs && export work || exit 1
+trap 'rm -rf "$work"' EXIT
+runs >"$work/all" && python report.py --unfinished <"$work/all" >"$work/todo" || exit 1
+total=$(wc -l <"$work/todo") start=$(date +%s)
+export total start
+echo "$(wc -l <"$work/all") runs, $((total)) to do, $jobs at a time; what they print goes to runs/logs/"
+
+clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+one() {  # run a command; say how it ended and, from the time of those before, how long is left
+    local begin=$(date +%s) log=${1#*methods/} finished now
+    log=runs/logs/$(printf '%s' "$log" | tr -c 'A-Za-z0-9._=-' _ | cut -c 1-150).log
+    local end="done in"
+    if ! bash -c "$1" </dev/null >"$log" 2>&1; then
+        end="FAILED ($(tail -n 1 "$log")) after"
+        echo "$1   # $log" >>"$work/failed"
+    fi
+    echo >>"$work/finished"
+    finished=$(wc -l <"$work/finished") now=$(date +%s)
+    echo "[$((finished))/$((total)), about $(clock $(((now - start) * (total - finished) / finished))) left]" \
+        "$end $(clock $((now - begin))): ${1#OMP_NUM_THREADS=1 python }"
 }
-export -f one
-runs | xargs -P "$jobs" -I{} bash -c 'one "$1" "$2"' _ "$failures" {}
-python report.py || echo "python report.py" >>"$failures"
-if [ -s "$failures" ]; then
-    echo "$(wc -l <"$failures") failed:"
-    cat "$failures"
+export -f one clock
+tr '\n' '\0' <"$work/todo" | xargs -0 -n 1 -P "$jobs" bash -c 'one "$1"' _
+python report.py || echo "python report.py" >>"$work/failed"
+if [ -s "$work/failed" ]; then
+    echo "$(($(wc -l <"$work/failed"))) failed:"
+    cat "$work/failed"
     exit 1
 fi

@@ -5,8 +5,10 @@ is there; it is never overwritten by a run with other settings. Files appear who
 """
 
 import hashlib
+import io
 import json
 import math
+import os
 import platform
 import time
 from pathlib import Path
@@ -14,19 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from torch import nn
 
-from data import batches
-from readers import DATASETS, InputError, atomic, locked, make_folder, near
+import data as D
+from readers import DATASETS, InputError, atomic, locked, make_folder
 
-SOURCES = ("data", "readers", "metrics", "runs")  # shared files whose hash a result carries
+## A file of weights may hold code, which unpickling would run. torchvision loads downloaded weights
+## without a check of its own; this forbids it for every file that this process opens.
+os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
+SOURCES = ("data", "readers", "networks", "metrics", "runs")  # their hash is in every result
 TABLE = (
     "accuracy", "f1", "auroc", "auroc_worst_group", "auroc_gap", "es_auc", "mean_deo", "max_deo",
     "disparity",
 )  # fmt: skip
 LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
 ## Settings that change no number.
-PLACES = ("data_dir", "download", "describe", "device", "out", "restart")
+PLACES = (
+    "data_dir", "source_dir", "download", "describe", "device", "out", "restart", "live_teacher",
+)  # fmt: skip
 
 
 def complete(args):
@@ -51,9 +58,14 @@ def complete(args):
     for name, low in least.items():
         if not low <= getattr(args, name) < math.inf:
             raise InputError(f"--{name.replace('_', '-')} must be at least {low:g}")
-    for name, high in {"image_size": 1024, "seed": 2**32 - 1}.items():
+    ## Beyond T = 1000 the softened outputs differ by less than float32 can tell.
+    for name, high in {"image_size": 1024, "seed": 2**32 - 1, "temperature": 1000}.items():
         if getattr(args, name) > high:
             raise InputError(f"--{name.replace('_', '-')} must be at most {high}")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not 0 <= value < math.inf:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is {value}: it must be a number, at least 0")
     if args.alpha > 1:
         raise InputError("--alpha shares the loss between labels and teacher: choose 0 to 1")
     return args
@@ -71,16 +83,54 @@ def digest(content):
 
 def save(path, **content):
     """torch.save of a dict, whole or not at all."""
+    buffer = io.BytesIO()  # torch.save itself would not say that the disk is full
+    torch.save(content, buffer)
     with atomic(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load(path, made_of, device="cpu"):
+    """The dict in `path` if it was made of `made_of`, a dict of settings; nothing in it is run."""
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        old = saved["made_of"]
+        differences = changes(old, made_of)
+    except Exception as error:  # damaged files raise all kinds of errors
+        raise InputError(
+            f"{path} is damaged, or not a file of these scripts, or holds code "
+            f"({type(error).__name__}): delete it"
+        ) from None
+    if differences:
+        raise InputError(
+            f"{path} was made with other settings ({differences}): delete it, or choose another "
+            "--out, or --restart"
+        )
+    return saved
+
+
+def changes(old, new):
+    """How two dicts of settings differ, for an error message; "" if they are equal."""
+    return "; ".join(
+        f"{k} was {old.get(k)!r} and is now {new.get(k)!r}"
+        for k in {**old, **new}
+        if old.get(k) != new.get(k)
+    )
+
+
+def made_of(args, label):
+    """What a checkpoint of `label` is made of: all settings that change a number, and the pictures
+    (their hash, which Run or get_teacher adds)."""
+    plain = (str, int, float, bool, type(None))
+    settings = {k: v for k, v in vars(args).items() if k not in PLACES and isinstance(v, plain)}
+    return {"checkpoint of": label, **settings}
 
 
 def restore(part, state, path):
     """Put a state, as `fit` returns or saves it, into a network, an optimiser or the like."""
     try:
         part.load_state_dict({name: value for name, value in state.items() if name != "epoch"})
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = (str(error) or "nothing there").splitlines()[0]
         raise InputError(
             f"{path} does not fit ({reason}): another version of these scripts made it; delete it"
         ) from None
@@ -97,11 +147,88 @@ def once(path, made_of, make):
             print(f"{path.stem} is ready in {path.parent}")
         else:
             save(path, made_of=made_of, **make())
-            path.with_suffix(".checkpoint").unlink(missing_ok=True)  # of its training
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved.get("made_of") != made_of:
-        raise InputError(f"{path} is not what its name says: delete it")
-    return saved
+        path.with_suffix(".checkpoint").unlink(missing_ok=True)  # of its training
+    return load(path, made_of)
+
+
+def shared_search(args, attempt, space, anew, **how):
+    """The best parameters of args.trials trials, and all trials, as dicts for a result file.
+
+    attempt  takes an Optuna trial and a path for a checkpoint; returns its value, or is pruned
+    space    {parameter: optuna distribution};  how  goes to optuna.create_study
+    anew     begin a new study, unless another process is at work on this one
+    The study is a file in the folder of the run, and all processes of the run share it: each takes
+    the next trial until there are enough, and waits for those of others.
+    """
+    import optuna  # here, because only searches need it
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
+    folder = args.run.folder / f"search-{digest(args.run.settings)}"
+    path = folder / "study.db"
+
+    def next_trial(study, worker):
+        """A new trial; None while others are at work on the last ones, "none" when all ended."""
+        with locked(path):  # one process at a time
+            ## A process that was killed leaves a trial that seems to run, but not its lock. Such a
+            ## trial fails, and another takes its place.
+            for trial in study.get_trials(states=[State.RUNNING]):
+                owner = trial.user_attrs.get("worker", worker)
+                with locked(folder / f"worker-{owner}", wait=False) as gone:
+                    if gone or owner == worker:
+                        study.tell(trial.number, state=State.FAIL)
+            begun = [trial for trial in study.get_trials() if trial.state != State.FAIL]
+            if len(begun) == total:
+                return "none" if all(trial.state.is_finished() for trial in begun) else None
+            ## The sampler's seed is a number that no other trial has: a search by one process,
+            ## killed and resumed, tries the same. "Liar": two processes do not try the same.
+            draw = min(set(range(total)) - {trial.user_attrs["draw"] for trial in begun})
+            seed = (args.seed * 100_003 + draw) % 2**32
+            study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            trial = study.ask(space)
+            trial.set_user_attr("worker", worker)
+            trial.set_user_attr("draw", draw)
+            return trial
+
+    def work_off(worker):
+        checkpoint = folder / f"trial-of-worker-{worker}.pt"
+        with locked(path):
+            if anew and worker == 0:
+                path.unlink(missing_ok=True)
+            where = {"storage": f"sqlite:///{path}", "study_name": "search"}
+            study = optuna.create_study(load_if_exists=True, **where, **how)
+        while (trial := next_trial(study, worker)) != "none":
+            if trial is None:
+                time.sleep(1)  # should the other process die, its trial is ours
+                continue
+            checkpoint.unlink(missing_ok=True)  # a trial that was killed begins again
+            try:
+                study.tell(trial, attempt(trial, checkpoint))
+            except optuna.TrialPruned:
+                print(f"trial {trial.number} ends here: others were better at its age")
+                study.tell(trial, state=State.PRUNED)
+            except NotFinite as error:  # one bad learning rate does not end the search
+                print(f"trial {trial.number} ends here: {error}")
+                study.tell(trial, state=State.PRUNED)
+            checkpoint.unlink(missing_ok=True)
+        return study
+
+    for worker in range(1000):  # ours is the lowest number that no living process holds
+        with locked(folder / f"worker-{worker}", wait=False) as ours:
+            if ours:
+                study = work_off(worker)
+                break
+    trials = [
+        {
+            "params": trial.params,
+            "state": trial.state.name.lower(),
+            "values": [value for _, value in sorted(trial.intermediate_values.items())],
+        }
+        for trial in study.get_trials(states=[State.COMPLETE, State.PRUNED])
+    ]
+    if all(trial["state"] == "pruned" for trial in trials):
+        raise InputError("no trial came to its end, see above why: --restart begins a new search")
+    return study.best_trial.params, trials
 
 
 class Run:
@@ -118,13 +245,11 @@ class Run:
         if len(name) > 120:  # file systems end at 255 characters
             name = f"{name[:100]}-{digest(name)}"
         name = f"{name or 'default'}-seed{args.seed}"
-        pictures = self.settings["pictures"] = data.hash()
+        args.pictures = self.settings["pictures"] = data.hash()
         out = Path(args.out) / ("smoke" * args.smoke)
         self.result = out / args.dataset / self.script.stem / f"{name}.json"
         self.folder = runs_folder(args) / self.script.stem / name
-        ## The name of a checkpoint tells the pictures, too: a run that was killed goes on with
-        ## its own data or not at all.
-        self.checkpoint = self.folder / f"checkpoint-{pictures}.pt"
+        self.checkpoint, self.made_of = self.folder / "checkpoint.pt", made_of(args, "student")
         self.student = self.folder / "student.pt"
         make_folder(self.result.parent)  # better to fail now than after training
 
@@ -134,18 +259,23 @@ class Run:
             for path in (self.result, self.checkpoint):
                 path.unlink(missing_ok=True)
         if not self.result.exists():
+            if self.checkpoint.exists():
+                load(self.checkpoint, self.made_of)  # refused now, not after the teacher's training
             return None
-        result = json.loads(self.result.read_text())
-        old, new = result["settings"], self.settings
-        changed = [
-            f"{k} was {old.get(k)!r} and is now {new.get(k)!r}"
-            for k in {**old, **new}
-            if old.get(k) != new.get(k)
-        ]
-        if changed:
+        self.checkpoint.unlink(missing_ok=True)  # killed between its last two steps
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+            differences = changes(result["settings"], self.settings)
+            table(**shown(result))
+        except Exception as error:  # a damaged or foreign file can lack anything
             raise InputError(
-                f"{self.result} was made with other settings ({'; '.join(changed)}): choose "
-                "another --out, or --restart to replace it"
+                f"{self.result} is damaged or no result of these scripts ({type(error).__name__}): "
+                "delete it, or --restart to replace it"
+            ) from None
+        if differences:
+            raise InputError(
+                f"{self.result} was made with other settings ({differences}): choose another --out,"
+                " or --restart to replace it"
             )
         print(f"{self.result} is there already; --restart makes it anew")
         return result
@@ -178,14 +308,135 @@ class Run:
         return result
 
 
+def hash_of(tensors):
+    """SHA-256 over types, shapes and bytes of tensors."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(tensor.detach().cpu().contiguous().numpy())
+    return total.hexdigest()
+
+
+def live(network, batch):
+    """What a teacher without a memory answers: features (B, D') and logits (B, C), computed now."""
+    return network(batch.images)
+
+
+def mark(batch, split, views):
+    """Write on the pictures of a batch which views they are, for Memory.
+
+    views: (batch size, seed, epoch, augment, balance), one object for all batches of an epoch. The
+    mark sticks to this very tensor: whatever is made of it has none, and its version tells whether
+    it was changed in place.
+    """
+    batch.images.views = split, views, batch.step, batch.images._version
+
+
+class Memory:
+    """The answers of a teacher in earlier runs, a file for each epoch.
+
+    Views depend on (seed, epoch) alone and a teacher never changes, so that all methods, settings
+    and weights of losses ask it the same questions again. The key of a file holds all that answers
+    depend on: the teacher's weights; its answers to noise, hence the code of the network and the
+    machine's arithmetic; data.py, hence order and augmentation; every pixel, label and group of the
+    split; batch size, seed, epoch, --balance. What is read is what was computed, bit by bit.
+    Computed live and not kept are answers to pictures without a mark, and those of a teacher in
+    training mode, with hooks (who sets one wants every pass), or changed in the middle of an epoch.
+    """
+
+    ## Disk is bounded: larger epochs are not kept; in a fuller folder the longest unused files go.
+    epoch_bytes, folder_bytes = 512 * 2**20, 8 * 2**30
+
+    def __init__(self, folder):
+        self.folder, self.asked, self.pixels = folder, (None,) * 3, {}
+
+    def __call__(self, network, batch):
+        split, views, step, version = getattr(batch.images, "views", (None,) * 4)
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+        if split is None or version != batch.images._version or hooked or network.training:
+            return live(network, batch)
+        if step == 0 or any(a is not b for a, b in zip(self.asked, (network, split, views))):
+            self.begin(network, batch, split, views)
+        if [t._version for t in self.tensors] != self.versions:
+            self.kept = self.done = None  # the teacher is not what it was: live till the epoch ends
+        rows = slice(step * views[0], (step + 1) * views[0])
+        if self.kept and self.done == self.steps:
+            return tuple(part[rows].clone() for part in self.kept)  # the caller's own
+        answers = live(network, batch)
+        if self.done == step == 0:
+            shapes = [(self.steps * views[0], answer.shape[1]) for answer in answers]
+            small = sum(4 * n * width for n, width in shapes) <= self.epoch_bytes
+            self.kept = [a.new_empty(shape) for a, shape in zip(answers, shapes)] if small else None
+        if self.kept and self.done == step:
+            for part, answer in zip(self.kept, answers):
+                part[rows] = answer
+            self.done += 1
+            if self.done == self.steps:
+                self.write()
+        return answers
+
+    def begin(self, network, batch, split, views):
+        """A new epoch: `kept` are features and logits for its first `done` steps, of its file."""
+        self.tensors = [*network.parameters(), *network.buffers()]
+        self.versions = [t._version for t in self.tensors]
+        noise = torch.randn(2, *batch.images.shape[1:], generator=torch.Generator().manual_seed(0))
+        rows, store = hash_of([split.rows]), split.store
+        pixels = rows, store, store._version
+        if pixels not in self.pixels:  # once a run: a large set takes seconds to read
+            self.pixels[pixels] = hash_of(store[some] for some in split.rows.split(1024))
+        key = {
+            "teacher": [hash_of(self.tensors), hash_of(network(noise.to(batch.images)))],
+            "split": [split.ids, rows, self.pixels[pixels]],
+            "numbers": hash_of([split.labels, split.groups, split.mean, split.std]),
+            "views": [views, Path(D.__file__).read_text()],
+            "machine": [machine(batch.images.device), torch.backends.cpu.get_cpu_capability()],
+        }
+        self.key = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        self.path = self.folder / f"{self.key[:16]}.pt"
+        self.asked, self.steps = (network, split, views), len(split) // views[0]
+        self.done, self.kept = 0, None
+        try:
+            saved = torch.load(self.path, map_location=batch.images.device, weights_only=True)
+            if saved["key"] == self.key and saved["hash"] == hash_of(saved["answers"]):
+                self.kept, self.done = saved["answers"], self.steps
+                os.utime(self.path)  # used now
+        except Exception:  # absent, cut short, something else: torch raises all kinds of errors
+            pass
+
+    def write(self):
+        """The complete epoch into its file; then as many of the oldest files away as must be."""
+        answers = [part.cpu() for part in self.kept]
+        try:
+            save(self.path, key=self.key, hash=hash_of(answers), answers=answers)
+            files = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
+            surplus = sum(path.stat().st_size for path in files) - self.folder_bytes
+            for path in files:
+                if surplus > 0:
+                    surplus -= path.stat().st_size
+                    path.unlink()
+        except (OSError, RuntimeError) as error:  # a full disk, or a file that another removed
+            print(f"answers of the teacher are not kept: {error}")
+
+
+class NotFinite(InputError):
+    """A loss or an output has grown beyond all bounds."""
+
+
 def check_finite(values, where):
-    """Raises InputError when one of the named values is NaN or infinite."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise InputError(
-                f"{name} is {value} in {where}: use a smaller --lr or smaller weights of the "
-                "losses; the last checkpoint is kept"
-            )
+    """Raises NotFinite when one of the named values is NaN or infinite; names all that are."""
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise NotFinite(
+            f"{', '.join(bad)} in {where}: use a smaller --lr or smaller weights of the losses; "
+            "the last checkpoint is kept"
+        )
+
+
+def defined(metrics, name):
+    """metrics[name], or a clear sentence if it is undefined."""
+    if metrics[name] is None:
+        raise InputError(f"{name} is undefined on validation ({'; '.join(metrics['undefined'])})")
+    return metrics[name]
 
 
 def log_line(label, epochs, row, speed, seconds):
@@ -219,7 +470,7 @@ def speed(args, split, bare, seconds):
     bare     a method whose step on one batch, repeated, is the fastest this student could train
     seconds  of each epoch of the run, validation and checkpoint included
     """
-    batch = next(batches(split, args.batch_size, args.seed))
+    batch = next(D.batches(split, args.batch_size, args.seed))
     fastest = args.batch_size / seconds_per_call(lambda: bare.step(batch), 10, args.device)
     images = len(split) * len(seconds) / sum(seconds)
     network, picture, threads = (
@@ -237,44 +488,6 @@ def speed(args, split, bare, seconds):
     )
     rates = {"images_per_second": images, "bare_images_per_second": fastest}
     return {**rates, "cpu_latency_ms": latency, **machine(args.device)}
-
-
-def torchvision_net(name, size, pretrained):
-    """Any classifier of torchvision by its name; clear errors for names and weights."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        known += ["convnet8", "convnet32"]
-        raise InputError(f"no network is called {name!r}: did you mean {near(name, known, 0.3)}?")
-    sized = {"image_size": size} if name.startswith("vit_") else {}
-    try:
-        net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
-    except (OSError, ValueError) as error:  # no network; or a size that the weights are not for
-        raise InputError(
-            f"the weights of {name} cannot be had ({error}): connect once, or copy their file into "
-            f"{torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
-        ) from None
-    if name.startswith("resnet") and size <= 32 and not pretrained:
-        ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    if name.startswith("squeezenet"):  # its classifier is a convolution
-        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
-    if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
-        net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
-    return net
-
-
-def fitting(make, name, size):
-    """The network that make() returns, if it can take pictures of `size` pixels a side."""
-    try:
-        network = make().eval()
-        with torch.no_grad():
-            network(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError) as error:  # too small, or not a multiple of its patches
-        raise InputError(
-            f"{name} cannot take pictures of {size} pixels a side ({str(error).splitlines()[0]}): "
-            "choose another network or --image-size"
-        ) from None
-    return network.train()
 
 
 def size_of(network):
@@ -325,9 +538,14 @@ def table(*, columns, class_names, group_names):
     return "\n".join(lines)
 
 
-def show(result):
-    """Print teacher beside student (its last epoch) on the test split."""
+def shown(result):
+    """What `table` shows of a result: teacher beside student (its last epoch) on the test split."""
     columns = {"teacher": result.get("teacher"), "student": result["last"]}
     columns = {name: model["test"] for name, model in columns.items() if model}
     names = {"class_names": result["classes"], "group_names": result["group_names"]}
-    print(table(columns=columns, **names))
+    return {"columns": columns, **names}
+
+
+def show(result):
+    """Print the table of a result."""
+    print(table(**shown(result)))

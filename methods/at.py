@@ -47,6 +47,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 import data as D  # noqa: E402
 import metrics as M  # noqa: E402
+import networks as N  # noqa: E402
 import runs as R  # noqa: E402
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
@@ -81,6 +82,7 @@ def settings():
     add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
     add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
     add("--out", default="results", help="folder of the results; runs/ appears beside it")
+    add("--live-teacher", action=switch, default=False, help="read no answers of earlier runs")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
     # ----- the method's own -----------------------------------------------------------------------
@@ -95,19 +97,6 @@ def settings():
 # ===== 3. NETWORKS AND PLAIN TRAINING (shared) ====================================================
 
 
-def convnet(width):
-    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions."""
-    stages, inputs = [], 3
-    for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
-        stage = []
-        for _ in range(depth):
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-            inputs = outputs
-        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
-    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
-
-
 class Network(nn.Module):
     """A network that returns what distillation needs: features (B, D) and logits (B, C).
 
@@ -116,10 +105,8 @@ class Network(nn.Module):
 
     def __init__(self, args, name, num_classes):
         super().__init__()
-        self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
-        width = int(name[7:]) if name.startswith("convnet") and name[7:].isdigit() else 0
-        make = lambda: convnet(width) if width else R.torchvision_net(name, size, args.pretrained)
-        self.body = R.fitting(make, name, size)  # or a clear sentence when the pictures do not fit
+        self.name, self.bf16 = name, args.precision == "bf16"
+        self.body = N.body(name, args.image_size, args.pretrained)
         last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
         width = self.body.get_submodule(last).in_features
         self.body.set_submodule(last, nn.Identity())
@@ -134,13 +121,18 @@ class Network(nn.Module):
 
 
 class CrossEntropy:
-    """Plain training of one network, by which teachers are made; Method builds on its four hooks.
+    """Plain training of one network, by which teachers are made; Method builds on its five hooks.
 
-    __init__    extra networks, optimisers, searches and further teachers
+    prepare     before all else: a search that several processes of one run may share
+    __init__    extra networks, optimisers and further teachers
     step        the whole algorithm for one batch; returns the losses by name
     end_epoch   schedules and outer updates, with the metrics on validation
     finish      what remains to be done to the student after the last epoch
     """
+
+    @staticmethod
+    def prepare(args, data):
+        pass
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -149,6 +141,7 @@ class CrossEntropy:
         self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, weight_decay=args.weight_decay)
         self.saved = {"student": student, "optimizer": self.optimizer}  # what a restart needs
         self.reported = {}  # other networks to be tested at the end, by name
+        self.extra = {}  # what else the result shall say
 
     def update(self, loss):
         """One step down the gradient of `loss`."""
@@ -293,11 +286,12 @@ def fit(args, data, method, path, label, rules=RULES):
     Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
     log, states, best, seconds = [], {}, dict.fromkeys(rules, -math.inf), []
+    made_of = R.made_of(args, label)
     if path.exists():
-        saved = torch.load(path, map_location=args.device, weights_only=True)
+        saved = R.load(path, made_of, args.device)  # or a clear sentence if it is another's
         log, states, best, seconds = (saved[k] for k in ("log", "states", "best", "seconds"))
         for name, part in method.saved.items():
-            R.restore(part, saved["parts"][name], path)
+            R.restore(part, saved["parts"].get(name), path)
     model, steps = method.student, len(data["train"]) // args.batch_size
     snapshot = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     for epoch in range(len(log), args.epochs):
@@ -306,6 +300,7 @@ def fit(args, data, method, path, label, rules=RULES):
         model.train()
         views = (args.batch_size, args.seed, epoch, True, args.balance)
         for batch in D.batches(data["train"], *views):
+            R.mark(batch, data["train"], views)  # by this a teacher knows what it has seen before
             ## An epoch of warm-up spares fresh weights, then half a cosine ends at 0.
             done = epoch + batch.step / steps  # in epochs
             scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
@@ -325,7 +320,8 @@ def fit(args, data, method, path, label, rules=RULES):
         log.append({"epoch": epoch, **losses, "val": {k: validation[k] for k in R.LOGGED}})
         print(R.log_line(label, args.epochs, log[-1], speed, seconds[-1]), flush=True)
         parts = {name: part.state_dict() for name, part in method.saved.items()}
-        R.save(path, log=log, states=states, best=best, seconds=seconds, parts=parts)
+        progress = {"log": log, "states": states, "best": best, "seconds": seconds}
+        R.save(path, made_of=made_of, parts=parts, **progress)
     method.finish()
     return {"last": {"epoch": args.epochs - 1, **snapshot()}, **states}, log, seconds
 
@@ -336,13 +332,14 @@ def fit(args, data, method, path, label, rules=RULES):
 class Teacher:
     """A trained network that never changes: no gradient reaches it, its batch norm stands still."""
 
-    def __init__(self, network):
-        self.network = network.eval().requires_grad_(False)
+    def __init__(self, network, answers=R.live):
+        self.network, self.answers = network.eval().requires_grad_(False), answers
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
+        ## Whatever the method, equal views get equal answers: only the first run computes them.
         with torch.no_grad():
-            return self.network(batch.images)
+            return self.answers(self.network, batch)
 
 
 def get_teacher(args, data):
@@ -355,15 +352,17 @@ def get_teacher(args, data):
     network = Network(args, args.teacher, len(data.classes)).to(args.device)
 
     def train():
-        plain = copy.copy(args)
-        plain.balance = False  # --balance is the student's: the teacher is as biased as its data
+        ## Its training sees what the name of its file tells, nothing else. --balance is the
+        ## student's: the teacher is as biased as its data.
+        plain = argparse.Namespace(**made_of, device=args.device, balance=False)
         method, unfinished = CrossEntropy(plain, data, network), path.with_suffix(".checkpoint")
         states, log, seconds = fit(plain, data, method, unfinished, "teacher", rules={})
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}
 
     saved = R.once(path, made_of, train)
     R.restore(network, saved["state"], path)
-    return Teacher(network), saved["seconds"]
+    answers = R.live if args.live_teacher else R.Memory(R.runs_folder(args) / "answers")
+    return Teacher(network, answers), saved["seconds"]
 
 
 # ===== 7. MAIN (shared) ===========================================================================
@@ -378,7 +377,9 @@ def main():
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
-    run = R.Run(__file__, args, usual, data)
+    args.run = run = R.Run(__file__, args, usual, data)
+    if args.restart or not run.result.exists():  # before the lock: processes may share this
+        Method.prepare(args, data)
     with R.locked(run.folder):  # a second process on this run waits, and then finds the result
         result = run.finished(args.restart) or work(args, data, run)
     R.show(result)
@@ -386,7 +387,7 @@ def main():
 
 def work(args, data, run):
     """Teacher, student, test. Writes the result and returns it."""
-    start, args.run = time.time(), run
+    start = time.time()
     torch.manual_seed(args.seed)  # all methods start from the same student
     student = Network(args, args.student, len(data.classes)).to(args.device)
     teacher, teacher_seconds = get_teacher(args, data) if Method.needs_teacher else (None, 0.0)
@@ -395,7 +396,7 @@ def work(args, data, run):
     states, log, seconds = fit(args, data, method, run.checkpoint, "student")
 
     ## The test split is touched here, once, when nothing is left to choose.
-    result, logits = {"log": log}, {}
+    result, logits = {"log": log, **method.extra}, {}
     networks = {"teacher": teacher.network} if teacher else {}
     networks |= method.reported | dict.fromkeys(states, student)
     for name, network in networks.items():

@@ -8,12 +8,15 @@ import json
 import os
 import runpy
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_pictures, read_table, write_table
 from PIL import Image
 
@@ -99,6 +102,14 @@ def cut(file):
     return spoil
 
 
+def bomb(root):
+    """A fault: a small PNG that says it has 10 billion pixels."""
+    content = (root / "pictures/018.png").read_bytes()
+    head = b"IHDR" + struct.pack(">II", 100_000, 100_000) + content[24:29]
+    head += struct.pack(">I", zlib.crc32(head))
+    (root / "pictures/018.png").write_bytes(content[:12] + head + content[33:])
+
+
 def keep_subfolder(root):
     """A fault: the data set lies one folder deeper than the user says."""
     for child in list(root.iterdir()):
@@ -167,6 +178,7 @@ CSV_FAULTS = {
     "no table": (lambda r: (r / CSV).unlink(), [], ["no labels.csv", "it holds pictures"]),
     "truncated JPEG": (cut("pictures/017.jpg"), [], ["1 of 96", "pictures/017.jpg", "truncated"]),
     "truncated PNG": (cut("pictures/018.png"), [], ["1 of 96", "pictures/018.png", "truncated"]),
+    "decompression bomb": (bomb, [], ["1 of 96", "pictures/018.png", "bomb"]),
     "empty picture": (lambda r: (r / "pictures/017.jpg").write_bytes(b""), [],
                       ["1 of 96", "pictures/017.jpg"]),
     "text as picture": (lambda r: (r / "pictures/017.jpg").write_text("a cat"), [],
@@ -195,7 +207,7 @@ CSV_FAULTS = {
     "empty name": (cell(CSV, 10, "file", ""), [], [CSV, "line 10", "file"]),
     "outside": (cell(CSV, 10, "file", "../x.png"), [], [CSV, "line 10", "../x.png"]),
     "very long name": (cell(CSV, 10, "file", "x" * 5000), [], ["1 of 96"]),
-    "NUL in a name": (cell(CSV, 10, "file", "x\0.png"), [], []),
+    "NUL in a name": (text(CSV, lambda t: t.replace("008.png", "0\0.png", 1)), [], []),
     "one class": (rows(CSV, lambda c: [r.update(label="cat") for r in c] and None), [],
                   ["'cat'", "two classes"]),
     "group absent": (divided(lambda part, row: part == "val" and row.update(group="indoor")), [],
@@ -474,6 +486,202 @@ def test_a_wrong_student_is_refused_before_the_teacher_is_trained(pictures, tmp_
     assert not list(tmp_path.rglob("*.pt"))
 
 
+# --------------------------------------------------------- unusual, but right: these come to an end
+
+
+def picture(mode, size=(40, 30), ending=".png", **how):
+    """A change: the first picture of another kind."""
+
+    def replace(root):
+        image = Image.new(mode, size, 200 if len(Image.new(mode, (1, 1)).getbands()) == 1 else None)
+        image.save(root / "pictures" / f"unusual{ending}", **how)
+        rows(CSV, lambda content: content[0].update(file=f"pictures/unusual{ending}"))(root)
+
+    return replace
+
+
+def renamed(name):
+    """A change: the first picture has another name."""
+
+    def rename(root):
+        (root / "pictures" / "000.png").rename(root / "pictures" / name)
+        rows(CSV, lambda content: content[0].update(file=f"pictures/{name}"))(root)
+
+    return rename
+
+
+def upside_down(root):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture("RGB", ending=".jpg", exif=exif)(root)
+
+
+def one_class_in_a_group(part, row):
+    if part == "test" and row["group"] == "indoor":
+        row["label"] = "cat"
+
+
+UNUSUAL = {
+    "grey": picture("L"),
+    "grey and transparent": picture("LA"),
+    "black and white": picture("1"),
+    "palette": picture("P"),
+    "transparent": picture("RGBA"),
+    "CMYK": picture("CMYK", ending=".jpg"),
+    "16 bits": picture("I;16"),
+    "floating point": picture("F", ending=".tiff"),
+    "GIF": picture("P", ending=".gif"),
+    "BMP": picture("RGB", ending=".bmp"),
+    "WebP": picture("RGB", ending=".webp"),
+    "one pixel": picture("RGB", (1, 1)),
+    "one line": picture("RGB", (500, 1)),
+    "huge": picture("1", (4000, 4000)),
+    "rotated": upside_down,
+    "space": renamed("a b  c.png"),
+    "not ASCII": renamed("größe 大きさ.png"),
+    "quotes": renamed('it\'s "so".png'),
+    "wrong ending": renamed("000.jpeg"),
+    "BOM": lambda r: (r / CSV).write_bytes(b"\xef\xbb\xbf" + (r / CSV).read_bytes()),
+    "CRLF": lambda r: (r / CSV).write_bytes((r / CSV).read_bytes().replace(b"\n", b"\r\n")),
+    "tabs": text(CSV, lambda t: t.replace(",", "\t")),
+    "gap in the labels": text(CSV, lambda t: t.replace("cat", "0").replace("dog", "7")),
+    "gap in the groups": text(CSV, lambda t: t.replace("indoor", "3").replace("outdoor", "900")),
+    "group with one class in the test": divided(one_class_in_a_group),
+    "group with one picture in the test": rows(
+        CSV,
+        lambda content: [
+            {**r, "split": part_of(r)}
+            for n, r in enumerate(content)
+            if part_of(r) != "test" or r["group"] == "outdoor" or n == 8
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_input_is_read(name, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    UNUSUAL[name](pictures)
+    data = D.load("csv", pictures, 16)
+    assert sum(map(len, data.splits.values())) >= 70 and len(data.group_names) == 2
+    if name.startswith("group with one"):  # what has no value is undefined, not 0
+        command = [
+            "--dataset",
+            "csv",
+            "--data-dir",
+            pictures,
+            *SMALL,
+            "--out",
+            tmp_path / "results",
+        ]
+        assert outcome(*command) is None
+        (result,) = (tmp_path / "results").rglob("*.json")
+        test = json.loads(result.read_text())["last"]["test"]
+        assert test["groups"][data.group_names.index("indoor")]["auroc"] is None
+
+
+# ------------------------------------------------------ files of earlier runs, damaged or another's
+
+
+class Code:
+    """A pickle that writes a file when it is opened."""
+
+    def __reduce__(self):
+        return (open, ("trap", "w"))
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """What a finished run and one killed during the teacher's training have left."""
+    folder = tmp_path_factory.mktemp("left")
+    make_pictures(folder / "pictures")
+    save = runs.save
+
+    def keep(path, **content):
+        save(path, **content)
+        if path.suffix == ".checkpoint" or path.name == "checkpoint.pt":
+            shutil.copy(path, folder / path.name)
+
+    command = ["--dataset", "csv", "--data-dir", folder / "pictures", *SMALL]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "save", keep)
+        assert outcome(*command, "--out", folder / "results") is None
+    for found in list(folder.glob("*heckpoint*")):  # back to where a killed run has them
+        (home,) = (folder / "runs").rglob("teachers" if found.suffix == ".checkpoint" else "ckd/*0")
+        found.rename(home / found.name)
+    return folder
+
+
+FILES = {  # what is damaged: what has to be away so that it is read, words of the sentence
+    "decoded-*.npy": ([], ["delete it", "decoded again"]),
+    "decoded-*.json": ([], ["delete it", "decoded again"]),
+    "*-seed0.json": ([], ["delete it", "--restart"]),
+    "teachers/*.pt": (["*-seed0.json", "checkpoint.pt"], ["delete it"]),
+    "teachers/*.checkpoint": (["*-seed0.json", "checkpoint.pt", "teachers/*.pt"], ["delete it"]),
+    "checkpoint.pt": (["*-seed0.json"], ["delete it"]),
+}
+OTHERS = ["student.pt", "teachers/*.pt", "teachers/*.checkpoint", "checkpoint.pt", "*-seed0.json"]
+DAMAGES = ["empty", "text", "cut", "code", "list", *OTHERS]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_of_earlier_runs(name, damage, left, tmp_path, monkeypatch):
+    """Teachers, checkpoints, results and pixels: cut short, with code, of another kind."""
+    if name == damage:
+        return
+    folder = shutil.copytree(left, tmp_path / "left")
+    monkeypatch.chdir(tmp_path)
+    find = lambda pattern: next(folder.rglob(pattern))
+    file = find(name)
+    if damage in OTHERS:
+        shutil.copy(find(damage), file)
+    elif damage == "cut":
+        os.truncate(file, os.path.getsize(file) // 2)
+    elif damage == "code":
+        torch.save({"made_of": {}, "x": Code()}, file)
+    elif damage == "list":
+        file.write_text("[1, 2]") if file.suffix == ".json" else torch.save([1, 2], file)
+    else:
+        file.write_text("" if damage == "empty" else "this is no such file")
+    away, contains = FILES[name]
+    for pattern in away:
+        for other in folder.rglob(pattern):
+            other.unlink()
+    before = file.read_bytes()
+    message = outcome("--dataset", "csv", "--data-dir", folder / "pictures", *SMALL,
+                      "--out", folder / "results")  # fmt: skip
+    assert message and str(file.name).split(".")[0] in message
+    assert all(words in message for words in contains)
+    assert file.read_bytes() == before and not Path("trap").exists()
+
+
+@pytest.mark.parametrize("wrong", ["another network's", "other classes", "other pictures"])
+def test_a_teacher_under_a_wrong_name_is_refused(wrong, left, tmp_path, monkeypatch):
+    folder = shutil.copytree(left, tmp_path / "left")
+    monkeypatch.chdir(tmp_path)
+    other = shutil.copytree(left / "pictures", tmp_path / "others")
+    change = {
+        "another network's": ["--teacher", "convnet8"],
+        "other classes": ["--target", "age"],
+        "other pictures": [],
+    }[wrong]
+    if wrong == "other classes":
+        text(CSV, lambda t: t.replace(",10\n", ",5\n"))(other)
+    if wrong == "other pictures":
+        for file in (other / "pictures").iterdir():
+            Image.effect_noise((20, 20), 90).convert("RGB").save(file)
+    command = ["--dataset", "csv", *SMALL]
+    assert outcome(*command, "--data-dir", other, "--out", tmp_path / "results", *change) is None
+    (made,), (ours,) = (list(f.rglob("teachers/*.pt")) for f in (tmp_path / "runs", folder))
+    shutil.copy(made, ours)
+    for pattern in ("*-seed0.json", "checkpoint.pt"):
+        for file in (folder / "results" if "json" in pattern else folder).rglob(pattern):
+            file.unlink()
+    message = outcome(*command, "--data-dir", folder / "pictures", "--out", folder / "results")
+    assert ours.name in message and "was made with other settings (" in message
+
+
 # ------------------------------------------------------------------------------------- whole runs
 
 
@@ -552,9 +760,12 @@ def test_a_killed_run_is_not_continued_on_other_pictures(pictures, tmp_path, mon
          else "indoor")(pictures)  # fmt: skip
     rows(CSV, lambda content: [{**r, "label": {"cat": "dog", "dog": "cat"}.get(r["label"], "fox")}
                                for r in content])(pictures)  # fmt: skip
+    message = outcome(*command, "--out", tmp_path / "a" / "results")
+    assert "checkpoint.pt was made with other settings (pictures was" in message
+    assert "--restart" in message
     results = []
     for name in "ab":
-        assert outcome(*command, "--out", tmp_path / name / "results") is None
+        assert outcome(*command, "--out", tmp_path / name / "results", "--restart") is None
         (file,) = (tmp_path / name / "results").rglob("*.json")
         results.append(json.loads(file.read_text()))
         results[-1].pop("times")

@@ -1,73 +1,318 @@
 """Tables come from result files alone, refuse to mix runs, and the README says what they say."""
 
-import copy
+import csv
+import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn.metrics import roc_auc_score
 
+import metrics as M
 import report
 
 ROOT = Path(__file__).resolve().parent.parent
+FINE = ((40, 10), (10, 40))  # of each group: true x predicted
 
 
-def result(seed, accuracy, disparity, counts=((50, 0), (0, 50)), **settings):
-    """A result file's content, as far as tables look at it."""
-    test = dict(accuracy=accuracy, disparity=disparity, recall=accuracy, precision=0.5, f1=0.5)
-    test |= {"counts": [counts, counts], "auroc": None, "mean_deo": 0.1, "max_deo": 0.2}
-    same = dict.fromkeys(report.SAME, "x") | {"seed": seed, "alpha": 0.9} | settings
-    return {"settings": same, "teacher": {"test": test}, "last": {"test": test}}
+def result(script, seed=0, accuracy=0.8, disparity=0.2, counts=(FINE, FINE), **settings):
+    """A result file's content, as far as tables look at it; other settings are the usual ones."""
+    metrics = [name for name, _ in report.METRICS.values()]
+    test = dict.fromkeys(metrics, 0.5) | dict(accuracy=accuracy, disparity=disparity, recall=0.8)
+    test |= {"counts": counts, "auroc": None}
+    usual = report.usual(script, settings.get("dataset", "toy"))
+    normal = {k: v for k, v in usual.items() if k not in report.R.PLACES}
+    settings = normal | {"seed": seed, "pictures": "x"} | settings
+    model = {"test": test, "parameters": 1000, "megabytes": 0.1}
+    times = {"epochs": [1.0], "teacher": 2.0, "cpu_latency_ms": 0.2}
+    models = dict.fromkeys(("teacher", "last", "best_overall", "best_worst_group"), model)
+    names = {"group_names": ["f", "m"], "classes": ["benign", "malignant"]}
+    return {"method": script, "settings": settings, "times": times, **models, **names}
+
+
+def put(folder, made, name="default"):
+    settings = made["settings"]
+    path = folder / settings["dataset"] / made["method"] / f"{name}-seed{settings['seed']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made))
+    return path
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Three seeds of CKD and RKD on the toy."""
-    for method, shift in (("ckd", 0.0), ("rkd", 0.1)):
+    for script, shift in (("ckd", 0.0), ("rkd", 0.1)):
         for seed in range(3):
-            path = tmp_path / "toy" / method / f"default-seed{seed}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(result(seed, 0.8 + shift + seed / 100, 0.2)))
-    smoke = tmp_path / "smoke" / "toy" / "ckd" / "default-seed9.json"
-    smoke.parent.mkdir(parents=True)
-    smoke.write_text(json.dumps(result(9, 0.1, 0.1)))
+            put(tmp_path, result(script, seed, 0.8 + shift + seed / 100))
+    put(tmp_path / "smoke", result("ckd", 9, 0.1, 0.1))
     return tmp_path
 
 
+def toy_rows(folder):
+    return report.collect(folder)[("toy", "")]
+
+
 def test_rows_are_means_over_seeds_with_intervals(folder):
-    lines = report.slides_table(report.collect(folder), "toy", ["CKD", "RKD"]).split("\n")
+    lines = report.slides_table(toy_rows(folder)).markdown().split("\n")
     half = scipy.stats.t.ppf(0.975, 2) / np.sqrt(3)  # times the standard deviation, 1 point
     assert lines[3].startswith(f"| CKD | 81.0 ± {half:.1f} |")
-    assert lines[4].startswith(f"| RKD | 91.0 ± {half:.1f} |")
+    assert lines[4].startswith(f"| RKD | **91.0 ± {half:.1f}** |")
     assert len(lines) == 5 and "nan" not in "".join(lines)
 
 
-def test_different_seeds_or_settings_are_refused(folder):
+def test_csv_has_the_same_numbers(folder, tmp_path):
+    table = report.slides_table(toy_rows(folder))
+    table.csv(tmp_path / "t.csv")
+    rows = list(csv.DictReader(open(tmp_path / "t.csv")))
+    assert [row["student by"] for row in rows] == ["*the teacher*", "CKD", "RKD"]
+    mean, low, high = M.seed_interval(values=[90, 91, 92])
+    got = [float(rows[2][f"top-1{end}"]) for end in ("", " low", " high")]
+    assert np.allclose(got, [mean, low, high], rtol=1e-5)
+
+
+def test_rows_are_named_by_their_settings(tmp_path):
+    for script, name, own in (
+        ("ckd", "ERM", {"alpha": 0.0}),
+        ("ckd", "re-balancing", {"alpha": 0.0, "balance": True}),
+        ("bird", "BIRD", {}),
+        ("adversarial_kd", "adversarial KD, λ = 0.5", {"adversary_weight": 0.5}),
+    ):
+        assert report.row_name(result(script, **own)) == name
+        assert report.conditions(result(script, **own)) == ""
+    small = result("rkd", epochs=3, fold=2)
+    assert report.row_name(small) == "RKD" and report.conditions(small) == "folds-epochs_3"
+
+
+def test_different_seeds_or_pictures_are_refused(folder):
     (folder / "toy" / "rkd" / "default-seed2.json").unlink()
-    with pytest.raises(report.Refused, match=r"RKD has seeds \[0, 1\], CKD \[0, 1, 2\]"):
-        report.slides_table(report.collect(folder), "toy", ["CKD", "RKD"])
-    path = folder / "toy" / "rkd" / "default-seed2.json"
-    path.write_text(json.dumps(result(2, 0.9, 0.1, epochs=3)))
-    with pytest.raises(report.Refused, match="epochs of CKD is x, of RKD 3"):
-        report.slides_table(report.collect(folder), "toy", ["CKD", "RKD"])
+    with pytest.raises(report.Refused, match=r"RKD has seeds 0, 1, CKD 0, 1, 2"):
+        report.slides_table(toy_rows(folder))
+    put(folder, result("rkd", 2, pictures="y"))
+    with pytest.raises(report.Refused, match="pictures of CKD is x, of RKD y"):
+        report.slides_table(toy_rows(folder))
+    put(folder, result("rkd", 2, epochs=3))  # other conditions: a table of its own
+    found = report.collect(folder)
+    assert list(found) == [("toy", ""), ("toy", "epochs_3")]
+    made, refused = report.tables(found)
+    assert "toy-slides" in refused and "toy-epochs_3-overview" in made
 
 
-def test_collapsed_runs_are_marked(folder):
-    """A class that is never predicted, or recall near chance."""
-    fine = result(0, 0.8, 0.2)["last"]["test"]
-    never, chance = copy.deepcopy(fine), copy.deepcopy(fine)
-    never["counts"] = [[[50, 0], [50, 0]]] * 2
-    chance["recall"] = 0.54
-    assert [report.collapsed(t) for t in (fine, never, chance)] == [False, True, True]
-    path = folder / "toy" / "rkd" / "default-seed1.json"
-    path.write_text(json.dumps(result(1, 0.5, 0.0, counts=((50, 0), (50, 0)))))
-    table = report.slides_table(report.collect(folder), "toy", ["CKD", "RKD"])
-    assert "RKD (1 of 3 collapsed)" in table and "CKD |" in table
+@pytest.mark.parametrize(
+    ("counts", "recall", "bad"),
+    [
+        ((FINE, FINE), 0.8, False),
+        (((50, 0), (50, 0)), 0.8, True),  # class 1 is never predicted
+        ((FINE, ((50, 0), (50, 0))), 0.8, True),  # nor, in group 1
+        ((FINE, FINE), 0.54, True),  # near chance
+    ],
+)
+def test_collapsed_runs_are_marked_and_never_the_fairest(folder, counts, recall, bad):
+    """A class never predicted, in all groups or in one; recall near chance."""
+    counts = [counts, counts] if np.ndim(counts) == 2 else counts
+    made = result("rkd", 1, 0.9, 0.0, counts)
+    made["last"]["test"]["recall"] = recall
+    assert report.collapsed(made["last"]["test"]) == bad
+    put(folder, made)
+    table = report.slides_table(toy_rows(folder)).markdown()
+    assert ("RKD (1 of 3 collapsed)" in table) == bad
+    line = next(line for line in table.split("\n") if "CKD |" in line)
+    assert ("**20.0 ± 0.0**" in line) == bad  # RKD's disparity is lower
+
+
+def test_relative_change_is_fieller_s():
+    """At both ends of the interval, the interval of the mean of y - ρx just touches 0."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(50, 5, 6)
+    y = 0.6 * x + rng.normal(0, 3, 6)
+    change = report.relative_change(y, x)
+    assert np.isclose(change.point, 100 * (y.mean() / x.mean() - 1))
+    assert change.low < change.point < change.high
+    for end in change[1:3]:
+        _, low, high = M.seed_interval(values=y - (1 + end / 100) * x)
+        assert min(abs(low), abs(high)) < 1e-4
+    unsure = report.relative_change([1, 2, 3], [-1.0, 1, 2])  # the mean of x may be 0
+    assert np.isnan(unsure.low)
+
+
+def test_sweep_says_which_strength_pays(tmp_path):
+    accuracy = {0.0: 0.8, 1.0: 0.795, 5.0: 0.78, 150.0: 0.8}
+    disparity = {0.0: 0.4, 1.0: 0.2, 5.0: 0.1, 150.0: 0.0}
+    for strength in accuracy:
+        for seed in range(3):
+            # the strongest has collapsed: perfectly fair, and useless
+            counts = [((50, 0), (50, 0))] * 2 if strength > 100 else (FINE, FINE)
+            made = result("adversarial_kd", seed, accuracy[strength],
+                          disparity[strength] + seed / 100, counts)  # fmt: skip
+            made["settings"]["adversary_weight"] = strength
+            put(tmp_path, made, f"adversary_weight_{strength}")
+    table = report.sweep_table(toy_rows(tmp_path))
+    assert [row[0] for row in table.rows] == ["0", "1", "5", "150 (3 of 3 collapsed)"]
+    assert [row[-1] for row in table.rows] == ["", "yes", "no", "no"]
+    assert np.isclose(table.rows[1][-2].point, 100 * (0.21 / 0.41 - 1))
+
+
+# ----- pooled folds -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lesions():
+    """600 pictures of 300 lesions in five folds, labels, groups, and the logits of two methods."""
+    rng = np.random.default_rng(1)
+    subjects = np.repeat(np.arange(300), 2)
+    labels, groups = rng.integers(0, 2, 300)[subjects], rng.integers(0, 2, 300)[subjects]
+    noise = rng.normal(size=(600, 2))
+    good = noise + 1.5 * np.eye(2)[labels]
+    fair = np.where(groups[:, None] == 1, good, noise + 1.3 * np.eye(2)[labels])
+    return {
+        "ids": np.array([f"p{n:03}" for n in range(600)]),
+        "subjects": np.array([f"l{n:03}" for n in subjects]),
+        "fold": subjects % 5,
+        "labels": labels,
+        "groups": groups,
+        "ckd": good.astype(np.float16),
+        "groupdro": fair.astype(np.float16),
+    }
+
+
+def put_folds(folder, lesions, script, folds, **own):
+    for fold in folds:
+        made = result(script, dataset="ham10000", fold=fold, **own)
+        path = put(folder, made, f"fold_{fold}")
+        here = lesions["fold"] == fold
+        logits = dict.fromkeys(("teacher", *report.POINTS, "last"), lesions[script][here])
+        names = ("labels", "groups", "ids", "subjects")
+        np.savez(path.with_suffix(".npz"), **logits, **{k: lesions[k][here] for k in names})
+
+
+@pytest.fixture
+def folded(tmp_path, lesions, monkeypatch):
+    monkeypatch.setitem(report.NAMES, "rkd", "GroupDRO")  # a script that is there
+    lesions["rkd"] = lesions["groupdro"]
+    put_folds(tmp_path, lesions, "ckd", range(5), alpha=0.0)
+    put_folds(tmp_path, lesions, "rkd", range(5))
+    return tmp_path
+
+
+def test_pooled_folds_test_every_picture_once(folded, lesions):
+    rows = report.collect(folded)[("ham10000", "folds")]
+    made = report.pooled_tables(rows, {"last": ""})
+    table, differences = made[""], made["-differences"]
+    assert [row[:2] for row in table.rows] == [["ERM", "600"], ["GroupDRO", "600"]]
+    want = {}
+    for script in ("ckd", "groupdro"):
+        score = lesions[script].astype(float) @ [-1, 1]
+        inside = [lesions["groups"] == g for g in (0, 1)]
+        each = [roc_auc_score(lesions["labels"][g], score[g]) for g in inside]
+        whole = roc_auc_score(lesions["labels"], score)
+        es = whole / (1 + sum(abs(a - whole) for a in each))
+        want[script] = 100 * np.array([whole, min(each), max(each) - min(each), es])
+    for row, script in zip(table.rows, want):
+        assert np.allclose([v.point for v in row[2:6]], want[script])
+        assert all(v.low < v.point < v.high for v in row[2:4])
+    (name, *cells) = differences.rows[0]
+    assert name == "GroupDRO"
+    assert np.allclose([v.point for v in cells[:4]], want["groupdro"] - want["ckd"])
+    # the same resamples for both: much narrower than the two intervals
+    assert cells[0].high - cells[0].low < table.rows[0][2].high - table.rows[0][2].low
+    # lesions are drawn whole: two pictures of one lesion make the interval wider than single ones
+    single = M.bootstrap_weights(n=600)
+    clustered = M.bootstrap_weights(n=600, clusters=np.sort(lesions["subjects"]))
+    assert clustered[:, ::2].tolist() == clustered[:, 1::2].tolist() != single[:, 1::2].tolist()
+
+
+def test_incomplete_folds_are_compared_on_the_same_pictures(folded, lesions):
+    for fold in (2, 3, 4):
+        (folded / "ham10000" / "rkd" / f"fold_{fold}-seed0.json").unlink()
+    rows = report.collect(folded)[("ham10000", "folds")]
+    made = report.pooled_tables(rows, {"last": ""})
+    names = [row[:2] for row in made[""].rows]
+    assert names == [["ERM", "600"], ["ERM (folds 0, 1)", "240"], ["GroupDRO (folds 0, 1)", "240"]]
+    here = lesions["fold"] < 2
+    area = [
+        roc_auc_score(lesions["labels"][here], lesions[s][here].astype(float) @ [-1, 1])
+        for s in ("ckd", "groupdro")
+    ]
+    assert np.isclose(made[""].rows[1][2].point, 100 * area[0])
+    assert len(made["-differences"].rows) == 1
+    assert np.isclose(made["-differences"].rows[0][1].point, 100 * (area[1] - area[0]))
+
+
+def test_fairdi_s_comparison_has_both_points(folded):
+    made, refused = report.tables(report.collect(folded))
+    names = [row[0] for row in made["ham10000-folds-fairdi"].rows]
+    assert names == [
+        f"{n}, best {p}" for n in ("ERM", "GroupDRO") for p in ("overall", "worst group")
+    ]
+    assert not refused
+
+
+def test_other_pictures_are_not_paired(folded, lesions):
+    report.CACHE.clear()
+    path = folded / "ham10000" / "rkd" / "fold_1-seed0.npz"
+    content = dict(np.load(path))
+    content["labels"] = 1 - content["labels"]
+    np.savez(path, **content)
+    rows = report.collect(folded)[("ham10000", "folds")]
+    with pytest.raises(report.Refused, match="same test pictures"):
+        report.pooled_tables(rows, {"last": ""})
+    path.write_text("no archive")
+    report.CACHE.clear()
+    with pytest.raises(report.Refused, match="cannot be read"):
+        report.pooled_tables(rows, {"last": ""})
+
+
+# ----- README -------------------------------------------------------------------------------------
+
+
+def test_the_search_of_fairtune_is_drawn(tmp_path):
+    """A figure for a search of masks; none where only the learning rate was searched."""
+    rng = np.random.default_rng(0)
+    trials = []
+    for n in range(8):
+        params = {f"bit {k:02}": int(rng.integers(2)) for k in range(6)} | {"lr": rng.random()}
+        state = ("complete", "pruned")[n % 2]
+        trials.append({"params": params, "state": state, "values": [0.5, 0.4][: 2 - n % 2]})
+    search = {"settings": {"objective": "auroc"}, "search": {"trials": trials}}
+    report.fairtune_figures({("toy", "fairtune", "default"): {0: search}}, "toy", tmp_path)
+    assert (tmp_path / "toy-fairtune-default.png").stat().st_size > 10_000
+    for trial in trials:
+        trial["params"] = {"lr": 0.1}
+    report.fairtune_figures({("toy", "fairtune", "mask_all"): {0: search}}, "toy", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_readme_is_made_from_the_result_files():
     """Filling the README again changes nothing: no number in its tables was typed."""
     text = (ROOT / "README.md").read_text()
     assert text.count("<!-- table ") == text.count("<!-- end -->") >= 2
-    assert report.fill(text, report.collect(ROOT / "results" / "reference")) == text
+    made, _ = report.tables(report.collect(ROOT / "results" / "reference"))
+    assert report.fill(text, made) == text
+
+
+def test_published_numbers_stand_beside_ours_only_for_the_paper_s_data(folder):
+    for dataset, columns in (("wider", 5), ("toy", 0)):
+        table = report.slides_table(toy_rows(folder))
+        width = len(table.header)
+        table = report.beside_published(table, dataset, "slides")
+        assert len(table.header) == width + columns == len(table.rows[-1])
+        assert ("published: slides" in table.markdown()) == bool(columns)
+
+
+def test_diff_page_folds_what_is_shared_and_shows_the_methods_whole(tmp_path):
+    page = report.diff_page("ckd", "bird")
+    folded, opened = page.count("<details><summary>"), page.count("<details open><summary>")
+    shared = report.importlib.import_module("test_side_by_side").shared
+    count = len(shared((ROOT / "methods" / "ckd.py").read_text()))
+    assert folded == count and opened == 3  # header, own flags, the method
+    method = page.split("<details open><summary>4 THE METHOD")[1].split("</details>")[0]
+    words = html.unescape(re.sub("<[^>]*>", "", method)).replace("\xa0", " ")
+    for name in ("ckd", "bird"):
+        text = (ROOT / "methods" / f"{name}.py").read_text()
+        own = text.split("# ===== 4. THE METHOD")[1].split("# ===== 5.")[0]
+        lines = [line for line in own.splitlines()[1:] if line.strip() and len(line) < 85]
+        assert all(line.strip() in words for line in lines)
+    with pytest.raises(report.Refused, match="there is no script burd"):
+        report.diff_page("ckd", "burd")

@@ -1,0 +1,398 @@
+"""Figures of result files, for report.py, which chooses the runs.
+
+Each function draws one figure from rows {name: {(fold, seed): result}} and returns its caption, or
+nothing where the runs do not give it. Colours are Okabe and Ito's, which colour-blind readers can
+tell apart; markers and line styles say the same once more, for print in grey.
+"""
+
+import math
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display is needed
+import matplotlib.pyplot as plt
+import numpy as np
+
+import data as D
+import metrics as M
+
+COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #999999 #7a5c00 #b8a800".split()
+MARKERS, STYLES = "osD^vPX*<>", ["-", "--", "-.", ":"]
+plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
+
+
+def look(n):
+    """Colour, marker and line style of the n-th row."""
+    return {
+        "color": COLOURS[n % len(COLOURS)],
+        "marker": MARKERS[n % len(MARKERS)],
+        "ls": STYLES[n % len(STYLES)],
+    }
+
+
+def save(figure, path):
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def percent(runs, metric, rule="last"):
+    """A test metric over the runs of a row: (mean, low, high) in percent."""
+    numbers = [runs[key][rule]["test"][metric] for key in sorted(runs)]
+    return M.seed_interval(values=100 * np.array([np.nan if n is None else n for n in numbers]))
+
+
+# ==================================================================================================
+# One method against another
+# ==================================================================================================
+
+
+def two_points(points, group_names, where, path):
+    """FairDi's figure 1. points: {row: {rule: {"auroc", "gap", "groups"} in percent}}."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    for n, (name, rules) in enumerate(points.items()):
+        style = look(n) | {"ls": ""}
+        for rule, p in rules.items():
+            fill = style["color"] if rule == "best_overall" else "white"
+            shown = style | {"ms": 8, "mfc": fill, "label": name if rule == "best_overall" else ""}
+            two = p["groups"] if len(group_names) == 2 else (max(p["groups"]), min(p["groups"]))
+            left.plot(*two, **shown)
+            right.plot(p["auroc"], p["gap"], **shown)
+        both = list(rules.values())
+        line = {"color": style["color"], "lw": 0.8, "zorder": 0}
+        right.plot([p["auroc"] for p in both], [p["gap"] for p in both], **line)
+    low, high = np.min([*left.get_xlim(), *left.get_ylim()]), np.max([*left.get_xlim(), 0])
+    ends = (max(low, 0), min(max(high, left.get_ylim()[1]), 100.5))
+    left.plot(ends, ends, color="0.7", lw=1, ls="--", zorder=0)
+    at = {"xytext": (12, 2), "textcoords": "offset points", "color": "0.4"}
+    left.annotate("equal", (ends[0], ends[0]), **at)
+    names = ("best group", "worst group") if len(group_names) > 2 else group_names
+    left.set(xlabel=f"AUROC of {names[0]} (%)", ylabel=f"AUROC of {names[1]} (%)")
+    left.set_title("Groups: nearer to the line is fairer")
+    right.set(xlabel="AUROC of all (%)", ylabel="AUROC gap between groups (points)")
+    right.set_ylim(bottom=0)
+    right.set_title("Good is at the lower right")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
+    figure.suptitle(f"{where}: filled = epoch best overall, hollow = epoch best in the worst group")
+    save(figure, path)
+    return (
+        "AUROC of the groups, and the gap between them against AUROC: each method at two epochs "
+        "chosen on validation (the layout of FairDi's first figure)."
+    )
+
+
+def ranks(scores):
+    """Rank of each column in each row of scores (N, k), 1 is the highest, ties share the mean."""
+    above = (scores[:, None, :] > scores[:, :, None]).sum(-1)
+    equal = (scores[:, None, :] == scores[:, :, None]).sum(-1)
+    return above + (equal + 1) / 2
+
+
+def friedman(scores):
+    """Friedman's χ², corrected for ties, of scores (N, k), and its p: do the columns differ?"""
+    (n, k), r = scores.shape, ranks(scores)
+    spread = ((r.mean(0) - (k + 1) / 2) ** 2).sum()
+    variance = ((r - (k + 1) / 2) ** 2).sum() / (n * (k - 1))  # k(k+1)/12 without ties
+    chi2 = n * spread / variance if variance else 0.0
+    ## P(χ² > x) for k - 1 degrees of freedom, by the recursion over every second degree.
+    p, x = (math.erfc(math.sqrt(chi2 / 2)) if k % 2 == 0 else math.exp(-chi2 / 2)), chi2 / 2
+    for df in range(3 if k % 2 == 0 else 4, k, 2):
+        p += x ** (df / 2 - 1) * math.exp(-x) / math.gamma(df / 2)
+    return chi2, p
+
+
+def nemenyi(k, n, level=0.95):
+    """Critical difference of mean ranks: q/√2 · √(k(k+1)/6n), q of the studentized range."""
+    z = np.linspace(-9, 9, 4001)  # smooth and 0 at both ends: a plain sum integrates it
+    cumulative = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in z])
+    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+    def below(q):  # P(largest - smallest of k standard normals < q)
+        lower = np.interp(z - q, z, cumulative, left=0.0)
+        return k * (density * (cumulative - lower) ** (k - 1)).sum() * (z[1] - z[0])
+
+    low, high = 0.0, 12.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if below(middle) < level else (low, middle)
+    return low / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n))
+
+
+def cliques(mean_ranks, distance):
+    """Longest stretches of sorted ranks that lie within the distance: [(first, last)] positions."""
+    found = []
+    for i, first in enumerate(mean_ranks):
+        last = max(j for j, r in enumerate(mean_ranks) if r - first <= distance)
+        if last > i and (not found or last > found[-1][1]):
+            found.append((i, last))
+    return found
+
+
+def critical_difference(names, scores, title, path):
+    """Mean ranks of the methods; those that the Nemenyi test cannot tell apart are joined.
+
+    scores    (N, k), higher is better: N data sets, folds or seeds, k methods
+    """
+    (n, k), (_, p) = scores.shape, friedman(scores)
+    mean, distance = ranks(scores).mean(0), nemenyi(k, n)
+    order = np.argsort(mean, kind="stable")
+    joined = cliques(mean[order], distance) if p < 0.05 else []  # the gate
+    half, height, top = (k + 1) // 2, 0.55, 0.7 + 0.28 * len(joined)
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.24 * k), layout="constrained")
+    axes.hlines(0, 1, k, color="black", lw=1)
+    axes.vlines(range(1, k + 1), -0.15, 0, color="black", lw=1)
+    for r in range(1, k + 1):
+        axes.text(r, -0.3, str(r), ha="center", va="bottom")
+    for place, m in enumerate(order):
+        left = place < half
+        y = top + height * (place if left else k - 1 - place)
+        end = 1 - 0.03 * k if left else k + 0.03 * k
+        axes.plot([mean[m], mean[m], end], [0, y, y], color="0.35", lw=0.8)
+        axes.text(end, y, f" {names[m]} ({mean[m]:.1f}) ", ha="right" if left else "left",
+                  va="center")  # fmt: skip
+    verdict = f"Friedman test: p = {p:.2g}"
+    for level, (i, j) in enumerate(joined):
+        y, ends = 0.35 + 0.28 * level, mean[order][[i, j]] + [-0.04, 0.04]
+        axes.plot(ends, [y, y], color="black", lw=3.5, solid_capstyle="round")
+    different = "; a bar joins those of which no difference is shown"
+    verdict += different if p < 0.05 else ": no difference between any of them is shown"
+    axes.plot([1, 1 + distance], [-1.25, -1.25], color="black", lw=1.5, marker="|", ms=8)
+    axes.text(
+        1 + distance / 2, -1.4, f"critical difference {distance:.2f}", ha="center", va="bottom"
+    )
+    axes.set(xlim=(-0.22 * k, 1.22 * k + 1), ylim=(top + 0.2 + height * half, -1.9))
+    axes.axis("off")
+    axes.set_title(f"{title}: mean rank, 1 is best\n{verdict}")
+    save(figure, path)
+    return (
+        f"Mean ranks over {n} repetitions (folds and attributes, or seeds; those of one data set "
+        "share pictures, so that the test is optimistic). Bars join methods closer than Nemenyi's "
+        "distance, drawn only if Friedman's test finds any difference."
+    )
+
+
+def per_class(rows, where, path):
+    """Signed disparity of each class: the teacher, its student, a debiased student."""
+    debiased = next((n for n in ("adversarial KD", "BIRD") if n in rows), None)
+    if "CKD" not in rows or not debiased:
+        return None
+    first = next(iter(rows["CKD"].values()))
+    classes, groups = first["classes"], first["group_names"]
+    models = {"teacher": ("CKD", "teacher"), "CKD": ("CKD", "last"), debiased: (debiased, "last")}
+    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.5 * len(classes)), layout="constrained")
+    for n, (name, (row, rule)) in enumerate(models.items()):
+        spots = [
+            [
+                100 * (result[rule]["test"]["classes"][c]["disparity"] or 0)
+                for c in range(len(classes))
+            ]
+            for result in rows[row].values()
+        ]  # (runs, classes)
+        mean, low, high = np.array([M.seed_interval(values=v) for v in zip(*spots)]).T
+        y = np.arange(len(classes)) + 0.22 * (n - 1)
+        error = None if np.isnan(low).all() else [mean - low, high - mean]
+        style = look(n) | {"ls": ""}
+        axes.errorbar(mean, y, xerr=error, label=name, ms=7, capsize=3, **style)
+    axes.axvline(0, color="0.6", lw=1)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.invert_yaxis()
+    what = (
+        f"recall of {groups[1]} − recall of {groups[0]}" if len(groups) == 2 else "spread of recall"
+    )
+    axes.set(xlabel=f"{what} (points)", title=f"{where}: who is favoured in which class?")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    save(figure, path)
+    return (
+        "Disparity of each class for the teacher, the student distilled from it, and a debiased "
+        "student; bars are 95 % intervals over runs."
+    )
+
+
+def gallery(rows, where, path, data_dir=None):
+    """Test pictures on which teacher, student and debiased student disagree."""
+    debiased = next((n for n in ("adversarial KD", "BIRD") if n in rows), None)
+    if "CKD" not in rows or not debiased:
+        return None
+    key = min(rows["CKD"].keys() & rows[debiased].keys())
+    settings = rows["CKD"][key]["settings"]
+    if settings["dataset"] != "toy" and data_dir is None:
+        return None
+    keep = ("target", "sensitive", "fold", "skip_bad")
+    data = D.load(
+        settings["dataset"], data_dir, settings["image_size"], **{k: settings[k] for k in keep}
+    )
+    test = data["test"]
+    answers = {}
+    for name, row, model in (("teacher", "CKD", "teacher"), ("CKD", "CKD", "last"),
+                             (debiased, debiased, "last")):  # fmt: skip
+        with np.load(rows[row][key]["npz"]) as file:
+            if file["ids"].tolist() != test.ids:
+                return None  # made from other pictures
+            answers[name] = file[model].argmax(1)
+    said = np.stack(list(answers.values()))  # (3, N)
+    split = np.flatnonzero((said != said[0]).any(0))
+    if not len(split):
+        return None
+    labels, groups = test.labels.numpy(), test.groups.numpy()
+    ## The first of each class and group in turn, in the order of the test set: nobody chose them.
+    turn, seen = [], {}
+    for n in split:
+        cell = (labels[n], groups[n])
+        seen[cell] = seen.get(cell, 0) + 1
+        turn.append((seen[cell], *cell, n))
+    chosen = [n for *_, n in sorted(turn)[:15]]
+    figure, axes = plt.subplots(3, 5, figsize=(10, 8.6), layout="constrained")
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, n in zip(axes.flat, chosen):
+        ax.imshow(test.subset([n]).images[0].permute(1, 2, 0).numpy())
+        lines = [f"{data.classes[labels[n]]}, {data.group_names[groups[n]]}"]
+        for name, answer in answers.items():
+            right = "✓" if answer[n] == labels[n] else "✗"
+            lines.append(f"{right} {name}: {data.classes[answer[n]]}")
+        ax.set_title("\n".join(lines), fontsize=8.5, loc="left")
+    figure.suptitle(
+        f"{where}: {len(split)} of {len(labels)} test pictures on which the three disagree"
+    )
+    save(figure, path)
+    return (
+        "Pictures on which teacher, distilled and debiased student disagree: true class and group, "
+        "then the three answers. The first of each class and group, not a choice."
+    )
+
+
+# ==================================================================================================
+# Along λ, and along training
+# ==================================================================================================
+
+
+def sweep(chosen, bad, where, path):
+    """λ against disparity and accuracy, with 95 % bands over seeds. chosen: {λ: runs}."""
+    places = np.arange(len(chosen))
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for n, metric in enumerate(("accuracy", "disparity")):
+        curve = np.array([percent(runs, metric) for runs in chosen.values()])  # (λ, 3)
+        style = look(n)
+        axes.plot(places, curve[:, 0], label=metric, **style)
+        axes.fill_between(places, curve[:, 1], curve[:, 2], color=style["color"], alpha=0.2, lw=0)
+        if metric == "accuracy" and any(bad):
+            low = curve[np.array(bad), 0]
+            axes.plot(places[bad], low, "x", color="black", ms=11, label="some runs collapsed")
+    axes.set_xticks(places, [f"{s:g}" for s in chosen])
+    axes.set(xlabel="strength λ of the adversary", ylabel="percent of the test set", ylim=(0, 100))
+    axes.set_title(f"{where}: what a stronger adversary does")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    save(figure, path)
+    return "The strength of the adversary against accuracy and disparity, 95 % bands over seeds."
+
+
+def sweep_3d(chosen, bad, where, path):
+    """λ, disparity and accuracy in one view."""
+    figure = plt.figure(figsize=(6.4, 5.2), layout="constrained")
+    axes, places = figure.add_subplot(projection="3d"), np.arange(len(chosen))
+    x, y = ([percent(runs, m)[0] for runs in chosen.values()] for m in ("disparity", "accuracy"))
+    axes.plot(places, x, y, color="0.6")
+    points = axes.scatter(places, x, y, c=places, cmap="cividis", s=50)
+    points.set_depthshade(False)
+    axes.set_xticks(places, [f"{s:g}" for s in chosen], rotation=45, fontsize=7)
+    axes.set(xlabel="\nλ", ylabel="disparity (%)", zlabel="accuracy (%)")
+    axes.set_title(f"{where}: strength λ, disparity and accuracy")
+    axes.set_box_aspect(None, zoom=0.88)
+    save(figure, path)
+    return "The same in one view; the colour follows λ."
+
+
+def curves(rows, of):
+    """(epochs, 3) mean, low, high over the runs of a row of what `of` finds in an epoch's log."""
+    logs = [[of(epoch) for epoch in result["log"]] for result in rows.values()]
+    numbers = np.array([[np.nan if v is None else v for v in log] for log in logs], float)
+    return np.array([M.seed_interval(values=column) for column in numbers.T])
+
+
+def training(rows, where, path):
+    """Validation while training; CTKD's temperature; the gates of BIRD."""
+    names = [n for n in ("ERM", "CKD", "CTKD", "BIRD", "adversarial KD") if n in rows]
+    if len(names) < 2:
+        return None
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
+    (fair, useful), (warm, gates) = axes
+    for n, name in enumerate(names):
+        for ax, metric in ((fair, "mean_deo"), (useful, "auroc")):
+            curve = 100 * curves(rows[name], lambda epoch, m=metric: epoch["val"][m])
+            x, style = np.arange(1, len(curve) + 1), look(n)
+            ax.plot(x, curve[:, 0], label=name, ms=4, **style)
+            ax.fill_between(x, curve[:, 1], curve[:, 2], color=style["color"], alpha=0.12, lw=0)
+    fair.set(title="Validation: unfairness", ylabel="mean-DEO (%)", ylim=(0, None))
+    useful.set(title="Validation: use", ylabel="AUROC (%)", ylim=(None, 100.5))
+    if "CTKD" in rows:
+        curve = curves(rows["CTKD"], lambda epoch: epoch.get("temperature"))
+        warm.plot(np.arange(1, len(curve) + 1), curve[:, 0], **look(names.index("CTKD")))
+        warm.fill_between(np.arange(1, len(curve) + 1), curve[:, 1], curve[:, 2], alpha=0.2, lw=0,
+                          color=look(names.index("CTKD"))["color"])  # fmt: skip
+        warm.set(title="CTKD: the temperature that it learns", ylabel="T")
+    if "BIRD" in rows:
+        style = look(names.index("BIRD"))
+        low, mean, high = (curves(rows["BIRD"], lambda epoch, k=k: epoch.get(k))[:, 0]
+                           for k in ("gate_min", "gate", "gate_max"))  # fmt: skip
+        x = np.arange(1, len(mean) + 1)
+        gates.plot(x, mean, label="mean gate", **style)
+        gates.fill_between(x, low, high, alpha=0.2, lw=0, color=style["color"],
+                           label="lowest to highest gate")  # fmt: skip
+        gates.set(title="BIRD: gates on the teacher's features", ylabel="sigm(φ)", ylim=(0, 1.02))
+        gates.legend(loc="lower left")
+    for ax, there in ((warm, "CTKD" in rows), (gates, "BIRD" in rows)):
+        ax.set_visible(there)
+    for ax in axes.flat:
+        ax.set_xlabel("epoch")
+    figure.legend(*fair.get_legend_handles_labels(), loc="outside right upper")
+    figure.suptitle(f"{where}: along training (mean and 95 % band over runs)")
+    save(figure, path)
+    return "Fairness and use on validation along training, CTKD's temperature and BIRD's gates."
+
+
+def fairtune_masks(rows, where, path):
+    """FairTune's search: which parts each trial tuned, how it ended, and which parts matter.
+
+    All trials have a first epoch, few a last one: the effect of a part is the objective after the
+    first epoch, tuned minus frozen, after a line over the logarithm of the learning rate was taken
+    off. The sampler prefers what went well, so this is no randomised comparison.
+    """
+    result = next(iter(rows.get("FairTune", {}).values()), {})
+    trials = [t for t in result.get("search", {}).get("trials", []) if t["values"]]
+    names = sorted({name for t in trials for name in t["params"]} - {"lr"})
+    if len(trials) < 4 or not names:
+        return None
+    bits = np.array([[t["params"][name] for t in trials] for name in names])  # (P, T)
+    first, last = (np.array([t["values"][k] for t in trials]) for k in (0, -1))
+    rates = np.log([t["params"]["lr"] for t in trials])
+    first = first - np.polyval(np.polyfit(rates, first, 1), rates)
+    ended = np.array([t["state"] == "complete" for t in trials])
+    labels = [f"{n // 3 + 1} {('norms', 'attention', 'MLP')[n % 3]}" for n in range(len(names))]
+    objective, order = result["settings"]["objective"].replace("_", " "), np.arange(len(trials))
+    height = 0.22 * len(names)
+    figure, axes = plt.subplot_mosaic(
+        [["value", "key"], ["grid", "effect"]], figsize=(9, 3 + height), layout="constrained",
+        width_ratios=[2, 1], height_ratios=[2, height],
+    )  # fmt: skip
+    value, grid, effect = axes["value"], axes["grid"], axes["effect"]
+    value.plot(order[ended], last[ended], "o", color=COLOURS[0], label="trained to the end")
+    value.plot(order[~ended], last[~ended], "x", color=COLOURS[1], label="stopped early")
+    value.set(ylabel=f"{objective}\n(validation)", xlim=(-0.5, len(trials) - 0.5), xticks=[])
+    axes["key"].set_axis_off()
+    axes["key"].legend(*value.get_legend_handles_labels(), loc="center left")
+    grid.imshow(bits, cmap="Greys", vmin=0, vmax=1.4, aspect="auto", interpolation="nearest")
+    grid.set_yticks(range(len(names)), labels)
+    grid.set(xlabel="trial, in the order of the search", ylabel="block and part (dark: tuned)")
+    for n, row in enumerate(bits == 1):
+        if min(row.sum(), (~row).sum()) > 1:
+            half = 1.96 * np.sqrt(sum(first[r].var(ddof=1) / r.sum() for r in (row, ~row)))
+            mean = first[row].mean() - first[~row].mean()
+            effect.errorbar(mean, n, xerr=half, fmt="o", color=COLOURS[0], capsize=3)
+    effect.axvline(0, color="0.6")
+    effect.set(ylim=grid.get_ylim(), yticks=[], xlabel=f"{objective}, tuned − frozen\n(epoch 1)")
+    figure.suptitle(f"{where}: what each trial of FairTune tuned, and which parts matter")
+    save(figure, path)
+    return (
+        "The trials of FairTune's search (one seed): objective, tuned parts, and the difference "
+        "that a part makes after one epoch, with 95 % intervals."
+    )

@@ -1,0 +1,300 @@
+"""FairDi: FIS against its authors' code, exact transport against other ways to compute it, each
+group's teacher, and the student that learns from them."""
+
+import copy
+import math
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+import ckd
+import fairdi
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import arguments, random
+from scipy.optimize import linprog
+
+import data as D
+import readers
+import runs as R
+
+PARITY = np.load(Path(__file__).parent / "parity" / "medical.npz")
+FIS = {k.removeprefix("fis/"): PARITY[k] for k in PARITY if k.startswith("fis/")}
+GROUP_LOSSES = [torch.tensor(FIS[f"in/group_sample_losses_{g}"]).double() for g in range(4)]
+
+
+def make(data, out, *flags):
+    """FairDi on `data`, ready for step 2; steps 0 and 1 are real, in smoke mode."""
+    args = arguments(fairdi, "--out", str(out / "results"), "--student", "convnet2", *flags)
+    args.epochs = 1
+    torch.manual_seed(0)
+    student = fairdi.Network(args, args.student, len(data.classes))
+    return fairdi.Method(args, data, student)
+
+
+def regrouped(data, change, names):
+    """The same pictures in other groups: change(split) gives their numbers."""
+    splits = {part: replace(split, groups=change(split)) for part, split in data.splits.items()}
+    return replace(data, group_names=names, splits=splits)
+
+
+@pytest.fixture(scope="module")
+def usual(toy, tmp_path_factory):
+    """A method on the toy; tests that change it take a copy."""
+    return make(toy, tmp_path_factory.mktemp("usual"))
+
+
+def test_distance_is_the_reference_s():
+    """Four groups of 64 and 48 losses against all 224."""
+    got = [fairdi.half_w2_squared(u, torch.cat(GROUP_LOSSES)) for u in GROUP_LOSSES]
+    np.testing.assert_allclose(got, FIS["own/exact_half_W2sq"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n, m", [(1, 1), (1, 5), (4, 4), (3, 7), (6, 4), (8, 12), (5, 10)])
+def test_distance_is_the_optimum_of_the_transport_problem(n, m):
+    """Linear programming knows nothing of sorting."""
+    a, b = random(n, seed=n), random(m, seed=10 + m)
+    cost = (a[:, None] - b).square().div(2).numpy().ravel()
+    sums = [np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))]
+    margins = [np.full(n, 1 / n), np.full(m, 1 / m)]
+    best = linprog(cost, A_eq=np.vstack(sums), b_eq=np.concatenate(margins)).fun
+    assert fairdi.half_w2_squared(a, b).item() == pytest.approx(best, abs=1e-9)
+    assert fairdi.half_w2_squared(b, a).item() == pytest.approx(best, abs=1e-9)
+
+
+def test_distance_of_equal_sizes_is_the_best_pairing():
+    a, b = random(5, seed=1), random(5, seed=2)
+    best = min((a - b[list(order)]).square().mean() / 2 for order in permutations(range(5)))
+    assert fairdi.half_w2_squared(a, b).item() == pytest.approx(best.item())
+
+
+def test_distance_is_zero_for_repeated_samples_and_never_negative():
+    """The public code's is negative for one group of the reference."""
+    a = random(6)
+    assert fairdi.half_w2_squared(a, a.repeat(7)).item() == 0
+    assert fairdi.half_w2_squared(a + 3, a).item() == pytest.approx(4.5)
+    assert FIS["out/group_sinkhorn_distance"].min() < 0
+    every = torch.cat(GROUP_LOSSES)
+    assert all(fairdi.half_w2_squared(u, every) > 0 for u in GROUP_LOSSES)
+
+
+@pytest.mark.parametrize(
+    "name, fusion, temperature", [("default", 0.5, 1), ("c0", 0, 1), ("c1", 1, 1), ("T10", 0.5, 10)]
+)
+def test_fis_loss_and_gradient_given_the_distances(name, fusion, temperature):
+    """Its authors' loss and gradient with their distances, times B; the gradient also goes through
+    the individual weights."""
+    logits = torch.tensor(FIS["in/logits"]).double().requires_grad_()
+    losses = F.binary_cross_entropy_with_logits(
+        logits, torch.tensor(FIS["in/targets"]).double(), reduction="none"
+    )
+    np.testing.assert_allclose(losses.detach(), FIS["out/per_sample_loss"], atol=1e-6)
+    groups = torch.tensor(FIS["in/attr"])
+    distances = torch.tensor(FIS["out/group_sinkhorn_distance"])
+    loss = fairdi.fis_loss(losses, groups, distances, fusion, temperature)
+    loss.backward()
+    assert loss.item() / 32 == pytest.approx(FIS[f"out/{name}/loss"].item(), rel=1e-5)
+    np.testing.assert_allclose(logits.grad / 32, FIS[f"out/{name}/grad_logits"], atol=1e-8)
+    if name == "default":
+        exact = fairdi.fis_loss(losses, groups, torch.tensor(FIS["own/exact_half_W2sq"]))
+        want = FIS["own/loss_exact_half_W2sq_official_reduction"].item()
+        assert exact.item() / 32 == pytest.approx(want, rel=1e-5)
+        inside = torch.tensor(FIS["own/inbatch_half_W2sq_group_vs_batch"])
+        want = FIS["own/paper_form_sum_inbatch_half_W2sq_c0.5"].item()
+        assert fairdi.fis_loss(losses, groups, inside).item() == pytest.approx(want, rel=1e-5)
+
+
+def test_fis_loss_of_equal_losses_is_the_mean():
+    """Nothing to scale: weights are 1/B each, and the size is that of a usual loss."""
+    losses, groups = torch.full((12,), 0.7), torch.arange(12) % 3
+    assert fairdi.fis_loss(losses, groups, torch.full((3,), 0.2)).item() == pytest.approx(0.7)
+
+
+def test_step_0_meets_groups_that_a_batch_lacks(toy, tmp_path):
+    """Distances come from pictures of their own; batch norm does not see them."""
+    args = arguments(fairdi)
+    torch.manual_seed(0)
+    method = fairdi.FairScaling(args, toy, fairdi.Network(args, "convnet2", 6))
+    method.student.train()
+    train = toy["train"]
+    batch = next(D.batches(train.subset(train.groups == 1), 32, seed=0))
+    before = {k: v.clone() for k, v in method.student.state_dict().items()}
+    losses = method.step(batch)
+    assert all(torch.isfinite(v) for v in losses.values()) and losses["distance"] >= 0
+    assert method.student.training
+    after = method.student.state_dict()
+    assert after["body.0.1.num_batches_tracked"] == before["body.0.1.num_batches_tracked"] + 1
+    assert not torch.equal(after["head.weight"], before["head.weight"])
+
+
+def test_every_picture_has_its_own_group_s_teacher(usual, toy, monkeypatch, tmp_path):
+    """Heads that are told apart by their bias; the other group's says something else."""
+
+    def mark(head, train, val, args):
+        """A teacher that answers with the number of pictures it was trained on."""
+        head.weight.data.zero_()
+        head.bias.data.fill_(float(len(train[1])))
+        assert len(train[0]) == len(train[1]) and len(val[0]) == len(val[1])
+        return 0.5, 0.5
+
+    train = toy["train"]
+    uneven = regrouped(toy, lambda s: (s.labels < 2).long() + s.groups.mul(0), ["many", "few"])
+    monkeypatch.setattr(fairdi, "train_head", mark)
+    method = make(uneven, tmp_path)
+    few = train.labels < 2
+    assert method.logits_t[few].unique().tolist() == [float(few.sum())]
+    assert method.logits_t[~few].unique().tolist() == [float((~few).sum())]
+
+
+def test_teachers_are_kept_at_their_best(usual):
+    """Never worse on validation than the head of step 0, as good as they say, the same again."""
+    method, data = usual, usual.data
+    frozen = ckd.evaluate(method.student, data, "val")[1]
+    head, seen = copy.deepcopy(method.student.head), data["val"].groups == 1
+    mine = data["train"].groups == 1
+    feats_val = torch.cat([method.student(b.images)[0] for b in D.batches(data["val"], 256)])
+    own = (method.feats[mine], data["train"].labels[mine])
+    own_val = (feats_val.detach()[seen], data["val"].labels[seen])
+    args = copy.copy(method.args)
+    args.epochs = 5
+    best, first = fairdi.train_head(head, own, own_val, args)
+    assert first == pytest.approx(frozen["groups"][1]["auroc"], abs=2e-3)  # float16 there
+    assert best >= first
+    probs = torch.softmax(head(own_val[0]), 1).detach()
+    area = fairdi.M.auroc(labels=own_val[1].numpy(), probs=probs.numpy())
+    assert area == pytest.approx(best, abs=1e-12)
+    again = copy.deepcopy(method.student.head)
+    fairdi.train_head(again, own, own_val, args)
+    assert torch.equal(head.weight, again.weight) and not head.weight.equal(
+        method.student.head.weight
+    )
+
+
+def test_a_group_of_one_class_is_named_and_step_0_stands_in(toy, tmp_path, capsys):
+    """Group "alone": one class only. The run goes on, and its pictures get the head of step 0."""
+    lonely = lambda split: torch.where((split.labels == 0) & (split.groups == 0), 2, split.groups)
+    data = regrouped(toy, lonely, ["filled", "outlined", "alone"])
+    method = make(data, tmp_path)
+    said = capsys.readouterr().out
+    assert "teacher of alone: one class only" in said and "teacher of outlined: val auroc" in said
+    alone = data["train"].groups == 2
+    with torch.no_grad():
+        assert torch.equal(method.logits_t[alone], method.student.head(method.feats[alone]))
+    losses = method.step(next(D.batches(data["train"], 32, seed=0)))
+    assert all(torch.isfinite(v) for v in losses.values())
+
+
+@pytest.mark.parametrize("flag", ["--no-train-backbone", "--train-backbone"])
+def test_with_one_group_it_is_plain_distillation(toy, tmp_path, flag, monkeypatch):
+    """One group, step 0 replaced by plain training: step 2 is ckd.py with that one teacher."""
+    monkeypatch.setattr(fairdi, "FairScaling", fairdi.CrossEntropy)
+    data = regrouped(toy, lambda split: split.groups * 0, ["all"])
+    method = make(data, tmp_path, flag)
+    plain = ckd.Method(method.args, data, copy.deepcopy(method.student), None)
+    plain.teacher = lambda batch: (None, method.logits_t[batch.index])
+    live = flag == "--train-backbone"
+    for half in (method, plain):
+        half.student.train(live)  # frozen features are those of evaluation mode
+    if not live:
+        plain.student.body.requires_grad_(False)
+    for batch in D.batches(data["train"], 32, seed=0, augment=live):
+        ours, theirs = method.step(batch), plain.step(batch)
+        for name in ("loss", "loss_ce", "loss_kd"):
+            assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-4)
+    for (name, a), b in zip(
+        method.student.state_dict().items(), plain.student.state_dict().values()
+    ):
+        assert torch.allclose(a, b, atol=1e-5), name
+
+
+def test_frozen_or_not(usual):
+    """Without --train-backbone only the head moves, whatever the pictures of the batch show."""
+    method = copy.deepcopy(usual)
+    batch = next(D.batches(method.data["train"], 32, seed=0))
+    before = {k: v.clone() for k, v in method.student.state_dict().items()}
+    method.student.train()
+    first = method.step(batch._replace(images=None))  # nothing needs them
+    assert first["loss_kd"] >= 0
+    moved = [k for k, v in method.student.state_dict().items() if not torch.equal(v, before[k])]
+    assert moved == ["head.weight", "head.bias"]
+    method.args.train_backbone = True
+    method.step(batch)
+    now = method.student.state_dict()
+    assert not torch.equal(now["body.0.0.weight"], before["body.0.0.weight"])
+
+
+def test_the_student_s_answer_does_not_depend_on_groups(usual):
+    """Equal pictures, other groups: other teachers, the same logits of the student."""
+    method = copy.deepcopy(usual)
+    swapped = regrouped(method.data, lambda split: 1 - split.groups, method.data.group_names)
+    ours, _ = fairdi.evaluate(method.student, method.data, "test")
+    theirs, _ = fairdi.evaluate(method.student, swapped, "test")
+    assert np.array_equal(ours, theirs)
+
+
+def test_step_0_is_made_once_and_reported_as_fis(toy, usual, capsys):
+    """Another α uses the same step 0; its three states are reported, the best one is the start."""
+    out = Path(usual.args.out).parent
+    capsys.readouterr()
+    again = make(toy, out, "--alpha", "0.5")
+    assert "is ready in" in capsys.readouterr().out
+    assert set(again.reported) == {"fis", "fis_best_overall", "fis_best_worst_group"}
+    best = again.reported["fis_best_worst_group"].state_dict()
+    for name, value in again.student.state_dict().items():
+        assert torch.equal(value, best[name]), name
+    assert torch.equal(again.logits_t, usual.logits_t)
+    other = make(toy, out, "--fusion", "0")
+    assert "step 0 1/1" in capsys.readouterr().out
+    assert not torch.equal(other.feats, usual.feats)
+
+
+def test_a_killed_step_0_goes_on(toy, tmp_path, monkeypatch):
+    """Stopped in its second epoch and started again: the same states, draws of groups included."""
+
+    def states(out):
+        args = arguments(fairdi, "--out", str(out / "results"))  # two epochs
+        torch.manual_seed(0)
+        fairdi.Method(args, toy, fairdi.Network(args, "convnet2", 6))
+        (path,) = (out / "runs").rglob("step0-*.pt")
+        return torch.load(path, weights_only=True)["states"]
+
+    whole, step = states(tmp_path / "whole"), fairdi.FairScaling.step
+
+    def stop_late(self, batch):
+        if batch.epoch == 1 and batch.step == 2:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fairdi.FairScaling, "step", stop_late)
+        with pytest.raises(KeyboardInterrupt):
+            states(tmp_path / "killed")
+    assert list((tmp_path / "killed").rglob("step0-*.checkpoint"))
+    again = states(tmp_path / "killed")
+    assert not list((tmp_path / "killed").rglob("step0-*.checkpoint"))
+    for rule, state in whole.items():
+        for weight, value in state.items():
+            assert np.array_equal(value, again[rule][weight]), (rule, weight)
+
+
+@pytest.mark.parametrize("flags", [("--fusion", "1.5"), ("--fis-temperature", "0")])
+def test_settings_that_cannot_work_are_refused(toy, tmp_path, flags):
+    with pytest.raises(readers.InputError, match="FIS takes --fusion from 0 to 1"):
+        make(toy, tmp_path, *flags)
+
+
+def test_crossed_groups(ham10000, tmp_path, capsys):
+    """sex+age on a miniature: cells with a handful of pictures, some of one class."""
+    data = D.load("ham10000", ham10000, 16, sensitive="sex+age")
+    args = arguments(
+        fairdi, "--dataset", "ham10000", "--out", str(tmp_path / "r"), "--batch-size", "8"
+    )
+    args.image_size = 16
+    student = fairdi.Network(args, "convnet2", 2)
+    method = fairdi.Method(args, data, student)
+    said = capsys.readouterr().out
+    assert said.count("teacher of") == len(data.group_names) == 4
+    assert math.isfinite(method.step(next(D.batches(data["train"], 8, seed=0)))["loss"].item())
+    assert R.runs_folder(args).exists()
