@@ -338,10 +338,11 @@ class Memory:
     Views depend on (seed, epoch) alone and a teacher never changes, so that all methods, settings
     and weights of losses ask it the same questions again. The key of a file holds all that answers
     depend on: the teacher's weights; its answers to noise, hence the code of the network and the
-    machine's arithmetic; data.py, hence order and augmentation; every pixel, label and group of the
-    split; batch size, seed, epoch, --balance. What is read is what was computed, bit by bit.
-    Computed live and not kept are answers to pictures without a mark, and those of a teacher in
-    training mode, with hooks (who sets one wants every pass), or changed in the middle of an epoch.
+    machine's arithmetic; data.py, hence order and augmentation; every pixel of the split; batch
+    size, seed, epoch, and with --balance the cells that it draws from. What is read is what was
+    computed, bit by bit. Computed live and not kept are answers to pictures without a mark, and
+    those of a teacher in training mode, with hooks (who sets one wants every pass), or changed in
+    the middle of an epoch.
     """
 
     ## Disk is bounded: larger epochs are not kept; in a fuller folder the longest unused files go.
@@ -387,7 +388,8 @@ class Memory:
         key = {
             "teacher": [hash_of(self.tensors), hash_of(network(noise.to(batch.images)))],
             "split": [split.ids, rows, self.pixels[pixels]],
-            "numbers": hash_of([split.labels, split.groups, split.mean, split.std]),
+            "normalised by": hash_of([split.mean, split.std]),
+            "drawn by": hash_of([split.labels, split.groups] if views[-1] else []),
             "views": [views, Path(D.__file__).read_text()],
             "machine": [machine(batch.images.device), torch.backends.cpu.get_cpu_capability()],
         }
