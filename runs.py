@@ -416,7 +416,7 @@ class Memory:
                 if surplus > 0:
                     surplus -= path.stat().st_size
                     path.unlink()
-        except (OSError, RuntimeError) as error:  # a full disk, or a file that another removed
+        except (OSError, RuntimeError, InputError) as error:  # a full disk; another removed a file
             print(f"answers of the teacher are not kept: {error}")
 
 
