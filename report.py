@@ -38,6 +38,9 @@ NAMES = {
     ("adversarial_kd", "alpha_0.0"): "AD",
     ("mfd", "default"): "MFD",
     ("bird", "default"): "BIRD",
+    ("fairtune", "default"): "FairTune",
+    ("fairtune", "mask_all"): "full fine-tuning",
+    ("fairtune", "mask_none"): "linear probe",
 }
 ## What two runs must share to stand in one table.
 SAME = "pictures image_size target sensitive epochs batch_size teacher student".split()

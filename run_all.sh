@@ -38,6 +38,8 @@ runs() {
     # debiasing while distilling; AD is the adversary without a teacher
     for method in adversarial_kd bird mfd; do for_each_seed "$method.py"; done
     for_each_seed "adversarial_kd.py --alpha 0"
+    # fine-tuning without a teacher: FairTune, all parts, the head alone
+    for mask in search all none; do for_each_seed "fairtune.py --mask $mask"; done
     # how strong an adversary? λ = 5, the default, stands above
     for strength in 0 0.1 0.5 1 2 10 15 20 50 150; do
         for_each_seed "adversarial_kd.py --adversary-weight $strength"
