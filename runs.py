@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,7 @@ def shared_search(args, attempt, space, anew, **how):
     import optuna  # here, because only searches need it
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4: the "liar"
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     folder = args.run.folder / f"search-{digest(args.run.settings)}"
     path = folder / "study.db"

@@ -258,16 +258,16 @@ def search(args, data, start, anew=False):
         )
     if args.trials == 0:
         return fixed, args.lr, []
-    bits = [f"bit {n:02}" for n in range(count * anything)]
-    mask = lambda params: "".join(str(params[bit]) for bit in bits) or fixed
-    space = dict.fromkeys(bits, optuna.distributions.IntDistribution(0, 1))
+    names = [f"bit {n:02}" for n in range(count * anything)]
+    mask = lambda params: "".join(str(params[name]) for name in names) or fixed
+    space = dict.fromkeys(names, optuna.distributions.IntDistribution(0, 1))
     space["lr"] = optuna.distributions.FloatDistribution(*RATES, log=True)
 
     def attempt(trial, checkpoint):
         """L_fair after args.epochs of training with the bits and the learning rate of a trial."""
-        found = mask(trial.params), trial.params["lr"]
-        method = Tuning(args, data, copy.deepcopy(start), *found, trial)
-        fit(args, data, method, checkpoint, f"trial {trial.number} {found}", rules={})
+        bits, lr = mask(trial.params), trial.params["lr"]
+        method = Tuning(args, data, copy.deepcopy(start), bits, lr, trial)
+        fit(args, data, method, checkpoint, f"trial {trial.number} {bits} {lr:.1e}", rules={})
         return method.value
 
     ## Successive halving: who is not in the best quarter of the trials so far after a sixth of the
