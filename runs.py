@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,7 @@ def shared_search(args, attempt, space, anew, **how):
     import optuna  # here, because only searches need it
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4: the "liar"
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     folder = args.run.folder / f"search-{digest(args.run.settings)}"
     path = folder / "study.db"
