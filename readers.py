@@ -308,11 +308,11 @@ def decode_all(table, size, folder, skip_bad):
             print(f"decoded {len(table.ids)} pictures in {time.time() - start:.1f} s into {path}")
     try:
         faults = json.loads(faults_path.read_text())
-        images = np.load(path, mmap_mode="c")  # "c": torch wants a writable array; the file stays
+        images = np.lib.format.open_memmap(path, "c")  # "c": torch wants to write, the file stays
         if (images.shape, images.dtype) != ((len(table.ids), size, size, 3), np.uint8):
             raise ValueError(f"it holds {images.dtype} {images.shape}")
-        if not isinstance(faults, dict):
-            raise ValueError("its list of faults is none")
+        if not isinstance(faults, dict) or not faults.keys() <= set(table.ids):
+            raise ValueError("its list of faults is another's")
     except (OSError, EOFError, ValueError) as error:  # cut short, or not ours
         raise InputError(
             f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
@@ -515,8 +515,9 @@ def read_cifar10s(root, target, sensitive, fold, download, skew):
     elif download or (root / "cifar-10-batches-py").is_dir():
         sources, labels = cifar10_batches(root, download)
     else:
-        below = [*root.glob("*/cifar-10-batches-py"), *root.glob("*/train")]
-        near = [root.parent] if (root / "data_batch_1").is_file() else [p.parent for p in below]
+        places = [root.parent, root.parent.parent, *sorted(root.glob("*"))]
+        there = lambda place, name: (place / name).is_dir()
+        near = [p for p in places if there(p, "cifar-10-batches-py") or there(p, "train/cat")]
         raise InputError(
             f"{root} has neither cifar-10-batches-py nor train and test (it holds "
             f"{contents(root)}): "

@@ -17,17 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from torch import nn
-from torchvision.models.vision_transformer import ConvStemConfig
 
 import data as D
-from readers import DATASETS, InputError, atomic, locked, make_folder, near
+from readers import DATASETS, InputError, atomic, locked, make_folder
 
 ## A file of weights may hold code, which unpickling would run. torchvision loads downloaded weights
 ## without a check of its own; this forbids it for every file that this process opens.
 os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
-SOURCES = ("data", "readers", "metrics", "runs")  # shared files whose hash a result carries
+SOURCES = ("data", "readers", "networks", "metrics", "runs")  # their hash is in every result
 TABLE = (
     "accuracy", "f1", "auroc", "auroc_worst_group", "auroc_gap", "es_auc", "mean_deo", "max_deo",
     "disparity",
@@ -67,8 +65,9 @@ def complete(args):
         if getattr(args, name) > high:
             raise InputError(f"--{name.replace('_', '-')} must be at most {high}")
     for name, value in vars(args).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"--{name.replace('_', '-')} is {value}: it must be a number")
+        if isinstance(value, float) and not 0 <= value < math.inf:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} is {value}: it must be a number, at least 0")
     if args.alpha > 1:
         raise InputError("--alpha shares the loss between labels and teacher: choose 0 to 1")
     return args
@@ -528,68 +527,6 @@ def speed(args, split, bare, seconds):
     )
     rates = {"images_per_second": images, "bare_images_per_second": fastest}
     return {**rates, "cpu_latency_ms": latency, **machine(args.device)}
-
-
-class StillBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose statistics, too, stand still while its weights are frozen."""
-
-    def train(self, mode=True):
-        return super().train(mode and self.weight.requires_grad)
-
-
-def vit_tiny(size):
-    """A small vision transformer: 4 blocks of width 64, patches of 8 pixels.
-
-    Convolutions embed the patches (Xiao et al., 2021): without them, or with layer norm between
-    them, it learnt nothing from the toy's 6,000 pictures in ten epochs.
-    """
-    layers = ((16, 2), (32, 2), (64, 1), (64, 2))  # width and stride: 2 · 2 · 2 = 8 pixels
-    stem = [ConvStemConfig(width, 3, stride, StillBatchNorm) for width, stride in layers]
-    return torchvision.models.VisionTransformer(size, 8, 4, 4, 64, 128, conv_stem_configs=stem)
-
-
-def torchvision_net(name, size, pretrained):
-    """A classifier of torchvision, or vit_tiny, by its name; clear errors for names and weights."""
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name == "vit_tiny" and not pretrained:
-        return vit_tiny(size)
-    if name not in known:
-        known += ["convnet8", "convnet32", "vit_tiny"]
-        raise InputError(f"no network is called {name!r}: did you mean {near(name, known, 0.3)}?")
-    sized = {"image_size": size} if name.startswith("vit_") else {}
-    try:
-        net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
-    except Exception as error:  # no network; a size that the weights are not for; a bad file
-        if not pretrained:
-            raise
-        known = isinstance(error, (OSError, ValueError))
-        reason = error if known else "their file is damaged or holds code: delete it"
-        raise InputError(
-            f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
-            f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
-        ) from None
-    if name.startswith("resnet") and size <= 32 and not pretrained:
-        ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    if name.startswith("squeezenet"):  # its classifier is a convolution
-        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
-    if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
-        net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
-    return net
-
-
-def fitting(make, name, size):
-    """The network that make() returns, if it can take pictures of `size` pixels a side."""
-    try:
-        network = make().eval()
-        with torch.no_grad():
-            network(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError) as error:  # too small, or not a multiple of its patches
-        raise InputError(
-            f"{name} cannot take pictures of {size} pixels a side ({str(error).splitlines()[0]}): "
-            "choose another network or --image-size"
-        ) from None
-    return network.train()
 
 
 def size_of(network):

@@ -9,7 +9,7 @@ CHANGES RELATIVE TO ckd.py.
     - section 2: settings of FIS; whether step 2 trains the backbone.
     - section 4: FairScaling (step 0), train_head (step 1); Method runs both, then is step 2.
 
-EQUATIONS. l_i: cross-entropy; a_i: group; u_g: losses of n pictures of group g, u: of all; φ: the
+EQUATIONS. l_i: cross-entropy; a_i: group; u_g: losses of B pictures of group g, u: of all; φ: the
 network up to its features; h_g: teacher's head; c, t: of FIS; α, T: as in ckd.py (here λ and τ).
     Eq. (1)  d_g = ½ W₂²(u_g, u), exact optimal transport                  half_w2_squared
     Eq. (2)  wI = softmax(l / t), wG_i = softmax(d_{a_i} / t), over i      fis_loss
@@ -20,8 +20,7 @@ network up to its features; h_g: teacher's head; c, t: of FIS; α, T: as in ckd.
     Eq. (7)  L = (1 - α) · CE(z, y) + α · L_KD                             Method.step
 
 DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review that quotes step 0.
-    1. The paper's: three steps, FIS on all pictures, a teacher for each group, one student, parts
-       frozen in steps 1 and 2, two points reported (best overall, best worst group).
+    1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (4) to (7),
        and what AUC on validation chooses: of the worst group step 0's epoch, of its own a teacher.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; of FairDi there is none).
@@ -30,8 +29,8 @@ DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; of FairDi there
     3. u is measured in evaluation mode, not augmented; there it moves batch norm's statistics.
 
 RUN.  python methods/fairdi.py                   the embedded toy data, two CPU cores: 2 minutes
-      python methods/fairdi.py --dataset ham10000 --data-dir DIR --sensitive sex+age
-EXPECT. In the result "fis", "fis_best_overall" and "fis_best_worst_group" are step 0.
+EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0. On the toy a
+student fairer and more accurate than ERM's and CKD's. t = 10 was chosen there, on validation.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -50,6 +49,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 import data as D  # noqa: E402
 import metrics as M  # noqa: E402
+import networks as N  # noqa: E402
 import runs as R  # noqa: E402
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
@@ -90,27 +90,13 @@ def settings():
     add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
     # ----- the method's own -----------------------------------------------------------------------
     add("--fusion", type=float, default=0.5, help="c: share of wG in L_FIS (FairVision: 0.5)")
-    add("--fis-temperature", type=float, default=1.0, help="t: softens wI and wG (FairVision: 1)")
-    add("--group-batch", type=int, default=64, help="n: pictures of each group (FairVision: 64)")
+    add("--fis-temperature", type=float, default=10, help="t: softens both (FairVision: 1, 3-D 10)")
     add("--train-backbone", action=switch, default=False, help="step 2: φ as well, not only a head")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 
 
 # ===== 3. NETWORKS AND PLAIN TRAINING (shared) ====================================================
-
-
-def convnet(width):
-    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions."""
-    stages, inputs = [], 3
-    for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
-        stage = []
-        for _ in range(depth):
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-            inputs = outputs
-        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
-    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
 
 
 class Network(nn.Module):
@@ -121,10 +107,8 @@ class Network(nn.Module):
 
     def __init__(self, args, name, num_classes):
         super().__init__()
-        self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
-        width = int(name[7:]) if name.startswith("convnet") and name[7:].isdigit() else 0
-        make = lambda: convnet(width) if width else R.torchvision_net(name, size, args.pretrained)
-        self.body = R.fitting(make, name, size)  # or a clear sentence when the pictures do not fit
+        self.name, self.bf16 = name, args.precision == "bf16"
+        self.body = N.body(name, args.image_size, args.pretrained)
         last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
         width = self.body.get_submodule(last).in_features
         self.body.set_submodule(last, nn.Identity())
@@ -186,9 +170,8 @@ def half_w2_squared(a, b):
     """Eq. (1): ½ W₂² of samples a (n,) and b (m,). In one dimension the lowest go to the lowest."""
     n, m = len(a), len(b)
     ## Both quantile functions are stairs. In units of 1/(nm) their steps end at whole numbers.
-    ends = torch.cat([torch.arange(m, n * m + 1, m), torch.arange(n, n * m + 1, n)])  # (n + m,)
-    ends = ends.sort().values.to(a.device)
-    width = ends.diff(prepend=ends.new_zeros(1))
+    ends = torch.cat([torch.arange(m, n * m + 1, m), torch.arange(n, n * m + 1, n)]).sort()[0]
+    width = ends.diff(prepend=ends.new_zeros(1)).to(a)  # (n + m,)
     moved = a.sort().values[(ends - 1) // m] - b.sort().values[(ends - 1) // n]
     # Eq. (1)
     return (width * moved.square()).sum() / (2 * n * m)
@@ -211,11 +194,11 @@ class FairScaling(CrossEntropy):
     def __init__(self, args, data, student):
         super().__init__(args, data, student)
         groups = data["train"].groups.cpu()
-        self.members = [(groups == g).nonzero()[:, 0] for g in range(len(data.group_names))]
+        self.members = [(groups == g).nonzero()[:, 0] for g in groups.unique()]
 
     def step(self, batch):
         ## Distances from n other pictures of each group: a batch may have one of a group, or none.
-        args, n, train = self.args, self.args.group_batch, self.data["train"]
+        args, n, train = self.args, self.args.batch_size, self.data["train"]
         drawn = torch.cat([m[torch.randint(len(m), (n,))] for m in self.members])  # (G·n,)
         few = next(D.batches(train.subset(drawn), len(drawn)))
         self.student.eval()
@@ -231,8 +214,7 @@ class FairScaling(CrossEntropy):
 
 def train_head(head, train, val, args):
     """Step 1 on features (n, D) and labels (n,) of one group: its best AUC, and the first."""
-    probs = lambda: torch.softmax(head(val[0]).detach(), dim=1).cpu()
-    area = lambda: float(M.auroc(labels=val[1].cpu(), probs=probs()))
+    area = lambda: M.auroc(labels=val[1].cpu(), probs=head(val[0]).detach().softmax(dim=1).cpu())
     areas, states = [area()], [copy.deepcopy(head.state_dict())]
     trainer, order = CrossEntropy(args, None, head), torch.Generator().manual_seed(args.seed)
     for _ in range(args.epochs):
@@ -259,16 +241,16 @@ class Method(CrossEntropy):
 
     def __init__(self, args, data, student, teacher=None):
         super().__init__(args, data, student, teacher)
-        if not (0 <= args.fusion <= 1 and args.fis_temperature > 0 and args.group_batch > 0):
-            raise D.InputError("FIS takes --fusion 0 to 1, --fis-temperature and --group-batch > 0")
+        if not (0 <= args.fusion <= 1 and args.fis_temperature > 0):
+            raise D.InputError("FIS takes --fusion from 0 to 1 and --fis-temperature above 0")
         ## Step 0, made once for all runs that share it; its states are reported as FIS.
-        others = "alpha temperature teacher live_teacher train_backbone run".split()
-        made_of = {k: v for k, v in vars(args).items() if k not in (*R.PLACES, *others)}
+        others = "alpha temperature teacher live_teacher train_backbone".split()
+        made_of = {k: v for k, v in R.made_of(args, "step 0").items() if k not in others}
         made_of["pictures"] = data.hash("train", "val")  # validation chooses the epoch
         path = R.runs_folder(args) / "fairdi" / f"step0-{R.digest(made_of)}.pt"
-        first = (args, data, FairScaling(args, data, student), path.with_suffix(".checkpoint"))
-        train = lambda: dict(zip(("states", "log", "seconds"), fit(*first, "step 0")))
-        states = R.once(path, made_of, train)["states"]
+        plain = argparse.Namespace(**made_of, device=args.device)  # nothing else decides
+        first = (plain, data, FairScaling(plain, data, student), path.with_suffix(".checkpoint"))
+        states = R.once(path, made_of, lambda: {"states": fit(*first, "step 0")[0]})["states"]
         for rule in ("last", "best_overall", "best_worst_group"):  # the student keeps the last one
             R.restore(student, states[rule], path)
             self.reported[f"fis_{rule}".removesuffix("_last")] = copy.deepcopy(student)
@@ -279,16 +261,17 @@ class Method(CrossEntropy):
             self.feats, feats_val = torch.cat(every("train")), torch.cat(every("val"))  # (N, D)
         self.logits_t = self.feats.new_empty(len(self.feats), len(data.classes))  # (N, C)
         ## Step 1. With one class in training there is nothing to teach, in validation no choice.
+        parts = ((self.feats, data["train"]), (feats_val, data["val"]))
         for g, name in enumerate(data.group_names):
-            mine, seen = (data[part].groups == g for part in ("train", "val"))
-            own = (self.feats[mine], data["train"].labels[mine])
-            own_val = (feats_val[seen], data["val"].labels[seen])
+            own = [
+                (feats[part.groups == g], part.labels[part.groups == g]) for feats, part in parts
+            ]
             head, what = copy.deepcopy(student.head), "one class only, step 0 stands in for it"
-            if min(len(labels.unique()) for _, labels in (own, own_val)) > 1:
-                what = "val auroc {:.1%}, was {:.1%}".format(*train_head(head, own, own_val, args))
+            if min(len(labels.unique()) for _, labels in own) > 1:
+                what = "val auroc {:.1%}, was {:.1%}".format(*train_head(head, *own, args))
             print(f"teacher of {name}: {what}")
             # Eq. (5)
-            self.logits_t[mine] = head(own[0]).detach()
+            self.logits_t[data["train"].groups == g] = head(own[0][0]).detach()
 
     def step(self, batch):
         """One batch of step 2: forward, losses, backward, update. Returns the losses by name."""

@@ -52,6 +52,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 import data as D  # noqa: E402
 import metrics as M  # noqa: E402
+import networks as N  # noqa: E402
 import runs as R  # noqa: E402
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
@@ -101,19 +102,6 @@ def settings():
 # ===== 3. NETWORKS AND PLAIN TRAINING (shared) ====================================================
 
 
-def convnet(width):
-    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions."""
-    stages, inputs = [], 3
-    for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
-        stage = []
-        for _ in range(depth):
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-            inputs = outputs
-        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
-    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
-
-
 class Network(nn.Module):
     """A network that returns what distillation needs: features (B, D) and logits (B, C).
 
@@ -122,10 +110,8 @@ class Network(nn.Module):
 
     def __init__(self, args, name, num_classes):
         super().__init__()
-        self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
-        width = int(name[7:]) if name.startswith("convnet") and name[7:].isdigit() else 0
-        make = lambda: convnet(width) if width else R.torchvision_net(name, size, args.pretrained)
-        self.body = R.fitting(make, name, size)  # or a clear sentence when the pictures do not fit
+        self.name, self.bf16 = name, args.precision == "bf16"
+        self.body = N.body(name, args.image_size, args.pretrained)
         last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
         width = self.body.get_submodule(last).in_features
         self.body.set_submodule(last, nn.Identity())

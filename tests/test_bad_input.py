@@ -8,12 +8,15 @@ import json
 import os
 import runpy
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_pictures, read_table, write_table
 from PIL import Image
 
@@ -99,6 +102,14 @@ def cut(file):
     return spoil
 
 
+def bomb(root):
+    """A fault: a small PNG that says it has 10 billion pixels."""
+    content = (root / "pictures/018.png").read_bytes()
+    head = b"IHDR" + struct.pack(">II", 100_000, 100_000) + content[24:29]
+    head += struct.pack(">I", zlib.crc32(head))
+    (root / "pictures/018.png").write_bytes(content[:12] + head + content[33:])
+
+
 def keep_subfolder(root):
     """A fault: the data set lies one folder deeper than the user says."""
     for child in list(root.iterdir()):
@@ -167,6 +178,7 @@ CSV_FAULTS = {
     "no table": (lambda r: (r / CSV).unlink(), [], ["no labels.csv", "it holds pictures"]),
     "truncated JPEG": (cut("pictures/017.jpg"), [], ["1 of 96", "pictures/017.jpg", "truncated"]),
     "truncated PNG": (cut("pictures/018.png"), [], ["1 of 96", "pictures/018.png", "truncated"]),
+    "decompression bomb": (bomb, [], ["1 of 96", "pictures/018.png", "bomb"]),
     "empty picture": (lambda r: (r / "pictures/017.jpg").write_bytes(b""), [],
                       ["1 of 96", "pictures/017.jpg"]),
     "text as picture": (lambda r: (r / "pictures/017.jpg").write_text("a cat"), [],
@@ -195,7 +207,7 @@ CSV_FAULTS = {
     "empty name": (cell(CSV, 10, "file", ""), [], [CSV, "line 10", "file"]),
     "outside": (cell(CSV, 10, "file", "../x.png"), [], [CSV, "line 10", "../x.png"]),
     "very long name": (cell(CSV, 10, "file", "x" * 5000), [], ["1 of 96"]),
-    "NUL in a name": (cell(CSV, 10, "file", "x\0.png"), [], []),
+    "NUL in a name": (text(CSV, lambda t: t.replace("008.png", "0\0.png", 1)), [], []),
     "one class": (rows(CSV, lambda c: [r.update(label="cat") for r in c] and None), [],
                   ["'cat'", "two classes"]),
     "group absent": (divided(lambda part, row: part == "val" and row.update(group="indoor")), [],
@@ -240,6 +252,130 @@ CSV_FAULTS = {
 }  # fmt: skip
 
 
+def lines(table, change):
+    """A fault: `change(list of lines)` of a text file, in place."""
+
+    def spoil(root):
+        content = (root / table).read_text().split("\n")
+        change(content)
+        (root / table).write_text("\n".join(content))
+
+    return spoil
+
+
+def images(change, part="trainval"):
+    """A fault: `change(list of images)` of one of WIDER's JSON files, in place."""
+
+    def spoil(root):
+        path = root / f"wider_attribute_{part}.json"
+        content = json.loads(path.read_text())
+        change(content["images"])
+        path.write_text(json.dumps(content))
+
+    return spoil
+
+
+def move(name, place):
+    return lambda root: (root / name).rename(root / place)
+
+
+CIFAR_FAULTS = {
+    "missing folder": (shutil.rmtree, [], ["does not exist", "--data-dir"]),
+    "one level deeper": (keep_subfolder, [],
+                         ["neither cifar-10-batches-py nor train", "pass {root}/deeper as"]),
+    "empty folder": (lambda r: [shutil.rmtree(r / p) for p in ("train", "test")], [],
+                     ["it holds nothing", "cs.toronto.edu", "--download"]),
+    "no test": (lambda r: shutil.rmtree(r / "test"), [], ["{root}/test has no folder"]),
+    "no cats": (lambda r: shutil.rmtree(r / "train/cat"), [], ["{root}/train has no folder 'cat'"]),
+    "empty class": (lambda r: [p.unlink() for p in (r / "train/cat").iterdir()], [], ["'cat'"]),
+    "another class": (lambda r: (r / "test/kitten").mkdir(), [],
+                      ["{root}/test/kitten", "airplane, automobile", "folder of its class"]),
+    "picture without label": (lambda r: shutil.copy(next((r / "train/cat").iterdir()),
+                                                    r / "train/x.png"), [], ["{root}/train/x.png"]),
+    "truncated": (lambda r: [p.write_bytes(b"PNG") for p in (r / "test/cat").iterdir()],
+                  [], ["4 of", "test/cat/000", "--skip-bad"]),
+    "not unpacked": (lambda r: [shutil.rmtree(r / p) for p in ("train", "test")]
+                     and (r / "cifar-10-python.tar.gz").touch(), [],
+                     ["it holds cifar-10-python.tar.gz", "--download"]),
+    "no batches": (lambda r: [shutil.rmtree(r / p) for p in ("train", "test")]
+                   and (r / "cifar-10-batches-py").mkdir(), [],
+                   ["{root}/cifar-10-batches-py is damaged or incomplete", "--download"]),
+    "skew": (None, ["--skew", "1.5"], ["--skew 1.5", "between 0 and 1"]),
+    "target": (None, ["--target", "animal"], ["one label and one group"]),
+    "fold": (None, ["--fold", "0"], ["cifar10s has one split"]),
+}  # fmt: skip
+
+ATTR, EVAL = "list_attr_celeba.txt", "list_eval_partition.txt"
+CELEBA_FAULTS = {
+    "missing folder": (shutil.rmtree, ["--download"], [ATTR, "holds nothing", "mmlab"]),
+    "no attributes": (lambda r: (r / ATTR).unlink(), [],
+                      [f"no {ATTR}", "identity_CelebA.txt", "mmlab.ie.cuhk.edu.hk"]),
+    "no partition": (lambda r: (r / EVAL).unlink(), [], [f"no {EVAL}", "mmlab"]),
+    "no pictures": (lambda r: shutil.rmtree(r / "img_align_celeba"), [],
+                    ["no img_align_celeba", "unpack"]),
+    "other pictures": (lambda r: [p.rename(p.with_suffix(".png"))
+                                  for p in (r / "img_align_celeba").iterdir()], [],
+                       ["none of the pictures", "000001.jpg", "000001.png"]),
+    "truncated": (cut("img_align_celeba/000017.jpg"), [], ["1 of", "000017.jpg", "truncated"]),
+    "truncated list": (lines(ATTR, lambda c: c.__delitem__(slice(50, None))), [],
+                       [ATTR, "48 rows", "'90'", "cut off"]),
+    "truncated line": (lines(ATTR, lambda c: c.__setitem__(-2, c[-2][:15])), [],
+                       [ATTR, "line 92", "5 numbers"]),
+    "words": (lines(ATTR, lambda c: c.__setitem__(9, "000008.jpg 1 1 yes 1 -1")), [],
+              [ATTR, "line 10"]),
+    "empty list": (lines(ATTR, lambda c: c.clear()), [], [ATTR, "0 rows"]),
+    "binary list": (lambda r: (r / ATTR).write_bytes(bytes(range(256))), [], [ATTR, "first line"]),
+    "truncated partition": (lines(EVAL, lambda c: c.__delitem__(slice(85, None))), [],
+                            [EVAL, "0, 1 or 2 for 000086.jpg", "4 others"]),
+    "partition 3": (lines(EVAL, lambda c: c.__setitem__(9, "000010.jpg 3")), [],
+                    [EVAL, "000010.jpg"]),
+    "broken identities": (lines("identity_CelebA.txt", lambda c: c.__setitem__(4, "000005")), [],
+                          ["identity_CelebA.txt, line 5"]),
+    "target": (None, ["--target", "smiling"], ["--target 'smiling'", "did you mean Smiling"]),
+    "sensitive": (None, ["--sensitive", "Male+Yuong"], ["--sensitive 'Yuong'", "mean Young"]),
+    "the same": (None, ["--target", "Male"], ["name each attribute once"]),
+    "fold": (None, ["--fold", "0"], ["celeba has one split"]),
+    "skew": (None, ["--skew", "0.9"], ["--skew is for cifar10s alone"]),
+}  # fmt: skip
+
+TRAINVAL = "wider_attribute_trainval.json"
+WIDER_FAULTS = {
+    "missing folder": (shutil.rmtree, [], ["does not exist"]),
+    "no images": (lambda r: shutil.rmtree(r / "Image"), [], ["no Image", "mmlab.ie.cuhk.edu.hk"]),
+    "other images": (move("Image/train", "Image/training"), [], ["cannot be read", "no such file"]),
+    "images one level deeper": (lambda r: [(r / "Image").rename(r / "x"), (r / "Image").mkdir(),
+                                           (r / "x").rename(r / "Image/Image")], [],
+                                ["none of the images", "train/", "it holds Image"]),
+    "no JSON for tests": (lambda r: (r / "wider_attribute_test.json").unlink(), [],
+                          ["no wider_attribute_test.json", "mmlab"]),
+    "truncated JSON": (text(TRAINVAL, lambda t: t[:-100]), [], [TRAINVAL, "no JSON", "cut off"]),
+    "no list": (text(TRAINVAL, lambda t: "[]"), [], [TRAINVAL, "no list 'images'"]),
+    "no key images": (text(TRAINVAL, lambda t: t.replace('"images"', '"pictures"')), [],
+                      [TRAINVAL, "no list 'images'"]),
+    "no file_name": (images(lambda c: c[5].pop("file_name")), [],
+                     [TRAINVAL, "image 5", "KeyError: 'file_name'"]),
+    "no targets": (images(lambda c: c[5].pop("targets")), [], ["image 5", "'targets'"]),
+    "no bbox": (images(lambda c: c[0]["targets"][0].pop("bbox")), [], ["image 0", "'bbox'"]),
+    "short bbox": (images(lambda c: c[0]["targets"][0]["bbox"].pop()), [],
+                   ["image 0", "4 numbers"]),
+    "gender 2": (images(lambda c: c[0]["targets"][0]["attribute"].insert(0, 2)), [],
+                 ["image 0", "-1, 0 or 1"]),
+    "no attributes": (images(lambda c: c[0]["targets"][0]["attribute"].clear()), [],
+                      ["image 0", "IndexError"]),
+    "another event": (images(lambda c: c[5].update(file_name="train/99--X/1.jpg")), [],
+                      ["image 5", "train/99--X/1.jpg"]),
+    "test in training": (images(lambda c: c[5].update(file_name="test/0--Parade/1.jpg")), [],
+                         ["image 5", "test/0--Parade/1.jpg"]),
+    "outside": (images(lambda c: c[5].update(file_name="train/0--Parade/../../../1.jpg")), [],
+                ["image 5"]),
+    "a word": (images(lambda c: c.__setitem__(5, "x")), [], ["image 5"]),
+    "twice": (images(lambda c: c.append(c[0])), [], ["train/", "is there twice"]),
+    "target": (None, ["--target", "scene"], ["event or event-person", "gender"]),
+    "sensitive": (None, ["--sensitive", "age"], ["event or event-person", "gender"]),
+    "fold": (None, ["--fold", "0"], ["wider has one split"]),
+}  # fmt: skip
+
+
 def check(dataset, root, tmp_path, fault, arguments, contains):
     if fault:
         fault(root)
@@ -264,8 +400,32 @@ def test_csv(name, pictures, tmp_path, monkeypatch):
     check("csv", pictures, tmp_path, *CSV_FAULTS[name])
 
 
-def test_a_folder_of_pictures_is_not_the_data_set(ham10000, pictures, tmp_path):
+@pytest.mark.parametrize("name", CIFAR_FAULTS)
+def test_cifar10s(name, cifar10, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check("cifar10s", cifar10, tmp_path, *CIFAR_FAULTS[name])
+
+
+@pytest.mark.parametrize("name", CELEBA_FAULTS)
+def test_celeba(name, celeba, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check("celeba", celeba, tmp_path, *CELEBA_FAULTS[name])
+
+
+@pytest.mark.parametrize("name", WIDER_FAULTS)
+def test_wider(name, wider, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check("wider", wider, tmp_path, *WIDER_FAULTS[name])
+
+
+def test_a_folder_of_pictures_is_not_the_data_set(
+    ham10000, pictures, cifar10, celeba, wider, tmp_path
+):
     for dataset, folder, contains in (
+        ("celeba", celeba / "img_align_celeba", f"it is in {celeba}, pass that folder"),
+        ("wider", wider / "Image", f"it is in {wider}, pass that folder"),
+        ("wider", wider / "Image" / "train", f"it is in {wider}, pass that folder"),
+        ("cifar10s", cifar10 / "train", f"pass {cifar10} as --data-dir"),
         ("ham10000", ham10000 / "HAM10000_images_part_1", f"it is in {ham10000}, pass that folder"),
         ("csv", pictures / "pictures", "no labels.csv"),
     ):
@@ -324,6 +484,202 @@ def test_a_wrong_student_is_refused_before_the_teacher_is_trained(pictures, tmp_
                       "--out", tmp_path / "out" / "results")  # fmt: skip
     assert "resnet18" in message
     assert not list(tmp_path.rglob("*.pt"))
+
+
+# --------------------------------------------------------- unusual, but right: these come to an end
+
+
+def picture(mode, size=(40, 30), ending=".png", **how):
+    """A change: the first picture of another kind."""
+
+    def replace(root):
+        image = Image.new(mode, size, 200 if len(Image.new(mode, (1, 1)).getbands()) == 1 else None)
+        image.save(root / "pictures" / f"unusual{ending}", **how)
+        rows(CSV, lambda content: content[0].update(file=f"pictures/unusual{ending}"))(root)
+
+    return replace
+
+
+def renamed(name):
+    """A change: the first picture has another name."""
+
+    def rename(root):
+        (root / "pictures" / "000.png").rename(root / "pictures" / name)
+        rows(CSV, lambda content: content[0].update(file=f"pictures/{name}"))(root)
+
+    return rename
+
+
+def upside_down(root):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture("RGB", ending=".jpg", exif=exif)(root)
+
+
+def one_class_in_a_group(part, row):
+    if part == "test" and row["group"] == "indoor":
+        row["label"] = "cat"
+
+
+UNUSUAL = {
+    "grey": picture("L"),
+    "grey and transparent": picture("LA"),
+    "black and white": picture("1"),
+    "palette": picture("P"),
+    "transparent": picture("RGBA"),
+    "CMYK": picture("CMYK", ending=".jpg"),
+    "16 bits": picture("I;16"),
+    "floating point": picture("F", ending=".tiff"),
+    "GIF": picture("P", ending=".gif"),
+    "BMP": picture("RGB", ending=".bmp"),
+    "WebP": picture("RGB", ending=".webp"),
+    "one pixel": picture("RGB", (1, 1)),
+    "one line": picture("RGB", (500, 1)),
+    "huge": picture("1", (4000, 4000)),
+    "rotated": upside_down,
+    "space": renamed("a b  c.png"),
+    "not ASCII": renamed("größe 大きさ.png"),
+    "quotes": renamed('it\'s "so".png'),
+    "wrong ending": renamed("000.jpeg"),
+    "BOM": lambda r: (r / CSV).write_bytes(b"\xef\xbb\xbf" + (r / CSV).read_bytes()),
+    "CRLF": lambda r: (r / CSV).write_bytes((r / CSV).read_bytes().replace(b"\n", b"\r\n")),
+    "tabs": text(CSV, lambda t: t.replace(",", "\t")),
+    "gap in the labels": text(CSV, lambda t: t.replace("cat", "0").replace("dog", "7")),
+    "gap in the groups": text(CSV, lambda t: t.replace("indoor", "3").replace("outdoor", "900")),
+    "group with one class in the test": divided(one_class_in_a_group),
+    "group with one picture in the test": rows(
+        CSV,
+        lambda content: [
+            {**r, "split": part_of(r)}
+            for n, r in enumerate(content)
+            if part_of(r) != "test" or r["group"] == "outdoor" or n == 8
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_input_is_read(name, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    UNUSUAL[name](pictures)
+    data = D.load("csv", pictures, 16)
+    assert sum(map(len, data.splits.values())) >= 70 and len(data.group_names) == 2
+    if name.startswith("group with one"):  # what has no value is undefined, not 0
+        command = [
+            "--dataset",
+            "csv",
+            "--data-dir",
+            pictures,
+            *SMALL,
+            "--out",
+            tmp_path / "results",
+        ]
+        assert outcome(*command) is None
+        (result,) = (tmp_path / "results").rglob("*.json")
+        test = json.loads(result.read_text())["last"]["test"]
+        assert test["groups"][data.group_names.index("indoor")]["auroc"] is None
+
+
+# ------------------------------------------------------ files of earlier runs, damaged or another's
+
+
+class Code:
+    """A pickle that writes a file when it is opened."""
+
+    def __reduce__(self):
+        return (open, ("trap", "w"))
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """What a finished run and one killed during the teacher's training have left."""
+    folder = tmp_path_factory.mktemp("left")
+    make_pictures(folder / "pictures")
+    save = runs.save
+
+    def keep(path, **content):
+        save(path, **content)
+        if path.suffix == ".checkpoint" or path.name == "checkpoint.pt":
+            shutil.copy(path, folder / path.name)
+
+    command = ["--dataset", "csv", "--data-dir", folder / "pictures", *SMALL]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "save", keep)
+        assert outcome(*command, "--out", folder / "results") is None
+    for found in list(folder.glob("*heckpoint*")):  # back to where a killed run has them
+        (home,) = (folder / "runs").rglob("teachers" if found.suffix == ".checkpoint" else "ckd/*0")
+        found.rename(home / found.name)
+    return folder
+
+
+FILES = {  # what is damaged: what has to be away so that it is read, words of the sentence
+    "decoded-*.npy": ([], ["delete it", "decoded again"]),
+    "decoded-*.json": ([], ["delete it", "decoded again"]),
+    "*-seed0.json": ([], ["delete it", "--restart"]),
+    "teachers/*.pt": (["*-seed0.json", "checkpoint.pt"], ["delete it"]),
+    "teachers/*.checkpoint": (["*-seed0.json", "checkpoint.pt", "teachers/*.pt"], ["delete it"]),
+    "checkpoint.pt": (["*-seed0.json"], ["delete it"]),
+}
+OTHERS = ["student.pt", "teachers/*.pt", "teachers/*.checkpoint", "checkpoint.pt", "*-seed0.json"]
+DAMAGES = ["empty", "text", "cut", "code", "list", *OTHERS]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_of_earlier_runs(name, damage, left, tmp_path, monkeypatch):
+    """Teachers, checkpoints, results and pixels: cut short, with code, of another kind."""
+    if name == damage:
+        return
+    folder = shutil.copytree(left, tmp_path / "left")
+    monkeypatch.chdir(tmp_path)
+    find = lambda pattern: next(folder.rglob(pattern))
+    file = find(name)
+    if damage in OTHERS:
+        shutil.copy(find(damage), file)
+    elif damage == "cut":
+        os.truncate(file, os.path.getsize(file) // 2)
+    elif damage == "code":
+        torch.save({"made_of": {}, "x": Code()}, file)
+    elif damage == "list":
+        file.write_text("[1, 2]") if file.suffix == ".json" else torch.save([1, 2], file)
+    else:
+        file.write_text("" if damage == "empty" else "this is no such file")
+    away, contains = FILES[name]
+    for pattern in away:
+        for other in folder.rglob(pattern):
+            other.unlink()
+    before = file.read_bytes()
+    message = outcome("--dataset", "csv", "--data-dir", folder / "pictures", *SMALL,
+                      "--out", folder / "results")  # fmt: skip
+    assert message and str(file.name).split(".")[0] in message
+    assert all(words in message for words in contains)
+    assert file.read_bytes() == before and not Path("trap").exists()
+
+
+@pytest.mark.parametrize("wrong", ["another network's", "other classes", "other pictures"])
+def test_a_teacher_under_a_wrong_name_is_refused(wrong, left, tmp_path, monkeypatch):
+    folder = shutil.copytree(left, tmp_path / "left")
+    monkeypatch.chdir(tmp_path)
+    other = shutil.copytree(left / "pictures", tmp_path / "others")
+    change = {
+        "another network's": ["--teacher", "convnet8"],
+        "other classes": ["--target", "age"],
+        "other pictures": [],
+    }[wrong]
+    if wrong == "other classes":
+        text(CSV, lambda t: t.replace(",10\n", ",5\n"))(other)
+    if wrong == "other pictures":
+        for file in (other / "pictures").iterdir():
+            Image.effect_noise((20, 20), 90).convert("RGB").save(file)
+    command = ["--dataset", "csv", *SMALL]
+    assert outcome(*command, "--data-dir", other, "--out", tmp_path / "results", *change) is None
+    (made,), (ours,) = (list(f.rglob("teachers/*.pt")) for f in (tmp_path / "runs", folder))
+    shutil.copy(made, ours)
+    for pattern in ("*-seed0.json", "checkpoint.pt"):
+        for file in (folder / "results" if "json" in pattern else folder).rglob(pattern):
+            file.unlink()
+    message = outcome(*command, "--data-dir", folder / "pictures", "--out", folder / "results")
+    assert ours.name in message and "was made with other settings (" in message
 
 
 # ------------------------------------------------------------------------------------- whole runs

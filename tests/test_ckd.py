@@ -134,12 +134,12 @@ def test_bf16_inside_float32_outside():
     assert torch.equal(logits, logits.bfloat16().float())  # computed with eight bits
 
 
-def test_missing_weights_are_explained(monkeypatch):
+def test_missing_weights_are_explained(monkeypatch, tmp_path):
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    monkeypatch.setenv("TORCH_HOME", "nowhere-at-all")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(D.InputError, match="resnet18.*--no-pretrained"):
         ckd.Network(arguments("--pretrained", "--dataset", "csv"), "resnet18", 3)
 

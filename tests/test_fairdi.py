@@ -279,11 +279,9 @@ def test_a_killed_step_0_goes_on(toy, tmp_path, monkeypatch):
             assert np.array_equal(value, again[rule][weight]), (rule, weight)
 
 
-@pytest.mark.parametrize(
-    "flags", [("--fusion", "1.5"), ("--fis-temperature", "0"), ("--group-batch", "0")]
-)
+@pytest.mark.parametrize("flags", [("--fusion", "1.5"), ("--fis-temperature", "0")])
 def test_settings_that_cannot_work_are_refused(toy, tmp_path, flags):
-    with pytest.raises(readers.InputError, match="FIS takes --fusion 0 to 1"):
+    with pytest.raises(readers.InputError, match="FIS takes --fusion from 0 to 1"):
         make(toy, tmp_path, *flags)
 
 

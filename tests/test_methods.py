@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import MAKERS
 
 import data as D
 import metrics as M
@@ -57,6 +58,20 @@ def test_smoke_run(name, teachers):
         )
         assert again == result[model]["test"]
     assert np.array_equal(arrays["ids"], D.load("toy", smoke=True)["test"].ids)
+
+
+@pytest.mark.parametrize("dataset", [kind for kind in D.DATASETS if kind != "toy"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_runs_on_every_data_set(name, dataset, originals, teachers, monkeypatch):
+    """On the miniature of the data set, which whoever adds a data set enters in conftest.MAKERS."""
+    assert dataset in MAKERS, f"conftest.MAKERS has no miniature of {dataset}"
+    module, flags = importlib.import_module(name), ["--epochs", "1", "--image-size", "16"]
+    where = ["--dataset", dataset, "--data-dir", str(originals / dataset)]
+    run(module, monkeypatch, teachers, *where, *flags)
+    (path,) = (teachers / "smoke" / dataset / name).glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["settings"]["dataset"] == dataset and result["method"] == name
+    assert 0 < result["last"]["test"]["accuracy"] < 1 and result["last"]["test"]["auroc"] > 0
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -30,8 +30,8 @@ FIELDS = [
     "RUN.",
     "EXPECT.",
 ]
-PROJECT = {"data", "metrics", "runs", "readers", "report"} | {s.stem for s in SCRIPTS}
-MAY_IMPORT = {"data", "metrics", "runs"}
+PROJECT = {"data", "metrics", "networks", "runs", "readers", "report"} | {s.stem for s in SCRIPTS}
+MAY_IMPORT = {"data", "metrics", "networks", "runs"}
 
 
 def sections(text):
