@@ -79,6 +79,9 @@ runs() {
     # does CKD's bias come from its temperature? the adversary without a teacher
     each ckd --temperature 1
     each adversarial_kd --alpha 0
+    # GroupDRO's groups as in its own paper; FairDi where every cell is seen equally often
+    each groupdro --by-class
+    each fairdi --balance
     # FairTune's search against tuning everything and only the last layer
     [ $quick = yes ] || for mask in all none; do each fairtune --mask $mask; done
     # how strong an adversary? λ = 5, the default, stands above

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from torch import nn
 
 import data as D
 from readers import DATASETS, InputError, atomic, locked, make_folder
