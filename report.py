@@ -54,9 +54,11 @@ NAMES = {
     "mfd": "MFD",
     "bird": "BIRD",
     "groupdro": "GroupDRO",
+    "groupdro by_class=True": "GroupDRO by class",
     "swad": "SWAD",
     "fis": "FIS",
     "fairdi": "FairDi",
+    "fairdi balance=True": "FairDi, balanced",
     "fairtune mask=none": "linear probe",
     "fairtune mask=all": "full fine-tuning",
     "fairtune": "FairTune",
@@ -628,6 +630,18 @@ def sweep_table(rows):
     return table
 
 
+def speed_table(folder):
+    """The training loop beside others: a column for each file of tests/speed.py in `folder`."""
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    runs = {name: run["ratios"] for name, run in runs.items() if "ratios" in run}
+    table = Table(["quotient of rates", "at least", *runs])
+    for name in next(iter(runs.values()), {}):
+        parts = [ratios[name] for ratios in runs.values()]
+        cells = [f"{p['median']:.2f} [{p['min']:.2f}, {p['max']:.2f}]" for p in parts]
+        table.add(name, [f"{parts[0]['target'] or ''}", *cells])
+    return table
+
+
 def gates_table():
     """How far each script is from ckd.py, as Markdown, from the side-by-side test."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -661,6 +675,7 @@ def tables(found):
         if len(only(POSTER)) > 1:
             make(f"{name}-poster", poster_table, rows, dataset)
         make(f"{name}-sweep", sweep_table, rows)
+    make("speed", speed_table, ROOT / "results" / "reference" / "speed")
     return made, refused
 
 

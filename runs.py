@@ -5,17 +5,20 @@ is there; it is never overwritten by a run with other settings. Files appear who
 """
 
 import hashlib
+import importlib.util
 import io
 import json
 import math
 import os
 import platform
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from torch import nn
 
 import data as D
 from readers import DATASETS, InputError, atomic, locked, make_folder
@@ -33,6 +36,7 @@ LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "di
 ## Settings that change no number.
 PLACES = (
     "data_dir", "source_dir", "download", "describe", "device", "out", "restart", "live_teacher",
+    "export",
 )  # fmt: skip
 
 
@@ -163,6 +167,7 @@ def shared_search(args, attempt, space, anew, **how):
     import optuna  # here, because only searches need it
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4: the "liar"
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     folder = args.run.folder / f"search-{digest(args.run.settings)}"
     path = folder / "study.db"
@@ -338,10 +343,11 @@ class Memory:
     Views depend on (seed, epoch) alone and a teacher never changes, so that all methods, settings
     and weights of losses ask it the same questions again. The key of a file holds all that answers
     depend on: the teacher's weights; its answers to noise, hence the code of the network and the
-    machine's arithmetic; data.py, hence order and augmentation; every pixel, label and group of the
-    split; batch size, seed, epoch, --balance. What is read is what was computed, bit by bit.
-    Computed live and not kept are answers to pictures without a mark, and those of a teacher in
-    training mode, with hooks (who sets one wants every pass), or changed in the middle of an epoch.
+    machine's arithmetic; data.py, hence order and augmentation; every pixel of the split; batch
+    size, seed, epoch, and with --balance the cells that it draws from. What is read is what was
+    computed, bit by bit. Computed live and not kept are answers to pictures without a mark, and
+    those of a teacher in training mode, with hooks (who sets one wants every pass), or changed in
+    the middle of an epoch.
     """
 
     ## Disk is bounded: larger epochs are not kept; in a fuller folder the longest unused files go.
@@ -387,7 +393,8 @@ class Memory:
         key = {
             "teacher": [hash_of(self.tensors), hash_of(network(noise.to(batch.images)))],
             "split": [split.ids, rows, self.pixels[pixels]],
-            "numbers": hash_of([split.labels, split.groups, split.mean, split.std]),
+            "normalised by": hash_of([split.mean, split.std]),
+            "drawn by": hash_of([split.labels, split.groups] if views[-1] else []),
             "views": [views, Path(D.__file__).read_text()],
             "machine": [machine(batch.images.device), torch.backends.cpu.get_cpu_capability()],
         }
@@ -414,12 +421,49 @@ class Memory:
                 if surplus > 0:
                     surplus -= path.stat().st_size
                     path.unlink()
-        except (OSError, RuntimeError) as error:  # a full disk, or a file that another removed
+        except (OSError, RuntimeError, InputError) as error:  # a full disk; another removed a file
             print(f"answers of the teacher are not kept: {error}")
 
 
 class NotFinite(InputError):
     """A loss or an output has grown beyond all bounds."""
+
+    def export(self, network):
+        """The student of the last epoch beside its result, as `.pt2` and, if onnx is there, ONNX.
+
+        Normalisation is inside, the group is not an input, and any number of pictures will do.
+        """
+        if not self.student.exists():
+            raise InputError(f"{self.student} is gone: --restart trains this student anew")
+        saved = torch.load(self.student, map_location="cpu", weights_only=True)
+        restore(network, saved["states"]["last"], self.student)
+        test = self.data["test"]
+        model = Deployed(network.eval(), test.mean.cpu(), test.std.cpu())
+        shape = {0: torch.export.Dim("batch", min=1)}
+        pictures = torch.zeros(2, 3, self.data.size, self.data.size)
+        program = torch.export.export(model, (pictures,), dynamic_shapes=(shape,))
+        path = self.result.with_suffix(".pt2")
+        with atomic(path) as temporary, open(temporary, "wb") as handle:
+            torch.export.save(program, handle)
+        print(f"wrote {path}: torch.export.load(...).module() takes pictures from 0 to 255")
+        if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
+            torch.onnx.export(program, (), self.result.with_suffix(".onnx"), dynamo=True)
+            print(f"wrote {self.result.with_suffix('.onnx')}")
+        else:
+            print("no ONNX file: it needs the packages onnx and onnxscript")
+
+
+class Deployed(nn.Module):
+    """What a device needs: pictures (B, 3, H, W), float32 from 0 to 255, to logits (B, C)."""
+
+    def __init__(self, network, mean, std):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images):
+        return self.network((images - self.mean) / self.std)[1]
 
 
 def check_finite(values, where):

@@ -84,6 +84,7 @@ def settings():
     add("--out", default="results", help="folder of the results; runs/ appears beside it")
     add("--live-teacher", action=switch, default=False, help="read no answers of earlier runs")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
+    add("--export", action=switch, default=False, help="also write the student for deployment")
     add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
     # ----- the method's own -----------------------------------------------------------------------
     parser.set_defaults(alpha=0.0)  # compared without L_KD
@@ -384,6 +385,8 @@ def main():
         Method.prepare(args, data)
     with R.locked(run.folder):  # a second process on this run waits, and then finds the result
         result = run.finished(args.restart) or work(args, data, run)
+    if args.export:
+        run.export(Network(args, args.student, len(data.classes)))
     R.show(result)
 
 
