@@ -59,8 +59,8 @@ NAMES = {
     "fis": "FIS",
     "fairdi": "FairDi",
     "fairdi balance=True": "FairDi, balanced",
-    "fairtune mask=none": "linear probe",
-    "fairtune mask=all": "full fine-tuning",
+    "fairtune mask=none trials=5": "linear probe",
+    "fairtune mask=all trials=5": "full fine-tuning",
     "fairtune": "FairTune",
 }
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α"}
@@ -156,6 +156,7 @@ def own_settings(result):
     script, settings = result["method"], result["settings"]
     normal, shared = usual(script, settings["dataset"]), usual("ckd", settings["dataset"])
     own = {k: v for k, v in settings.items() if k not in shared or k in OF_A_ROW}
+    own.pop("source", None)  # what FairTune starts from: no other row has it
     return {k: own[k] for k in sorted(own) if k in normal and own[k] != normal[k]}
 
 

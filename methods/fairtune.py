@@ -25,8 +25,7 @@ DIFFERENCES FROM PUBLIC CODE (Raman1121/FairTune).
     3. The last run takes the learning rate found. There it is written down and not used.
     4. AdamW: by SGD, rates of 1e-5 to 1e-3 change little in a few epochs. One layout of bits.
 
-RUN.  python methods/fairtune.py                the embedded toy data: pre-training and 20 trials
-      the same again in a second terminal       both processes share the trials that are left
+RUN.  python methods/fairtune.py                the toy; in two terminals, both share the trials
       python methods/fairtune.py --mask all     full tuning; --mask none: a linear probe
       python methods/fairtune.py --mask 110100000001 --lr 3e-4 --trials 0     a mask found before
       ... --dataset ham10000 --data-dir DIR --student vit_b_16 --pretrained --image-size 224
