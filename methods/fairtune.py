@@ -231,8 +231,7 @@ def theta_0(args, data):
     ## To pre-train is to make a teacher for the source's pictures, at a teacher's learning rate.
     plain = copy.copy(args)
     plain.dataset, plain.data_dir, plain.teacher = source, args.source_dir, args.student
-    plain.target = plain.sensitive = plain.skew = plain.fold = None  # the source's own
-    plain.seed, plain.lr = 0, 0.05
+    vars(plain).update(target=None, sensitive=None, fold=None, skew=None, seed=0, lr=0.05)
     teacher, _ = get_teacher(plain, D.load_for(plain))
     network.body.load_state_dict(teacher.network.body.state_dict())
     return network
