@@ -631,15 +631,37 @@ def sweep_table(rows):
     return table
 
 
-def speed_table(folder):
-    """The training loop beside others: a column for each file of tests/speed.py in `folder`."""
+def speeds(folder):
+    """{name: content} of the files of tests/speed.py in `folder` that compare loops."""
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    runs = {name: run["ratios"] for name, run in runs.items() if "ratios" in run}
+    return {name: run for name, run in runs.items() if "ratios" in run}
+
+
+def speed_table(folder):
+    """The training loop beside others: a column for each file of tests/speed.py."""
+    runs = {name: run["ratios"] for name, run in speeds(folder).items()}
     table = Table(["quotient of rates", "at least", *runs])
     for name in next(iter(runs.values()), {}):
         parts = [ratios[name] for ratios in runs.values()]
         cells = [f"{p['median']:.2f} [{p['min']:.2f}, {p['max']:.2f}]" for p in parts]
         table.add(name, [f"{parts[0]['target'] or ''}", *cells])
+    return table
+
+
+def data_table(folder):
+    """From files to batches: a row for each file of tests/speed.py."""
+    rates = ["data path, images/s", "student's step, images/s", "quotient"]
+    sizes = ["train / val / test", "pixels a side", "decoding, CPU s", "MB decoded"]
+    table = Table(["data set", "pictures", *sizes, *rates])
+    for run in speeds(folder).values():
+        data, speed = run["data"], run["images_per_cpu_second"]
+        parts = " / ".join(f"{n:,}" for n in data["splits"].values())
+        seconds = data.get("decoding_cpu_seconds")
+        cells = [f"{data['pictures']:,}", parts, str(run["image_size"])]
+        cells += ["drawn" if seconds is None else f"{seconds:.0f}", f"{data['megabytes']:.0f}"]
+        cells += [f"{speed[loop]['median']:,.0f}" for loop in ("E data", "C bare")]
+        cells.append(f"{run['ratios']['E / C']['median']:.0f}")
+        table.add(run["dataset"], cells)
     return table
 
 
@@ -676,7 +698,8 @@ def tables(found):
         if len(only(POSTER)) > 1:
             make(f"{name}-poster", poster_table, rows, dataset)
         make(f"{name}-sweep", sweep_table, rows)
-    make("speed", speed_table, ROOT / "results" / "reference" / "speed")
+    for name, work in {"speed": speed_table, "data": data_table}.items():
+        make(name, work, ROOT / "results" / "reference" / "speed")
     return made, refused
 
 

@@ -49,6 +49,7 @@ import ckd  # noqa: E402
 import data as D  # noqa: E402
 import metrics as M  # noqa: E402
 import runs as R  # noqa: E402
+from readers import decode_all  # noqa: E402
 
 TARGETS = {  # quotient of rates: (least, on a GPU)
     "A live / D bare + T": (0.95, 0.85),
@@ -119,6 +120,7 @@ class Bench:
         args.epochs, args.out = 1, str(self.folder / "results")
         self.data = D.load_for(args)
         train = self.data["train"]
+        self.sizes = {name: len(split) for name, split in self.data.splits.items()}
         self.steps = min(steps, len(train) // args.batch_size)
         self.images = self.steps * args.batch_size
         spread = torch.arange(self.images) * len(train) // self.images
@@ -239,6 +241,20 @@ def spread(values):
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
+def decoding(args, sizes, folder):
+    """From files to pixels, into a fresh folder: how many pictures, how long, how large."""
+    kind, skew = D.DATASETS[args.dataset], {} if args.skew is None else {"skew": args.skew}
+    root = Path(args.data_dir or f"data/{args.dataset}")
+    table = kind.read(root, args.target, args.sensitive, args.fold, False, **skew)
+    if table.images is not None:  # drawn, not read
+        return {"splits": sizes, "pictures": len(table.ids), "megabytes": table.images.nbytes / 1e6}
+    start = time.process_time(), time.perf_counter()
+    images, _ = decode_all(table, args.image_size, Path(folder), args.skip_bad)
+    taken = time.process_time() - start[0], time.perf_counter() - start[1]
+    names = dict(zip(("decoding_cpu_seconds", "decoding_seconds"), taken))
+    return {"splits": sizes, "pictures": len(images), "megabytes": images.nbytes / 1e6, **names}
+
+
 def compare(args, own):
     """All loops, interleaved; returns what --json writes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -256,6 +272,7 @@ def compare(args, own):
         pairs = {k: [*k.split(" / "), *v] for k, v in TARGETS.items()}
         result = {"machine": R.machine(args.device), "images_per_round": bench.images}
         result |= {k: getattr(args, k) for k in "dataset image_size teacher student".split()}
+        result["data"] = decoding(args, bench.sizes, folder)
         result |= {"precision": args.precision, "batch_size": args.batch_size, "agree": worst}
         clock = "cpu_second" if which == 0 else "second"
         result[f"images_per_{clock}"] = {name: spread(values) for name, values in rates.items()}
