@@ -54,11 +54,13 @@ NAMES = {
     "mfd": "MFD",
     "bird": "BIRD",
     "groupdro": "GroupDRO",
+    "groupdro by_class=True": "GroupDRO by class",
     "swad": "SWAD",
     "fis": "FIS",
     "fairdi": "FairDi",
-    "fairtune mask=none": "linear probe",
-    "fairtune mask=all": "full fine-tuning",
+    "fairdi balance=True": "FairDi, balanced",
+    "fairtune mask=none trials=5": "linear probe",
+    "fairtune mask=all trials=5": "full fine-tuning",
     "fairtune": "FairTune",
 }
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α"}
@@ -154,6 +156,7 @@ def own_settings(result):
     script, settings = result["method"], result["settings"]
     normal, shared = usual(script, settings["dataset"]), usual("ckd", settings["dataset"])
     own = {k: v for k, v in settings.items() if k not in shared or k in OF_A_ROW}
+    own.pop("source", None)  # what FairTune starts from: no other row has it
     return {k: own[k] for k in sorted(own) if k in normal and own[k] != normal[k]}
 
 
@@ -628,6 +631,18 @@ def sweep_table(rows):
     return table
 
 
+def speed_table(folder):
+    """The training loop beside others: a column for each file of tests/speed.py in `folder`."""
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    runs = {name: run["ratios"] for name, run in runs.items() if "ratios" in run}
+    table = Table(["quotient of rates", "at least", *runs])
+    for name in next(iter(runs.values()), {}):
+        parts = [ratios[name] for ratios in runs.values()]
+        cells = [f"{p['median']:.2f} [{p['min']:.2f}, {p['max']:.2f}]" for p in parts]
+        table.add(name, [f"{parts[0]['target'] or ''}", *cells])
+    return table
+
+
 def gates_table():
     """How far each script is from ckd.py, as Markdown, from the side-by-side test."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -661,6 +676,7 @@ def tables(found):
         if len(only(POSTER)) > 1:
             make(f"{name}-poster", poster_table, rows, dataset)
         make(f"{name}-sweep", sweep_table, rows)
+    make("speed", speed_table, ROOT / "results" / "reference" / "speed")
     return made, refused
 
 

@@ -12,11 +12,13 @@ import math
 import os
 import platform
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from torch import nn
 
 import data as D
 from networks import Deployed
@@ -166,6 +168,7 @@ def shared_search(args, attempt, space, anew, **how):
     import optuna  # here, because only searches need it
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4: the "liar"
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     folder = args.run.folder / f"search-{digest(args.run.settings)}"
     path = folder / "study.db"
@@ -365,10 +368,11 @@ class Memory:
     Views depend on (seed, epoch) alone and a teacher never changes, so that all methods, settings
     and weights of losses ask it the same questions again. The key of a file holds all that answers
     depend on: the teacher's weights; its answers to noise, hence the code of the network and the
-    machine's arithmetic; data.py, hence order and augmentation; every pixel, label and group of the
-    split; batch size, seed, epoch, --balance. What is read is what was computed, bit by bit.
-    Computed live and not kept are answers to pictures without a mark, and those of a teacher in
-    training mode, with hooks (who sets one wants every pass), or changed in the middle of an epoch.
+    machine's arithmetic; data.py, hence order and augmentation; every pixel of the split; batch
+    size, seed, epoch, and with --balance the cells that it draws from. What is read is what was
+    computed, bit by bit. Computed live and not kept are answers to pictures without a mark, and
+    those of a teacher in training mode, with hooks (who sets one wants every pass), or changed in
+    the middle of an epoch.
     """
 
     ## Disk is bounded: larger epochs are not kept; in a fuller folder the longest unused files go.
@@ -414,7 +418,8 @@ class Memory:
         key = {
             "teacher": [hash_of(self.tensors), hash_of(network(noise.to(batch.images)))],
             "split": [split.ids, rows, self.pixels[pixels]],
-            "numbers": hash_of([split.labels, split.groups, split.mean, split.std]),
+            "normalised by": hash_of([split.mean, split.std]),
+            "drawn by": hash_of([split.labels, split.groups] if views[-1] else []),
             "views": [views, Path(D.__file__).read_text()],
             "machine": [machine(batch.images.device), torch.backends.cpu.get_cpu_capability()],
         }
@@ -441,7 +446,7 @@ class Memory:
                 if surplus > 0:
                     surplus -= path.stat().st_size
                     path.unlink()
-        except (OSError, RuntimeError) as error:  # a full disk, or a file that another removed
+        except (OSError, RuntimeError, InputError) as error:  # a full disk; another removed a file
             print(f"answers of the teacher are not kept: {error}")
 
 

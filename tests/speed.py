@@ -300,6 +300,15 @@ def seconds(work, times=3):
     return min(timed(work, "cpu")[0] for _ in range(times))
 
 
+def activations(work):
+    """Megabytes that autograd keeps from the forward pass to the backward pass."""
+    kept = {}
+    note = lambda tensor: kept.update({tensor.untyped_storage().data_ptr(): tensor}) or tensor
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        work()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 1e6
+
+
 def stretched(split, n, folder):
     """n pictures by repetition, in a memory-mapped file: a split like that of a large data set."""
     path, have = Path(folder) / f"{n}.npy", split.store[split.rows].numpy()
@@ -352,7 +361,7 @@ def scaling(args):
             work()
             pictures = 256 // size * size if name == "data" else size
             row[f"{name}_microseconds"] = 1e6 * seconds(work) / pictures
-        row["step_megabytes"] = peak(parts["step"], "cpu") - peak(lambda: None, "cpu")
+        row["activation_megabytes"] = activations(parts["step"])
         rows["size"].append(row)
         print(row, flush=True)
     args.image_size = 32
@@ -379,6 +388,7 @@ def scaling(args):
         "data path, pictures": slope(rows["pictures"], "n", "data_microseconds"),
         "step, side": slope(rows["size"], "side", "step_microseconds"),
         "teacher, side": slope(rows["size"], "side", "teacher_microseconds"),
+        "activations, side": slope(rows["size"], "side", "activation_megabytes"),
         "data path, side": slope(rows["size"], "side", "data_microseconds"),
         "intervals, groups": slope(rows["groups"], "n", "intervals_seconds"),
         "intervals, classes": slope(rows["classes"], "n", "intervals_seconds"),

@@ -52,3 +52,20 @@ def test_every_figure_is_drawn(tmp_path, capsys):
     page = (tmp_path / "figures.md").read_text()
     assert all(f"]({name})" in page for name in drawn)
     assert page.count("`python report.py --results results/reference`") == len(drawn)
+
+
+def test_the_search_of_fairtune_is_drawn(tmp_path):
+    """A figure for a search of masks; none where only the learning rate was searched."""
+    rng = np.random.default_rng(0)
+    trials = []
+    for n in range(8):
+        params = {f"bit {k:02}": int(rng.integers(2)) for k in range(6)} | {"lr": rng.random()}
+        state = ("complete", "pruned")[n % 2]
+        trials.append({"params": params, "state": state, "values": [0.5, 0.4][: 2 - n % 2]})
+    search = {"settings": {"objective": "auroc"}, "search": {"trials": trials}}
+    path = tmp_path / "masks.png"
+    assert "trials" in figures.fairtune_masks({"FairTune": {0: search}}, "toy", path)
+    assert path.stat().st_size > 10_000
+    for trial in trials:
+        trial["params"] = {"lr": 0.1}
+    assert figures.fairtune_masks({"FairTune": {0: search}}, "toy", path) is None

@@ -267,23 +267,6 @@ def test_other_pictures_are_not_paired(folded, lesions):
 # ----- README -------------------------------------------------------------------------------------
 
 
-def test_the_search_of_fairtune_is_drawn(tmp_path):
-    """A figure for a search of masks; none where only the learning rate was searched."""
-    rng = np.random.default_rng(0)
-    trials = []
-    for n in range(8):
-        params = {f"bit {k:02}": int(rng.integers(2)) for k in range(6)} | {"lr": rng.random()}
-        state = ("complete", "pruned")[n % 2]
-        trials.append({"params": params, "state": state, "values": [0.5, 0.4][: 2 - n % 2]})
-    search = {"settings": {"objective": "auroc"}, "search": {"trials": trials}}
-    report.fairtune_figures({("toy", "fairtune", "default"): {0: search}}, "toy", tmp_path)
-    assert (tmp_path / "toy-fairtune-default.png").stat().st_size > 10_000
-    for trial in trials:
-        trial["params"] = {"lr": 0.1}
-    report.fairtune_figures({("toy", "fairtune", "mask_all"): {0: search}}, "toy", tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def test_readme_is_made_from_the_result_files():
     """Filling the README again changes nothing: no number in its tables was typed."""
     text = (ROOT / "README.md").read_text()

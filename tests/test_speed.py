@@ -151,7 +151,9 @@ def test_whatever_answers_depend_on_makes_another_file(tmp_path, monkeypatch):
     check("another order", split=train.subset(torch.arange(len(train)).flip(0)))
     changed = train.subset(range(len(train)))
     changed.labels = train.labels.flip(0)
-    check("labels", split=changed)
+    check("cells to draw from", split=changed, balance=True)
+    assert equal(epoch(args, data, make(), split=changed), expected(args, data, make()))
+    assert len([*tmp_path.glob("*.pt")]) == files, "groups that decide nothing"
     changed = train.subset(range(len(train)))
     changed.mean = train.mean + 1
     check("normalisation", split=changed)
