@@ -94,3 +94,16 @@ def torchvision_net(name, size, pretrained):
     if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
         net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
     return net
+
+
+class Deployed(nn.Module):
+    """What a device needs: pictures (B, 3, H, W), float32 from 0 to 255, to logits (B, C)."""
+
+    def __init__(self, network, mean, std):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images):
+        return self.network((images - self.mean) / self.std)[1]

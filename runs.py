@@ -21,6 +21,7 @@ import torchvision
 from torch import nn
 
 import data as D
+from networks import Deployed
 from readers import DATASETS, InputError, atomic, locked, make_folder
 
 ## A file of weights may hold code, which unpickling would run. torchvision loads downloaded weights
@@ -312,6 +313,30 @@ class Run:
         print(f"wrote {self.result}")
         return result
 
+    def export(self, network):
+        """The student of the last epoch beside its result, as `.pt2` and, if onnx is there, ONNX.
+
+        Normalisation is inside, the group is not an input, and any number of pictures will do.
+        """
+        if not self.student.exists():
+            raise InputError(f"{self.student} is gone: --restart trains this student anew")
+        saved = torch.load(self.student, map_location="cpu", weights_only=True)
+        restore(network, saved["states"]["last"], self.student)
+        test = self.data["test"]
+        model = Deployed(network.eval(), test.mean.cpu(), test.std.cpu())
+        shape = {0: torch.export.Dim("batch", min=1)}
+        pictures = torch.zeros(2, 3, self.data.size, self.data.size)
+        program = torch.export.export(model, (pictures,), dynamic_shapes=(shape,))
+        path = self.result.with_suffix(".pt2")
+        with atomic(path) as temporary, open(temporary, "wb") as handle:
+            torch.export.save(program, handle)
+        print(f"wrote {path}: torch.export.load(...).module() takes pictures from 0 to 255")
+        if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
+            torch.onnx.export(program, (), self.result.with_suffix(".onnx"), dynamo=True)
+            print(f"wrote {self.result.with_suffix('.onnx')}")
+        else:
+            print("no ONNX file: it needs the packages onnx and onnxscript")
+
 
 def hash_of(tensors):
     """SHA-256 over types, shapes and bytes of tensors."""
@@ -427,43 +452,6 @@ class Memory:
 
 class NotFinite(InputError):
     """A loss or an output has grown beyond all bounds."""
-
-    def export(self, network):
-        """The student of the last epoch beside its result, as `.pt2` and, if onnx is there, ONNX.
-
-        Normalisation is inside, the group is not an input, and any number of pictures will do.
-        """
-        if not self.student.exists():
-            raise InputError(f"{self.student} is gone: --restart trains this student anew")
-        saved = torch.load(self.student, map_location="cpu", weights_only=True)
-        restore(network, saved["states"]["last"], self.student)
-        test = self.data["test"]
-        model = Deployed(network.eval(), test.mean.cpu(), test.std.cpu())
-        shape = {0: torch.export.Dim("batch", min=1)}
-        pictures = torch.zeros(2, 3, self.data.size, self.data.size)
-        program = torch.export.export(model, (pictures,), dynamic_shapes=(shape,))
-        path = self.result.with_suffix(".pt2")
-        with atomic(path) as temporary, open(temporary, "wb") as handle:
-            torch.export.save(program, handle)
-        print(f"wrote {path}: torch.export.load(...).module() takes pictures from 0 to 255")
-        if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
-            torch.onnx.export(program, (), self.result.with_suffix(".onnx"), dynamo=True)
-            print(f"wrote {self.result.with_suffix('.onnx')}")
-        else:
-            print("no ONNX file: it needs the packages onnx and onnxscript")
-
-
-class Deployed(nn.Module):
-    """What a device needs: pictures (B, 3, H, W), float32 from 0 to 255, to logits (B, C)."""
-
-    def __init__(self, network, mean, std):
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, images):
-        return self.network((images - self.mean) / self.std)[1]
 
 
 def check_finite(values, where):
