@@ -13,6 +13,7 @@ The processes are forked from a server that has imported torch, so that a run ta
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -32,7 +33,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "methods").glob("*.py"))
 SMALL = ["--dataset", "csv", "--data-dir", "pictures", "--image-size", "16", "--smoke"]
-SMALL += ["--teacher", "convnet4", "--student", "convnet2", "--batch-size", "8", "--device", "cpu"]
+STUDENT = ["--student", "convnet2"]
+SMALL += ["--teacher", "convnet4", "--batch-size", "8", "--device", "cpu"]
 TIMES = {"times", "seconds"}  # what may differ between two runs
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["torch", "torchvision", "tqdm"])
@@ -62,6 +64,12 @@ def main_of(script, flags, folder, log, tell, before):
     sys.argv = [str(path), *map(str, flags)]
     tell.send("start")
     runpy.run_path(str(path), run_name="__main__")
+
+
+def small(script):
+    """The flags of a short run. FairTune names its own network, which must learn something first."""
+    own = importlib.import_module(script).settings().get_default("student")
+    return SMALL + (["--source", "csv", "--source-dir", "pictures"] if own else STUDENT)
 
 
 def start(script, flags, folder, log="log.txt", before=None):
@@ -157,7 +165,7 @@ def kill(script, rng, whole, folder):
     moment = {"after": rng.uniform(0, seconds)}
     if rng.random() < 0.5:
         moment = {"write": rng.randrange(len(written)), "after": rng.uniform(0, 0.008)}
-    code, lived, _ = attempt(script, SMALL, folder, **moment)
+    code, lived, _ = attempt(script, small(script), folder, **moment)
     left = [name for name in files(folder) if name.endswith(".tmp")]
     outcome = {
         "script": script,
@@ -167,7 +175,7 @@ def kill(script, rng, whole, folder):
         "in_the_middle_of_a_file": bool(left),
         "had_ended": code == 0,  # it was faster than the kill
     }
-    code, _, _ = attempt(script, SMALL, folder)
+    code, _, _ = attempt(script, small(script), folder)
     wrong = differences(folder, reference)
     return {**outcome, "exit_code": code, "wrong_files": wrong, "right": code == 0 and not wrong}
 
@@ -199,7 +207,7 @@ def main():
                 if not place.exists():
                     shutil.copytree(Path(work) / "pictures", place / "pictures")
             if script not in wholes:
-                code, seconds, written = attempt(script, SMALL, Path(work) / script)
+                code, seconds, written = attempt(script, small(script), Path(work) / script)
                 if code:
                     sys.exit((Path(work) / script / "log.txt").read_text())
                 wholes[script] = seconds, written, Path(work) / script
