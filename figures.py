@@ -73,7 +73,7 @@ def two_points(points, group_names, where, path):
     right.set_ylim(bottom=0)
     right.set_title("Good is at the lower right")
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
-    figure.suptitle(f"{where}: filled = epoch best overall, hollow = epoch best in the worst group")
+    figure.suptitle(f"{where}\nfilled = epoch best overall, hollow = epoch best in the worst group")
     save(figure, path)
     return (
         "AUROC of the groups, and the gap between them against AUROC: each method at two epochs "

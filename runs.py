@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from torch import nn
 
 import data as D
 from networks import Deployed

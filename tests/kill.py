@@ -67,7 +67,7 @@ def main_of(script, flags, folder, log, tell, before):
 
 
 def small(script):
-    """The flags of a short run. FairTune names its own network, which must learn something first."""
+    """The flags of a short run. FairTune names its own network, which must learn first."""
     own = importlib.import_module(script).settings().get_default("student")
     return SMALL + (["--source", "csv", "--source-dir", "pictures"] if own else STUDENT)
 
