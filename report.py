@@ -775,7 +775,10 @@ def draw(found, folder, results, data_dir):
         if len(points) > 2:
             names = next(r for runs in rows.values() for r in runs.values())["group_names"]
             plan["two-points"] = (functools.partial(figures.two_points, points), names)
-        chosen = sweep(rows)
+        try:
+            chosen = sweep(rows)
+        except Refused:  # `tables` has said why
+            chosen = {}
         if len(chosen) > 1:
             bad = [number_collapsed(runs) > 0 for runs in chosen.values()]
             plan["sweep"] = (functools.partial(figures.sweep, chosen), bad)
