@@ -222,7 +222,7 @@ def keep_maps(network, args, named):
             ends[shape[2]] = name
     names = named.split(",") if named else [ends[side] for side in sorted(ends)[::-1]]
     for name in set(names or ["all"]) - set(outputs):
-        near = R.near(name, outputs) or ", ".join(ends.values())
+        near = N.near(name, outputs) or ", ".join(ends.values())
         raise D.InputError(f"{network.name} has no maps at {name}: choose {near or 'a convnet'}")
     maps = {name: outputs[name] for name in names}  # of an empty picture until the first pass
     for name in names:
