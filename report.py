@@ -63,7 +63,7 @@ NAMES = {
     "fairtune mask=all trials=5": "full fine-tuning",
     "fairtune": "FairTune",
 }
-SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α"}
+SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α", "fair_weight": "μ"}
 SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "adversarial KD", "re-balancing"]
 FAIRDI = ["ERM", "re-balancing", "GroupDRO", "SWAD", "FIS", "FairDi", "FairTune"]
@@ -660,7 +660,7 @@ def data_table(folder):
         cells = [f"{data['pictures']:,}", parts, str(run["image_size"])]
         cells += ["drawn" if seconds is None else f"{seconds:.0f}", f"{data['megabytes']:.0f}"]
         cells += [f"{speed[loop]['median']:,.0f}" for loop in ("E data", "C bare")]
-        cells.append(f"{run['ratios']['E / C']['median']:.0f}")
+        cells.append(f"{run['ratios']['E data / C bare']['median']:.0f}")
         table.add(run["dataset"], cells)
     return table
 
@@ -687,7 +687,8 @@ def tables(found):
         name = "-".join(filter(None, [dataset, label]))
         only = lambda names, rows=rows: {k: rows[k] for k in names if k in rows}
         if label.startswith("folds"):
-            make(f"{name}-pooled", pooled_tables, only(NAMES.values()), {"last": ""})
+            every = only([*NAMES.values(), *rows])  # also those at other settings, after the usual
+            make(f"{name}-pooled", pooled_tables, every, {"last": ""})
             points = {rule: f", {words}" for rule, words in POINTS.items()}
             if len(only(FAIRDI)) > 1:
                 make(f"{name}-fairdi", pooled_tables, only(FAIRDI), points)

@@ -364,7 +364,7 @@ def test_the_file_of_pixels_appears_only_when_complete(pictures, monkeypatch):
 
 def test_a_read_only_folder_keeps_its_pixels_elsewhere(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != pictures)
     data = D.load("csv", pictures, 16)
     check_colours(data["test"])
     assert not list(pictures.glob("*decoded*")) and list(tmp_path.glob("runs/decoded-*.npy"))
