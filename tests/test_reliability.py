@@ -20,12 +20,13 @@ import torch
 from conftest import make_pictures
 
 import data as D
+import networks as N
 import readers
 import runs as R
 
 kill = pytest.importorskip("kill", reason="this system cannot fork")
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS, SMALL = kill.SCRIPTS, kill.SMALL
+SCRIPTS, SMALL = kill.SCRIPTS, kill.small("ckd")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def folder(originals, tmp_path):
     """A folder for a run, with its pictures."""
-    shutil.copytree(originals / "pictures", tmp_path / "run" / "pictures")
+    shutil.copytree(originals / "csv", tmp_path / "run" / "pictures")
     return tmp_path / "run"
 
 
@@ -502,7 +503,7 @@ def test_downloaded_weights_are_not_trusted(damage, tmp_path, monkeypatch):
         if size is not None:
             os.truncate(path, size)
     with pytest.raises(D.InputError, match="the weights of shufflenet_v2_x0_5 cannot be had"):
-        R.torchvision_net("shufflenet_v2_x0_5", 64, True)
+        N.torchvision_net("shufflenet_v2_x0_5", 64, True)
     assert not trap.exists()
 
 
@@ -512,7 +513,7 @@ def test_good_weights_are_used(tmp_path, monkeypatch):
     net = R.torchvision.models.get_model("shufflenet_v2_x0_5")
     (tmp_path / "checkpoints").mkdir()
     torch.save(net.state_dict(), tmp_path / "checkpoints" / url.rpartition("/")[2])
-    again = R.torchvision_net("shufflenet_v2_x0_5", 64, True)
+    again = N.torchvision_net("shufflenet_v2_x0_5", 64, True)
     assert torch.equal(again.fc.weight, net.fc.weight)
 
 
@@ -524,7 +525,7 @@ def test_weights_without_a_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(D.InputError, match="not known.*copy their file into .*--no-pretrained"):
-        R.torchvision_net("resnet18", 64, True)
+        N.torchvision_net("resnet18", 64, True)
 
 
 def test_nothing_is_loaded_that_could_run():
