@@ -533,7 +533,8 @@ def test_nothing_is_loaded_that_could_run():
     sources = [*ROOT.glob("*.py"), *(ROOT / "methods").glob("*.py")]
     text = {path.name: path.read_text() for path in sources}
     for name, source in text.items():
-        assert "pickle" not in source.replace("unpickling", ""), name
+        harmless = source.replace("unpickling", "").replace("allow_pickle=False", "")
+        assert "pickle" not in harmless, name
         calls = source.split("torch.load(")[1:]
         assert all("weights_only=True" in call.split("\n")[0] for call in calls), name
     assert sum(source.count("torch.load(") for source in text.values()) >= 1
