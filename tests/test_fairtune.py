@@ -215,8 +215,9 @@ def worker(folder, seconds):
 def test_two_processes_share_a_study_and_one_dies(tmp_path):
     """The first is killed in a trial: the other repeats it and ends all eight, without waiting."""
     first, second = worker(tmp_path, 3600), worker(tmp_path, 0.3)
-    first.stdout.readline()  # it has begun a trial, in which it would stay for an hour
-    second.stdout.readline()
+    for process in (first, second):  # has begun a trial; the first would stay in it for an hour
+        while not process.stdout.readline().strip().isdigit():
+            pass  # it says that it waits for the study
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert second.wait(timeout=1800) == 0
