@@ -388,34 +388,22 @@ def check(dataset, root, tmp_path, fault, arguments, contains):
     assert not list(out.rglob("*.json")) and not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("name", HAM_FAULTS)
-def test_ham10000(name, ham10000, tmp_path, monkeypatch):
+READERS = {  # data set: the fixture with its miniature, and its faults
+    "ham10000": ("ham10000", HAM_FAULTS),
+    "csv": ("pictures", CSV_FAULTS),
+    "cifar10s": ("cifar10", CIFAR_FAULTS),
+    "celeba": ("celeba", CELEBA_FAULTS),
+    "wider": ("wider", WIDER_FAULTS),
+}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"), [(d, name) for d, (_, faults) in READERS.items() for name in faults]
+)
+def test_faults_of_each_data_set(dataset, name, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    check("ham10000", ham10000, tmp_path, *HAM_FAULTS[name])
-
-
-@pytest.mark.parametrize("name", CSV_FAULTS)
-def test_csv(name, pictures, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    check("csv", pictures, tmp_path, *CSV_FAULTS[name])
-
-
-@pytest.mark.parametrize("name", CIFAR_FAULTS)
-def test_cifar10s(name, cifar10, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    check("cifar10s", cifar10, tmp_path, *CIFAR_FAULTS[name])
-
-
-@pytest.mark.parametrize("name", CELEBA_FAULTS)
-def test_celeba(name, celeba, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    check("celeba", celeba, tmp_path, *CELEBA_FAULTS[name])
-
-
-@pytest.mark.parametrize("name", WIDER_FAULTS)
-def test_wider(name, wider, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    check("wider", wider, tmp_path, *WIDER_FAULTS[name])
+    fixture, faults = READERS[dataset]
+    check(dataset, request.getfixturevalue(fixture), tmp_path, *faults[name])
 
 
 def test_a_folder_of_pictures_is_not_the_data_set(
