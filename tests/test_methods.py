@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,15 +61,21 @@ def test_smoke_run(name, teachers):
     assert np.array_equal(arrays["ids"], D.load("toy", smoke=True)["test"].ids)
 
 
+@pytest.fixture(scope="module")
+def copies(originals, tmp_path_factory):
+    """The miniatures, in a place where decoded pixels may stay from one script to the next."""
+    return shutil.copytree(originals, tmp_path_factory.mktemp("copies") / "all")
+
+
 @pytest.mark.parametrize("dataset", [kind for kind in D.DATASETS if not kind.startswith("toy")])
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_runs_on_every_data_set(name, dataset, originals, teachers, monkeypatch):
+def test_every_script_runs_on_every_data_set(name, dataset, copies, teachers, monkeypatch):
     """On the miniature of the data set, which whoever adds a data set enters in conftest.MAKERS."""
     assert dataset in MAKERS, f"conftest.MAKERS has no miniature of {dataset}"
     module, flags = importlib.import_module(name), ["--epochs", "1", "--image-size", "32"]
     if "source" in vars(module.settings().parse_args([])):  # FairTune learns something else first
         flags += ["--source", "toy-source", "--trials", "1"]
-    where = ["--dataset", dataset, "--data-dir", str(originals / dataset)]
+    where = ["--dataset", dataset, "--data-dir", str(copies / dataset)]
     run(module, monkeypatch, teachers, *where, *flags)
     (path,) = (teachers / "smoke" / dataset / name).glob("*.json")
     result = json.loads(path.read_text())
