@@ -10,7 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import ckd
 import pytest
+
+import report
+import runs as R
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = "report.py --unfinished"  # passes the list on: here, nothing is ever finished
@@ -164,3 +168,18 @@ def test_two_workers_and_a_kill(real, tmp_path):
     done = run(other, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert outcome(other) == outcome(folder) and len(outcome(other)) == 2
+
+
+def test_results_that_come_with_the_code_are_not_the_users(tmp_path):
+    command = "OMP_NUM_THREADS=1 python methods/ckd.py --epochs 2"
+    args = vars(R.complete(ckd.settings().parse_args(["--epochs", "2"])))
+    settings = {k: v for k, v in args.items() if k not in R.PLACES}
+    result = json.dumps(
+        {"method": "ckd", "settings": settings | {"pictures": "a hash"}, "last": {}}
+    )
+    for place, left in (("reference/toy", [command]), ("toy", []), ("reference/toy", [command])):
+        path = tmp_path / place / "ckd" / "epochs_2-seed0.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(result)
+        assert list(report.unfinished([command], tmp_path)) == left, place
+        path.unlink()
