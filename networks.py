@@ -2,21 +2,22 @@
 
 A body maps pictures (B, 3, H, W) to the outputs of its last linear layer, which the scripts replace
 by one of their own: see `Network` there.
+
+torchvision takes 1.6 seconds to import: longer than all else here, so only who needs it does.
 """
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.vision_transformer import ConvStemConfig
 
 from readers import InputError, near
 
 
-def body(name, size, pretrained):
+def body(name, size, pretrained, compiled=False):
     """The network `name` for pictures of `size` pixels a side.
 
     name        convnet<width>, vit_tiny, or a classifier of torchvision
     pretrained  whether to start from torchvision's weights
+    compiled    whether torch.compile shall make code for it at its first call (not of its copies)
     Raises InputError for unknown names, missing weights, and sizes that the network cannot take.
     """
     width = name.removeprefix("convnet")
@@ -34,6 +35,8 @@ def body(name, size, pretrained):
             f"{name} cannot take pictures of {size} pixels a side ({str(error).splitlines()[0]}): "
             "choose another network or --image-size"
         ) from None
+    if compiled:
+        network.compile()
     return network.train()
 
 
@@ -63,13 +66,17 @@ def vit_tiny(size):
     Convolutions embed the patches (Xiao et al., 2021): without them, or with layer norm between
     them, it learnt nothing from the toy's 6,000 pictures in ten epochs.
     """
+    from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
+
     layers = ((16, 2), (32, 2), (64, 1), (64, 2))  # width and stride: 2 · 2 · 2 = 8 pixels
     stem = [ConvStemConfig(width, 3, stride, StillBatchNorm) for width, stride in layers]
-    return torchvision.models.VisionTransformer(size, 8, 4, 4, 64, 128, conv_stem_configs=stem)
+    return VisionTransformer(size, 8, 4, 4, 64, 128, conv_stem_configs=stem)
 
 
 def torchvision_net(name, size, pretrained):
     """A classifier of torchvision by its name; clear errors for names and weights."""
+    import torchvision
+
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         known += ["convnet8", "convnet32", "vit_tiny"]

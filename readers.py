@@ -24,8 +24,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import download_url
 from tqdm import tqdm
 
 try:
@@ -352,6 +350,8 @@ HAM_GROUPS = {  # attribute: names of its groups, and the group of a row
 
 def download_ham10000(root):
     """Fetch HAM10000 (about 2.7 GB) from its owner, check the MD5 sums, unpack into `root`."""
+    from torchvision.datasets.utils import download_url
+
     for name, (number, md5) in HAM_FILES.items():
         if name.endswith(".csv") and (root / name).exists():
             continue  # the reader's own table stays
@@ -483,6 +483,8 @@ def cifar10_folders(root):
 
 def cifar10_batches(root, download):
     """Pixels and labels of both parts of CIFAR-10, from the official batches, checked by MD5."""
+    from torchvision.datasets import CIFAR10
+
     try:
         parts = {
             part: CIFAR10(root, part == "train", download=download) for part in ("train", "test")

@@ -19,6 +19,7 @@ the table is refused with the list of what differs.
 """
 
 import argparse
+import ast
 import csv
 import difflib
 import functools
@@ -59,8 +60,8 @@ NAMES = {
     "fis": "FIS",
     "fairdi": "FairDi",
     "fairdi balance=True": "FairDi, balanced",
-    "fairtune mask=none trials=5": "linear probe",
-    "fairtune mask=all trials=5": "full fine-tuning",
+    "fairtune mask=none trials=4": "linear probe",
+    "fairtune mask=all trials=4": "full fine-tuning",
     "fairtune": "FairTune",
 }
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α", "fair_weight": "μ"}
@@ -674,6 +675,18 @@ def gates_table():
     return importlib.import_module("test_side_by_side").table()
 
 
+def sources_table():
+    """What each script implements, as Markdown, from the first sentences of its header."""
+    table = Table(["script", "source"])
+    for path in sorted((ROOT / "methods").glob("*.py")):
+        header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n\n")[0]
+        table.add(path.name, [" ".join(header.split())])
+    return table.markdown()
+
+
+OF_THE_CODE = {"gates": gates_table, "sources": sources_table}  # need no results
+
+
 def tables(found):
     """{name: Table} of all tables that the results give, and {name: why} of the refused ones."""
     made, refused = {}, {}
@@ -711,9 +724,10 @@ def fill(text, made):
     """README text with the part between `<!-- table NAME -->` and `<!-- end -->` made anew."""
 
     def new(match):
-        if match[2] not in made and match[2] != "gates":
-            raise Refused(f"README asks for the table {match[2]}, there are {', '.join(made)}")
-        table = gates_table() if match[2] == "gates" else made[match[2]].markdown()
+        name = match[2]
+        if name not in made and name not in OF_THE_CODE:
+            raise Refused(f"README asks for the table {name}, there are {', '.join(made)}")
+        table = OF_THE_CODE[name]() if name in OF_THE_CODE else made[name].markdown()
         return f"{match[1]}{table}\n{match[3]}"
 
     return re.sub(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", new, text, flags=re.S)

@@ -2,7 +2,7 @@
 # Every run behind every table and figure, then the tables and figures.
 #
 #     bash run_all.sh                                     the embedded toy data, three seeds
-#     bash run_all.sh --quick                             one seed, three strengths λ, five trials
+#     bash run_all.sh --quick                             one seed, six epochs, three strengths λ
 #     bash run_all.sh --seeds 5                           as in the README
 #     bash run_all.sh --dataset NAME --data-dir DIR       real pictures; ham10000: five folds, sex and age
 #     bash run_all.sh --only ckd bird                     some of the scripts in methods/
@@ -51,7 +51,7 @@ if [ "$dataset" = ham10000 ] && [ $quick = no ]; then
     folds=(0 1 2 3 4) groups=('' age)
     seeds=${seeds:-1}  # a fold is a repetition, too
 fi
-[ $quick = no ] || seeds=1
+[ $quick = no ] || { seeds=1; extra=(--epochs 6 ${extra[@]+"${extra[@]}"}); }
 
 each() {  # a script with some settings, for every group, fold and seed: one command a line
     local script=$1 group fold seed
@@ -70,19 +70,22 @@ each() {  # a script with some settings, for every group, fold and seed: one com
 }
 
 runs() {
-    # without distillation: ERM (these also train the teachers) and re-balancing
+    # ERM: plain training; whichever comes first also trains the teacher
     each ckd --alpha 0
-    each ckd --alpha 0 --balance
-    # every method at its usual settings; those without a teacher first, while the other core trains it
-    for script in $(grep -l 'needs_teacher = False' methods/*.py) \
-        $(grep -L 'needs_teacher = False' methods/*.py); do
+    # methods without a teacher, while another core trains it. FairTune's search stands against tuning
+    # everything and only the last layer, for which a rate is found sooner
+    if [ $quick = yes ]; then each fairtune --trials 4; else
+        each fairtune
+        for mask in all none; do each fairtune --mask $mask --trials 4; done
+    fi
+    for script in $(grep -l 'needs_teacher = False' methods/*.py); do
         [ "$script" = methods/fairtune.py ] || each "$(basename "$script" .py)"
     done
-    # FairTune's search against tuning everything and only the last layer: a rate is found sooner
-    if [ $quick = yes ]; then each fairtune --trials 5; else
-        each fairtune
-        for mask in all none; do each fairtune --mask $mask --trials 5; done
-    fi
+    # re-balancing; then every method with a teacher at its usual settings
+    each ckd --alpha 0 --balance
+    for script in $(grep -L 'needs_teacher = False' methods/*.py); do
+        each "$(basename "$script" .py)"
+    done
     # does CKD's bias come from its temperature? the adversary without a teacher
     each ckd --temperature 1
     each adversarial_kd --alpha 0

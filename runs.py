@@ -5,19 +5,20 @@ is there; it is never overwritten by a run with other settings. Files appear who
 """
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import io
 import json
 import math
 import os
 import platform
+import shutil
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 
 import data as D
 from networks import Deployed
@@ -38,6 +39,7 @@ PLACES = (
     "data_dir", "source_dir", "download", "describe", "device", "out", "restart", "live_teacher",
     "export",
 )  # fmt: skip
+UNCOMPILED = {"bird": "derives its student twice", "fairtune": "trains copies of its network"}
 
 
 def complete(args):
@@ -70,6 +72,8 @@ def complete(args):
         if isinstance(value, float) and not 0 <= value < math.inf:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} is {value}: it must be a number, at least 0")
+    if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise InputError("--compile needs a C++ compiler (g++) for the CPU: leave it out")
     if args.alpha > 1:
         raise InputError("--alpha shares the loss between labels and teacher: choose 0 to 1")
     return args
@@ -241,6 +245,9 @@ class Run:
 
     def __init__(self, script, args, usual, data):
         self.script, self.data = Path(script), data
+        if args.compile and self.script.stem in UNCOMPILED:
+            why = UNCOMPILED[self.script.stem]
+            raise InputError(f"--compile is not for {self.script.name}, which {why}: leave it out")
         self.settings = {k: v for k, v in vars(args).items() if k not in PLACES}
         name = "-".join(
             f"{k}_{v}".replace("/", "_")
@@ -535,7 +542,7 @@ def machine(device):
         "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
         "numpy": np.__version__,
     }
 

@@ -90,6 +90,7 @@ def settings():
     add("--seed", type=int, default=0, help="of weights, order and augmentation; the teacher's too")
     add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
     add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
+    add("--compile", action=switch, default=False, help="networks by torch.compile: for GPUs")
     add("--out", default="results", help="folder of the results; runs/ appears beside it")
     add("--live-teacher", action=switch, default=False, help="read no answers of earlier runs")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
@@ -115,7 +116,7 @@ class Network(nn.Module):
     def __init__(self, args, name, num_classes):
         super().__init__()
         self.name, self.bf16 = name, args.precision == "bf16"
-        self.body = N.body(name, args.image_size, args.pretrained)
+        self.body = N.body(name, args.image_size, args.pretrained, args.compile)
         last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
         width = self.body.get_submodule(last).in_features
         self.body.set_submodule(last, nn.Identity())

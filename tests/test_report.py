@@ -209,12 +209,15 @@ def test_pooled_folds_test_every_picture_once(folded, lesions):
         whole = roc_auc_score(lesions["labels"], score)
         es = whole / (1 + sum(abs(a - whole) for a in each))
         want[script] = 100 * np.array([whole, min(each), max(each) - min(each), es])
+    near = {
+        "atol": 2e-3
+    }  # percent: scores that tie here may differ in the last bit as probabilities
     for row, script in zip(table.rows, want):
-        assert np.allclose([v.point for v in row[2:6]], want[script])
+        assert np.allclose([v.point for v in row[2:6]], want[script], **near)
         assert all(v.low < v.point < v.high for v in row[2:4])
     (name, *cells) = differences.rows[0]
     assert name == "GroupDRO"
-    assert np.allclose([v.point for v in cells[:4]], want["groupdro"] - want["ckd"])
+    assert np.allclose([v.point for v in cells[:4]], want["groupdro"] - want["ckd"], **near)
     # the same resamples for both: much narrower than the two intervals
     assert cells[0].high - cells[0].low < table.rows[0][2].high - table.rows[0][2].low
     # lesions are drawn whole: two pictures of one lesion make the interval wider than single ones

@@ -329,3 +329,29 @@ def test_views_that_are_one_object_are_not_one_epoch(tmp_path, counted):
                 if batch.step == stop:
                     break
     assert len([*tmp_path.glob("*.pt")]) == 2
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_is_the_same_network(monkeypatch):
+    """Equal names of weights, and equal features, logits and gradients to float rounding."""
+    flags = ["--student", "convnet4", "--precision", "float32"]
+    images, grads, called = torch.randn(8, 3, 32, 32), [], []
+    for compiled in ("--no-compile", "--compile"):
+        args = arguments(ckd, *flags, compiled)
+        torch.manual_seed(0)
+        network = ckd.Network(args, args.student, 6)
+        called.append(network.body._compiled_call_impl is not None)
+        feats, logits = network(images)
+        (feats.sum() + logits.square().sum()).backward()
+        grads.append((feats, logits, {k: p.grad for k, p in network.named_parameters()}))
+    assert called == [False, True]
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", R.UNCOMPILED)
+def test_compile_says_where_it_cannot_be(name, tmp_path, monkeypatch):
+    with pytest.raises(D.InputError, match=f"--compile is not for {name}.py, which"):
+        run(name, tmp_path / "results", monkeypatch, "--compile")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(D.InputError, match="--compile needs a C"):
+        run("ckd", tmp_path / "results", monkeypatch, "--compile")
