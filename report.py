@@ -669,6 +669,43 @@ def data_table(folder):
     return table
 
 
+GROWS = {  # what is varied in scaling.json: the name of its values, and what is measured
+    "pictures": ("n", {
+        "order_seconds": "order of an epoch, s", "data_microseconds": "data path, µs a picture",
+        "hash_seconds": "hash of all pixels, s", "megabytes": "memory, MB",
+        "file_megabytes": "pixels on disk, MB",
+    }),
+    "size": ("side", {
+        "step_microseconds": "student's step, µs a picture",
+        "teacher_microseconds": "teacher's answer, µs a picture",
+        "data_microseconds": "data path, µs a picture",
+        "activation_megabytes": "activations of a batch, MB",
+    }),
+    "groups": ("n", {"metrics_seconds": "metrics, s", "intervals_seconds": "with intervals, s"}),
+    "classes": ("n", {
+        "step_microseconds": "student's step, µs a picture", "metrics_seconds": "metrics, s",
+        "intervals_seconds": "with intervals, s",
+    }),
+}  # fmt: skip
+
+
+def scaling_table(folder):
+    """How cost grows, from scaling.json: the last column is b of cost ~ size^b, least squares."""
+    table = Table(["what grows", "values", "cost", "measured", "power"])
+    path = folder / "scaling.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    number = lambda x: f"{x:,.0f}" if abs(x) >= 100 else f"{x:.2g}"
+    for what, (key, costs) in GROWS.items() if found else ():
+        sizes = [row[key] for row in found[what]]
+        for cost, label in costs.items():
+            values = [row[cost] for row in found[what]]
+            logs = np.log(np.maximum([sizes, values], 1e-9))
+            cells = [" / ".join(f"{n:,}" for n in sizes), label]
+            cells += [" / ".join(number(v) for v in values), f"{np.polyfit(*logs, 1)[0]:.2f}"]
+            table.add(what, cells)
+    return table
+
+
 def gates_table():
     """How far each script is from ckd.py, as Markdown, from the side-by-side test."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -715,7 +752,7 @@ def tables(found):
         if len(only(POSTER)) > 1:
             make(f"{name}-poster", poster_table, rows, dataset)
         make(f"{name}-sweep", sweep_table, rows)
-    for name, work in {"speed": speed_table, "data": data_table}.items():
+    for name, work in {"speed": speed_table, "data": data_table, "scaling": scaling_table}.items():
         make(name, work, ROOT / "results" / "reference" / "speed")
     return made, refused
 

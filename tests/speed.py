@@ -307,12 +307,6 @@ MODEL = (
 )
 
 
-def slope(rows, x, y):
-    """b of y ~ x^b, least squares on logarithms."""
-    logs = np.log([[row[x], max(row[y], 1e-9)] for row in rows])
-    return float(np.polyfit(*logs.T, 1)[0])
-
-
 def seconds(work, times=3):
     return min(timed(work, "cpu")[0] for _ in range(times))
 
@@ -401,18 +395,8 @@ def scaling(args):
                 row[f"{name}_seconds"] = seconds(work, 1)
             rows[what].append(row)
             print(row, flush=True)
-    powers = {
-        "data path, pictures": slope(rows["pictures"], "n", "data_microseconds"),
-        "step, side": slope(rows["size"], "side", "step_microseconds"),
-        "teacher, side": slope(rows["size"], "side", "teacher_microseconds"),
-        "activations, side": slope(rows["size"], "side", "activation_megabytes"),
-        "data path, side": slope(rows["size"], "side", "data_microseconds"),
-        "intervals, groups": slope(rows["groups"], "n", "intervals_seconds"),
-        "intervals, classes": slope(rows["classes"], "n", "intervals_seconds"),
-    }
-    print("\n".join(f"{name}: power {value:.2f}" for name, value in powers.items()))
     names = {k: getattr(args, k) for k in ("dataset", "teacher", "student", "batch_size")}
-    return {"machine": R.machine("cpu"), **names, "model": MODEL, "powers": powers, **rows}
+    return {"machine": R.machine("cpu"), **names, "model": MODEL, **rows}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """--export writes a student that needs none of this code and says the same."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,14 @@ def test_the_exported_student_gives_the_same_logits(tmp_path, student):
         for count in (1, 7, len(images)):  # any number of pictures
             logits = model(images[:count]).detach().numpy()
             assert np.allclose(logits, want[:count], rtol=2e-3, atol=2e-3)  # stored as float16
+        if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
+            onnxruntime = pytest.importorskip("onnxruntime")  # the rest has passed by now
+            session = onnxruntime.InferenceSession(str(path.with_suffix(".onnx")))
+            for count in (1, 7, len(images)):
+                (logits,) = session.run(
+                    None, {session.get_inputs()[0].name: images[:count].numpy()}
+                )
+                assert np.allclose(logits, want[:count], rtol=2e-3, atol=2e-3)
         path.unlink()
     (tmp_path / "runs").rename(tmp_path / "gone")
     done = subprocess.run([*command, "--export"], capture_output=True, text=True)
