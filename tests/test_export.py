@@ -33,6 +33,7 @@ def test_the_exported_student_gives_the_same_logits(tmp_path, student):
         if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
             onnxruntime = pytest.importorskip("onnxruntime")  # the rest has passed by now
             session = onnxruntime.InferenceSession(str(path.with_suffix(".onnx")))
+            name = session.get_inputs()[0].name
             for count in (1, 7, len(images)):
                 (logits,) = session.run(
                     None, {session.get_inputs()[0].name: images[:count].numpy()}
