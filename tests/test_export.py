@@ -35,9 +35,7 @@ def test_the_exported_student_gives_the_same_logits(tmp_path, student):
             session = onnxruntime.InferenceSession(str(path.with_suffix(".onnx")))
             name = session.get_inputs()[0].name
             for count in (1, 7, len(images)):
-                (logits,) = session.run(
-                    None, {session.get_inputs()[0].name: images[:count].numpy()}
-                )
+                (logits,) = session.run(None, {name: images[:count].numpy()})
                 assert np.allclose(logits, want[:count], rtol=2e-3, atol=2e-3)
         path.unlink()
     (tmp_path / "runs").rename(tmp_path / "gone")
