@@ -222,10 +222,14 @@ def locked(path, wait=True):
         held = True
         try:
             handle = stack.enter_context(open(lock, "w"))
-            try:
-                if fcntl:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            for _ in range(10 if wait else 1):  # half a second in silence
+                try:
+                    if fcntl:
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.05 * wait)
+            else:
                 held = wait
                 if wait:
                     print(f"another process works on {path}: waiting for its end", flush=True)

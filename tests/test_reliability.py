@@ -13,10 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from conftest import make_pictures
 
 import data as D
@@ -283,8 +286,22 @@ def test_two_processes_on_one_run(whole, folder):
     for words in ("teacher 1/2", "student 1/2", "wrote ", "decoded 96"):
         assert sorted(count(texts, words)) == [0, 1], words
     assert sorted(count(texts, "is there already")) == [0, 1]
-    assert "another process works on" in "".join(texts)
     assert kill.differences(folder, whole[0]) == []
+
+
+@pytest.mark.parametrize("seconds, said", [(0.1, False), (1.5, True)])
+def test_who_waits_for_more_than_a_moment_says_so(seconds, said, tmp_path, capsys):
+    def second():
+        with R.locked(tmp_path / "run"):
+            print("my turn")
+
+    thread = threading.Thread(target=second)
+    with R.locked(tmp_path / "run"):
+        thread.start()
+        time.sleep(seconds)
+    thread.join()
+    text = capsys.readouterr().out
+    assert text.endswith("my turn\n") and said == ("another process works on" in text)
 
 
 def test_two_scripts_and_one_teacher(folder):
@@ -489,7 +506,7 @@ def test_a_file_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
 def test_downloaded_weights_are_not_trusted(damage, tmp_path, monkeypatch):
     """torchvision reads a file in the cache as it is, and would run what is in it."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    url = R.torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.url
+    url = torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.url
     path, trap = tmp_path / "checkpoints" / url.rpartition("/")[2], tmp_path / "trap"
     path.parent.mkdir()
     if damage == "code":
@@ -497,7 +514,7 @@ def test_downloaded_weights_are_not_trusted(damage, tmp_path, monkeypatch):
     elif damage == "text":
         path.write_text("Not Found")
     else:
-        net = R.torchvision.models.get_model("shufflenet_v2_x1_0")
+        net = torchvision.models.get_model("shufflenet_v2_x1_0")
         torch.save(net.state_dict(), path)
         size = {"cut": 9999, "empty": 0}.get(damage)
         if size is not None:
@@ -509,8 +526,8 @@ def test_downloaded_weights_are_not_trusted(damage, tmp_path, monkeypatch):
 
 def test_good_weights_are_used(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    url = R.torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.url
-    net = R.torchvision.models.get_model("shufflenet_v2_x0_5")
+    url = torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.url
+    net = torchvision.models.get_model("shufflenet_v2_x0_5")
     (tmp_path / "checkpoints").mkdir()
     torch.save(net.state_dict(), tmp_path / "checkpoints" / url.rpartition("/")[2])
     again = N.torchvision_net("shufflenet_v2_x0_5", 64, True)
