@@ -189,6 +189,7 @@ def per_class(rows, where, path):
             for result in rows[row].values()
         ]  # (runs, classes)
         mean, low, high = np.array([M.seed_interval(values=v) for v in zip(*spots)]).T
+        low, high = low.clip(-100), high.clip(max=100)  # Student's t knows no limits of a recall
         y = np.arange(len(classes)) + 0.22 * (n - 1)
         error = None if np.isnan(low).all() else [mean - low, high - mean]
         style = look(n) | {"ls": ""}
@@ -295,7 +296,7 @@ def sweep_3d(chosen, bad, where, path):
     points = axes.scatter(places, x, y, c=places, cmap="cividis", s=50)
     points.set_depthshade(False)
     axes.set_xticks(places, [f"{s:g}" for s in chosen], rotation=45, fontsize=7)
-    axes.set(xlabel="\nλ", ylabel="disparity (%)", zlabel="accuracy (%)")
+    axes.set(xlabel="\nλ", ylabel="\ndisparity (%)", zlabel="accuracy (%)")
     axes.set_title(f"{where}: strength λ, disparity and accuracy")
     axes.set_box_aspect(None, zoom=0.88)
     save(figure, path)

@@ -60,6 +60,7 @@ NAMES = {
     "fis": "FIS",
     "fairdi": "FairDi",
     "fairdi balance=True": "FairDi, balanced",
+    "fairdi train_backbone=True": "FairDi, φ trained",
     "fairtune mask=none trials=4": "linear probe",
     "fairtune mask=all trials=4": "full fine-tuning",
     "fairtune": "FairTune",
@@ -657,7 +658,9 @@ def data_table(folder):
     rates = ["data path, images/s", "student's step, images/s", "quotient"]
     sizes = ["train / val / test", "pixels a side", "decoding, CPU s", "MB decoded"]
     table = Table(["data set", "pictures", *sizes, *rates])
-    for run in speeds(folder).values():
+    for name, run in speeds(folder).items():
+        if name != run["dataset"]:  # other networks or threads, the same pictures
+            continue
         data, speed = run["data"], run["images_per_cpu_second"]
         parts = " / ".join(f"{n:,}" for n in data["splits"].values())
         seconds = data.get("decoding_cpu_seconds")
@@ -819,7 +822,8 @@ def draw(found, folder, results, data_dir):
 
     captions = {}
     for (dataset, label), rows in found.items():
-        name, where = "-".join(filter(None, [dataset, label])), " ".join([dataset, label]).strip()
+        name = "-".join(filter(None, [dataset, label]))
+        where = ", ".join(filter(None, [dataset, *label.split("-")])).replace("_", " ")
         plan = {
             "disparity": (figures.per_class, rows),
             "training": (figures.training, rows),

@@ -89,15 +89,18 @@ runs() {
     # does CKD's bias come from its temperature? the adversary without a teacher
     each ckd --temperature 1
     each adversarial_kd --alpha 0
-    # GroupDRO's groups as in its own paper; FairDi where every cell is seen equally often
+    # GroupDRO's groups as in its own paper; FairDi where every cell is seen equally often,
+    # and with all of its student trained in step 2
     each groupdro --by-class
     each fairdi --balance
+    each fairdi --train-backbone
     if [ "$dataset" = ham10000 ]; then  # few are malignant: weaker, or no one is called so
         each adversarial_kd --adversary-weight 0.5
         each bird --fair-weight 0.3
         return
     fi
-    # how strong an adversary? λ = 5, the default, stands above
+    [ "$dataset" = toy ] || [ "$dataset" = wider ] || return 0
+    # how strong an adversary? the slides' question, on their data set; λ = 5, the default, stands above
     strengths='0 0.1 0.5 1 2 10 15 20 50 150'
     [ $quick = no ] || strengths='0 1 50'
     for strength in $strengths; do each adversarial_kd --adversary-weight "$strength"; done

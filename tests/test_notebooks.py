@@ -5,6 +5,7 @@ python tests/test_notebooks.py executes all of them in place, after results or c
 
 import ast
 import os
+import time
 from pathlib import Path
 
 import nbclient
@@ -56,7 +57,7 @@ def test_a_notebook_runs_in_a_fresh_kernel(path, monkeypatch, tmp_path):
 
 if __name__ == "__main__":
     for path in NOTEBOOKS:
-        book = nbformat.read(path, 4)
+        book, start = nbformat.read(path, 4), time.time()
         execute(book)
         for cell in book.cells:
             cell.metadata.pop("execution", None)
@@ -66,4 +67,4 @@ if __name__ == "__main__":
                     if "text" in out:
                         out["text"] = out["text"].replace(str(ROOT), "..")
         nbformat.write(book, path)
-        print(f"executed {path.name}", flush=True)
+        print(f"executed {path.name} in {time.time() - start:.0f} s", flush=True)
