@@ -147,20 +147,25 @@ def _scores(labels, probs):
         raise ValueError(f"scores must be finite, (N,) or (N, C), not NaN or {probs.shape}.")
     return _codes("labels", labels, probs.shape[1], len(probs)), probs
 
+def _areas(labels, probs, weights):
+    """`auroc` of checked arguments, which may be empty."""
+    classes = range(probs.shape[1]) if probs.shape[1] > 2 else [1]
+    return _mean(np.stack([_area(labels == c, probs[:, c], weights) for c in classes], axis=-1))
+
 def auroc(*, labels, probs, weights=None):
     """Area under the ROC curve: (...,) in [0, 1], chance 0.5. labels (N,), probs (N, C) or (N,).
     C = 2: P(probs[i, 1] > probs[j, 1]), i positive, j negative, ties half. C > 2:
     mean over classes one-versus-rest; a class without samples is left out; NaN if none is left."""
     labels, probs = _scores(labels, probs)
-    weights = _weights(weights, len(labels))
-    classes = range(probs.shape[1]) if probs.shape[1] > 2 else [1]
-    return _mean(np.stack([_area(labels == c, probs[:, c], weights) for c in classes], axis=-1))
+    return _areas(labels, probs, _weights(weights, len(labels)))
 
 def auroc_per_group(*, labels, probs, groups, num_groups, weights=None):
     """`auroc` inside each group: (..., G). One class only: NaN (FairVision puts -1)."""
-    inside = _codes("groups", groups, num_groups, len(labels)) == np.arange(num_groups)[:, None]
-    weights = _weights(weights, len(labels))[..., None, :] * inside  # outsiders get weight 0
-    return auroc(labels=labels, probs=probs, weights=weights)
+    labels, probs = _scores(labels, probs)
+    groups = _codes("groups", groups, num_groups, len(labels))
+    weights = _weights(weights, len(labels))
+    own = [groups == g for g in range(num_groups)]
+    return np.stack([_areas(labels[o], probs[o], weights[..., o]) for o in own], axis=-1)
 
 def es_auc(*, overall, per_group):
     """Equity-scaled AUC / (1 + Σ_g |AUC_g - AUC|): (...,) in [0, 1], from (...,) and (..., G).

@@ -260,9 +260,9 @@ def search(args, data, start, anew=False):
         fit(args, data, method, checkpoint, f"trial {trial.number} {bits} {lr:.1e}", rules={})
         return method.value
 
-    ## Successive halving: who is not in the best quarter of the trials so far after a sixth of the
-    ## epochs, or again after two thirds, ends there.
-    pruner = optuna.pruners.SuccessiveHalvingPruner(max(1, args.epochs // 6), 4)
+    ## Successive halving: who is not in the best quarter of the trials so far after one epoch, or
+    ## again after four, ends there.
+    pruner = optuna.pruners.SuccessiveHalvingPruner(1, 4)
     better = "minimize" if args.objective in ("loss_worst_group", "auroc_gap") else "maximize"
     # Eq. (3): the parameters of the best trial
     best, trials = R.shared_search(args, attempt, space, anew, pruner=pruner, direction=better)
