@@ -1,7 +1,7 @@
 """Result files to tables and figures: nothing here is typed by hand but the published numbers.
 
     python report.py                                         of results/, into results/tables/
-    python report.py --results results/reference --readme    and the tables of README.md
+    python report.py --results results/reference --readme    and the tables of both README.md
     python report.py --diff ckd bird                         two scripts side by side, as HTML
 
 results/reference/ holds the result files behind README.md; your own runs go to results/.
@@ -636,6 +636,85 @@ def sweep_table(rows):
     return table
 
 
+# ==================================================================================================
+# What the papers claim, on every data set
+# ==================================================================================================
+
+## The claim; whose row, or on a data set with settings of its own the next one; against which row,
+## or the student's own teacher; in which metric; 1 if it shall rise, -1 if it shall fall.
+CLAIMS = (
+    ("slides: a student is less fair than its teacher", ("CKD",), "teacher", "disparity", 1),
+    ("adversarial KD: less disparity than CKD", ("adversarial KD", "adversarial KD, λ = 0.5"),
+     "CKD", "disparity", -1),
+    ("BIRD: lower mean-DEO than CKD", ("BIRD", "BIRD, μ = 0.3"), "CKD", "mean-DEO", -1),
+    ("BIRD: AUROC not below CKD's", ("BIRD", "BIRD, μ = 0.3"), "CKD", "AUROC", 1),
+    ("FairDi: higher AUROC in the worst group than ERM", ("FairDi",), "ERM", "worst group", 1),
+    ("FairTune: smaller gap than full fine-tuning", ("FairTune",), "full fine-tuning", "gap", -1),
+)  # fmt: skip
+
+
+def paired_over(runs, base, metric, base_rule, folded):
+    """Difference over all that both rows have, and what that is: seeds, or pictures of folds."""
+    both = {key: runs[key] for key in sorted(runs.keys() & base.keys())}
+    if folded:
+        keys = folds_of(both)
+        one, other = scores(runs, "last", keys), scores(base, base_rule, keys)
+        return paired(one, other, metric), f"{len(keys)} folds, {len(one['ids']):,} pictures"
+    other = {key: base[key] for key in both}
+    count = f"{len(both)} seeds"
+    if len(both) == 1:
+        count = f"1 seed, {next(iter(both.values()))['last']['test']['n']:,} pictures"
+    return change(both, other, metric, "last", base_rule), count
+
+
+def named(dataset, label):
+    return ", ".join(filter(None, [dataset, *label.split("-")])).replace("_", " ")
+
+
+def claims_table(found):
+    """Each claim on each data set that has its rows: confirmed, contradicted, or undecided."""
+    table = Table(["claim", "data set", "over", "difference", "verdict"])
+    for claim, names, against, shown, sign in CLAIMS:
+        for (dataset, label), rows in found.items():
+            runs = next((rows[name] for name in names if name in rows), {})
+            base = runs if against == "teacher" else rows.get(against, {})
+            if not runs.keys() & base.keys():
+                continue
+            rule = "teacher" if against == "teacher" else "last"
+            folded = label.startswith("folds")
+            value, count = paired_over(runs, base, METRICS[shown][0], rule, folded)
+            verdict = "undecided"
+            if sign * value.low > 0 and sign * value.high > 0:
+                verdict = "confirmed"
+            elif sign * value.low < 0 and sign * value.high < 0:
+                verdict = "contradicted"
+            if number_collapsed(runs):
+                verdict += f", but {number_collapsed(runs)} of {len(runs)} runs collapsed"
+            table.add(claim, [named(dataset, label), count, value, verdict])
+    return table
+
+
+def inflation_table(found):
+    """Disparity of every student minus its own teacher's, on every data set with teachers."""
+    taught = {
+        place: {k: runs for k, runs in rows.items() if all("teacher" in r for r in runs.values())}
+        for place, rows in found.items()
+    }
+    taught = {place: rows for place, rows in taught.items() if rows}
+    table = Table(["student by", *(named(*place) for place in taught)])
+    names = dict.fromkeys([*NAMES.values(), *(name for _, names, *_ in CLAIMS for name in names)])
+    for name in names:
+        if not any(name in rows for rows in taught.values()):
+            continue
+        cells = []
+        for (_, label), rows in taught.items():
+            runs, folded = rows.get(name, {}), label.startswith("folds")
+            value = paired_over(runs, runs, "disparity", "teacher", folded)[0] if runs else ""
+            cells.append(f"{value} (collapsed)" if number_collapsed(runs) else value)
+        table.add(name, cells)
+    return table
+
+
 def speeds(folder):
     """{name: content} of the files of tests/speed.py in `folder` that compare loops."""
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
@@ -755,6 +834,8 @@ def tables(found):
         if len(only(POSTER)) > 1:
             make(f"{name}-poster", poster_table, rows, dataset)
         make(f"{name}-sweep", sweep_table, rows)
+    make("claims", claims_table, found)
+    make("inflation", inflation_table, found)
     for name, work in {"speed": speed_table, "data": data_table, "scaling": scaling_table}.items():
         make(name, work, ROOT / "results" / "reference" / "speed")
     return made, refused
@@ -823,7 +904,7 @@ def draw(found, folder, results, data_dir):
     captions = {}
     for (dataset, label), rows in found.items():
         name = "-".join(filter(None, [dataset, label]))
-        where = ", ".join(filter(None, [dataset, *label.split("-")])).replace("_", " ")
+        where = named(dataset, label)
         plan = {
             "disparity": (figures.per_class, rows),
             "training": (figures.training, rows),
@@ -900,7 +981,7 @@ def main():
     )
     add = parser.add_argument
     add("--results", default="results", help="folder of result files")
-    add("--readme", action="store_true", help="also fill the tables of README.md")
+    add("--readme", action="store_true", help="also fill the tables of both README.md")
     add("--diff", nargs=2, metavar="SCRIPT", help="write two scripts side by side, as HTML")
     add("--data-dir", help="folder of the pictures, for a gallery of other data than the toy")
     add("--unfinished", action="store_true", help="print the commands on stdin without a result")
@@ -926,8 +1007,8 @@ def main():
     print(f"wrote {len(made)} tables to {folder}: {', '.join(made)}")
     draw(found, folder, args.results, args.data_dir)
     if args.readme:
-        readme = ROOT / "README.md"
-        readme.write_text(fill(readme.read_text(encoding="utf-8"), made), encoding="utf-8")
+        for readme in (ROOT / "README.md", ROOT / "results" / "README.md"):
+            readme.write_text(fill(readme.read_text(encoding="utf-8"), made), encoding="utf-8")
     if refused:
         raise Refused("\n".join(f"no table {name}: {why}" for name, why in refused.items()))
 

@@ -5,6 +5,7 @@
 #     bash run_all.sh --quick                             one seed, six epochs, three strengths λ
 #     bash run_all.sh --seeds 5                           as in the README
 #     bash run_all.sh --dataset NAME --data-dir DIR       real pictures; ham10000: five folds, sex and age
+#     ... --source-dir DIR2                               and FairTune, first trained on DIR2 (--dataset csv)
 #     bash run_all.sh --only ckd bird                     some of the scripts in methods/
 #     bash run_all.sh --jobs 4                            four runs at a time (default: one for each core)
 #     bash run_all.sh --only ckd -- --epochs 3            what stands after -- goes to every run
@@ -19,10 +20,10 @@ set -u
 cd "$(dirname "$0")" || exit 1
 fail() { echo "run_all.sh: $1; see the top of this file" >&2; exit 2; }
 jobs=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-seeds='' quick=no list=no dataset=toy data=() only=() extra=()
+seeds='' quick=no list=no dataset=toy data=() only=() extra=() source=()
 while [ $# -gt 0 ]; do
     option=$1
-    case $1 in --seeds | --jobs | --dataset | --data-dir) [ $# -gt 1 ] || fail "$1 needs a value" ;; esac
+    case $1 in --seeds | --jobs | --dataset | --data-dir | --source-dir) [ $# -gt 1 ] || fail "$1 needs a value" ;; esac
     shift
     case $option in
         --quick) quick=yes ;;
@@ -31,6 +32,7 @@ while [ $# -gt 0 ]; do
         --jobs) jobs=$1; shift ;;
         --dataset) dataset=$1; shift ;;
         --data-dir) data=(--data-dir "$1"); shift ;;
+        --source-dir) source=(--source csv --source-dir "$1"); shift ;;
         --only)
             while [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; do
                 [ -f "methods/${1%.py}.py" ] || fail "--only $1: there is no methods/${1%.py}.py"
@@ -74,9 +76,13 @@ runs() {
     each ckd --alpha 0
     # methods without a teacher, while another core trains it. FairTune's search stands against tuning
     # everything and only the last layer, for which a rate is found sooner
-    if [ $quick = yes ]; then each fairtune --trials 4; else
-        each fairtune
-        for mask in all none; do each fairtune --mask $mask --trials 4; done
+    # (its transformer must have learnt something before: the toy has a source of its own)
+    tune() { each fairtune "$@" ${source[@]+"${source[@]}"}; }
+    if [ "$dataset" != toy ] && [ ${#source[@]} = 0 ]; then :
+    elif [ $quick = yes ]; then tune --trials 4
+    else
+        tune
+        for mask in all none; do tune --mask $mask --trials 4; done
     fi
     for script in $(grep -l 'needs_teacher = False' methods/*.py); do
         [ "$script" = methods/fairtune.py ] || each "$(basename "$script" .py)"
@@ -101,8 +107,9 @@ runs() {
     fi
     [ "$dataset" = toy ] || [ "$dataset" = wider ] || return 0
     # how strong an adversary? the slides' question, on their data set; λ = 5, the default, stands above
-    strengths='0 0.5 1 2 10 50 150'
-    [ $quick = no ] || strengths='0 1 50'
+    strengths='0 0.5 1 2 10 150'
+    [ $quick = no ] || strengths='0 1 150'
+    [ "${seeds:-3}" -lt 5 ] || strengths='0 0.1 0.5 1 2 10 15 20 50 150'  # as in the README
     for strength in $strengths; do each adversarial_kd --adversary-weight "$strength"; done
 }
 
@@ -113,6 +120,7 @@ if [ $list = yes ]; then runs; exit; fi
 work=$(mktemp -d) && mkdir -p runs/logs && export work || exit 1
 trap 'rm -rf "$work"' EXIT
 runs >"$work/all" && python report.py --unfinished <"$work/all" >"$work/todo" || exit 1
+[ "$dataset" = toy ] || [ ${#source[@]} -gt 0 ] || echo "FairTune is left out: it needs --source-dir"
 total=$(wc -l <"$work/todo") start=$(date +%s)
 export total start
 echo "$(wc -l <"$work/all") runs, $((total)) to do, $jobs at a time; what they print goes to runs/logs/"

@@ -22,7 +22,7 @@ def result(script, seed=0, accuracy=0.8, disparity=0.2, counts=(FINE, FINE), **s
     """A result file's content, as far as tables look at it; other settings are the usual ones."""
     metrics = [name for name, _ in report.METRICS.values()]
     test = dict.fromkeys(metrics, 0.5) | dict(accuracy=accuracy, disparity=disparity, recall=0.8)
-    test |= {"counts": counts, "auroc": None}
+    test |= {"counts": counts, "auroc": None, "n": 600}
     usual = report.usual(script, settings.get("dataset", "toy"))
     normal = {k: v for k, v in usual.items() if k not in report.R.PLACES}
     settings = normal | {"seed": seed, "pictures": "x"} | settings
@@ -272,10 +272,11 @@ def test_other_pictures_are_not_paired(folded, lesions):
 
 def test_readme_is_made_from_the_result_files():
     """Filling the README again changes nothing: no number in its tables was typed."""
-    text = (ROOT / "README.md").read_text()
-    assert text.count("<!-- table ") == text.count("<!-- end -->") >= 2
     made, _ = report.tables(report.collect(ROOT / "results" / "reference"))
-    assert report.fill(text, made) == text
+    for path in (ROOT / "README.md", ROOT / "results" / "README.md"):
+        text = path.read_text()
+        assert text.count("<!-- table ") == text.count("<!-- end -->") >= 2
+        assert report.fill(text, made) == text, path
 
 
 def test_published_numbers_stand_beside_ours_only_for_the_paper_s_data(folder):
@@ -302,3 +303,19 @@ def test_diff_page_folds_what_is_shared_and_shows_the_methods_whole(tmp_path):
         assert all(line.strip() in words for line in lines)
     with pytest.raises(report.Refused, match="there is no script burd"):
         report.diff_page("ckd", "burd")
+
+
+def test_claims_are_judged_by_their_paired_interval(folder):
+    """Three seeds: CKD's disparity above, across and below its teacher's."""
+    for low, verdict in ((0.3, "confirmed"), (0.0, "undecided"), (-0.3, "contradicted")):
+        rows = toy_rows(folder)
+        for n, result in enumerate(rows["CKD"].values()):
+            noise = 0.05 * (-1) ** n
+            result["teacher"]["test"]["disparity"] = 0.5
+            result["last"]["test"]["disparity"] = 0.5 + low + noise
+        table = report.claims_table({("toy", ""): {"CKD": rows["CKD"]}})
+        (row,) = table.rows
+        assert row[0].startswith("slides") and row[4].startswith(verdict)
+        assert abs(row[3].point - 100 * low) < 6
+        inflated = report.inflation_table({("toy", ""): {"CKD": rows["CKD"]}})
+        assert inflated.rows[0][0] == "CKD" and inflated.header[1] == "toy"

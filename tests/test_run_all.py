@@ -65,6 +65,15 @@ def test_the_list_names_every_script_and_only_those(tmp_path, stand_in):
     assert {re.sub(" --trials 4| --epochs 6", "", line) for line in quick} < set(default)
 
 
+def test_fairtune_needs_something_learnt_before(stand_in):
+    flags = ("--dataset", "csv", "--data-dir", "x", "--only", "at", "fairtune", "--seeds", "1")
+    assert "fairtune" not in stand_in("--list", *flags).stdout
+    assert "FairTune is left out" in stand_in(*flags).stdout
+    done = stand_in("--list", *flags, "--source-dir", "a b")
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if "fairtune" in line]
+    assert len(lines) == 3 and all("--source-dir" in line and "a b" in line for line in lines)
+
+
 def test_real_data_sets_get_their_folder_and_folds(stand_in):
     flags = ("--list", "--data-dir", "/my data", "--only", "rkd", "at")
     done = stand_in(*flags, "--dataset", "ham10000", "--", "--epochs", "3")
