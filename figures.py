@@ -383,6 +383,7 @@ def fairtune_masks(rows, where, path):
     axes["key"].legend(*value.get_legend_handles_labels(), loc="center left")
     grid.imshow(bits, cmap="Greys", vmin=0, vmax=1.4, aspect="auto", interpolation="nearest")
     grid.set_yticks(range(len(names)), labels)
+    grid.xaxis.get_major_locator().set_params(integer=True)
     grid.set(xlabel="trial, in the order of the search", ylabel="block and part (dark: tuned)")
     for n, row in enumerate(bits == 1):
         if min(row.sum(), (~row).sum()) > 1:

@@ -788,6 +788,18 @@ def scaling_table(folder):
     return table
 
 
+def profile_table(folder):
+    """Where a step of some methods goes, from profile.json."""
+    table = Table(["method", "ms a step", "of CKD's", "its five dearest operators"])
+    path = folder / "profile.json"
+    steps = json.loads(path.read_text())["steps"] if path.exists() else {}
+    for name, row in steps.items():
+        parts = ", ".join(f"{key} {share:.0%}" for key, share in row["operators"].items())
+        times = row["milliseconds"] / steps["CKD"]["milliseconds"]
+        table.add(name, [f"{row['milliseconds']:.1f}", f"{times:.1f}", parts])
+    return table
+
+
 def gates_table():
     """How far each script is from ckd.py, as Markdown, from the side-by-side test."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -836,7 +848,8 @@ def tables(found):
         make(f"{name}-sweep", sweep_table, rows)
     make("claims", claims_table, found)
     make("inflation", inflation_table, found)
-    for name, work in {"speed": speed_table, "data": data_table, "scaling": scaling_table}.items():
+    of_speed = {"speed": speed_table, "data": data_table, "scaling": scaling_table}
+    for name, work in {**of_speed, "profile": profile_table}.items():
         make(name, work, ROOT / "results" / "reference" / "speed")
     return made, refused
 

@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python tests/speed.py                      the toy with its usual networks
     OMP_NUM_THREADS=1 python tests/speed.py --dataset ham10000 --data-dir DIR --student convnet8 ...
     OMP_NUM_THREADS=1 python tests/speed.py --scaling            cost against size of everything
+    OMP_NUM_THREADS=1 python tests/speed.py --profile            where a step of four methods goes
     further: --rounds N, --steps N, --json FILE; all other flags are those of methods/ckd.py
 
 Loops, a round of each in turn, so that a busy machine is busy for all of them:
@@ -44,7 +45,10 @@ from torchvision import transforms
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "methods")]
+import bird  # noqa: E402
 import ckd  # noqa: E402
+import fairdi  # noqa: E402
+import fairtune  # noqa: E402
 
 import data as D  # noqa: E402
 import metrics as M  # noqa: E402
@@ -399,15 +403,56 @@ def scaling(args):
     return {"machine": R.machine("cpu"), **names, "model": MODEL, **rows}
 
 
+def profile(args, steps=10):
+    """CPU milliseconds of a step of four methods, and the share of its dearest operators."""
+    data = D.load_for(args)
+    settings = lambda script, *flags: R.complete(
+        script.settings().parse_args(["--dataset", "toy", "--device", "cpu", *flags])
+    )
+    networks = lambda script, args, *names: [
+        script.Network(args, name, len(data.classes)) for name in names
+    ]
+    made = {}
+    for name, script in (("CKD", ckd), ("BIRD", bird)):
+        own = settings(script)
+        student, teacher = networks(script, own, own.student, own.teacher)
+        made[name] = script.Method(own, copy.copy(data), student, script.Teacher(teacher))
+    own = settings(fairdi)
+    made["FairDi, step 0"] = fairdi.FairScaling(own, data, *networks(fairdi, own, own.student))
+    own = settings(fairtune)
+    (vit,) = networks(fairtune, own, own.student)
+    for name, bit in (("FairTune, all parts", "1"), ("FairTune, no part", "0")):
+        bits = bit * len(fairtune.parts(vit))
+        made[name] = fairtune.Tuning(own, data, copy.deepcopy(vit), bits, 1e-3)
+    rows = {}
+    for name, method in made.items():
+        method.student.train()
+        train = method.data["train"]
+        batches = [b for b, _ in zip(D.batches(train, 64, 0, 0, True), range(steps))]
+        work = lambda: [method.step(batch) for batch in batches]
+        work()
+        milliseconds = 1e3 * seconds(work) / steps
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+            work()
+        spent = {e.key: e.self_cpu_time_total for e in trace.key_averages()}
+        most = sorted(spent, key=spent.get, reverse=True)[:5]
+        shares = {key.removeprefix("aten::"): spent[key] / sum(spent.values()) for key in most}
+        rows[name] = {"milliseconds": milliseconds, "operators": shares}
+        text = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
+        print(f"{name:22}{milliseconds:7.1f} ms a step of 64 pictures: {text}")
+    return {"machine": R.machine("cpu"), "dataset": args.dataset, "steps": rows}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     own, flags = parser.parse_known_args()
     args = R.complete(ckd.settings().parse_args(flags))
-    result = scaling(args) if own.scaling else compare(args, own)
+    result = scaling(args) if own.scaling else profile(args) if own.profile else compare(args, own)
     if own.json and result:
         own.json.parent.mkdir(parents=True, exist_ok=True)
         own.json.write_text(json.dumps(result, indent=1) + "\n")
