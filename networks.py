@@ -113,4 +113,6 @@ class Deployed(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, images):
-        return self.network((images - self.mean) / self.std)[1]
+        ## Not by Network.forward: torch 2.6 cannot write down its autocast, even where that is off.
+        feats = self.network.body((images - self.mean) / self.std).flatten(1)
+        return self.network.head(feats)
