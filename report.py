@@ -683,11 +683,8 @@ def claims_table(found):
             rule = "teacher" if against == "teacher" else "last"
             folded = label.startswith("folds")
             value, count = paired_over(runs, base, METRICS[shown][0], rule, folded)
-            verdict = "undecided"
-            if sign * value.low > 0 and sign * value.high > 0:
-                verdict = "confirmed"
-            elif sign * value.low < 0 and sign * value.high < 0:
-                verdict = "contradicted"
+            low, high = sorted((sign * value.low, sign * value.high))
+            verdict = "confirmed" if low > 0 else "contradicted" if high < 0 else "undecided"
             if number_collapsed(runs):
                 verdict += f", but {number_collapsed(runs)} of {len(runs)} runs collapsed"
             table.add(claim, [named(dataset, label), count, value, verdict])

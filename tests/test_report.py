@@ -209,9 +209,8 @@ def test_pooled_folds_test_every_picture_once(folded, lesions):
         whole = roc_auc_score(lesions["labels"], score)
         es = whole / (1 + sum(abs(a - whole) for a in each))
         want[script] = 100 * np.array([whole, min(each), max(each) - min(each), es])
-    near = {
-        "atol": 2e-3
-    }  # percent: scores that tie here may differ in the last bit as probabilities
+    # percent: scores that tie here may differ in the last bit as probabilities
+    near = {"atol": 2e-3}
     for row, script in zip(table.rows, want):
         assert np.allclose([v.point for v in row[2:6]], want[script], **near)
         assert all(v.low < v.point < v.high for v in row[2:4])

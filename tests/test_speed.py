@@ -332,7 +332,7 @@ def test_views_that_are_one_object_are_not_one_epoch(tmp_path, counted):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_is_the_same_network(monkeypatch):
+def test_compiled_is_the_same_network():
     """Equal names of weights, and equal features, logits and gradients to float rounding."""
     flags = ["--student", "convnet4", "--precision", "float32"]
     images, grads, called = torch.randn(8, 3, 32, 32), [], []
