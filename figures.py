@@ -267,24 +267,36 @@ def gallery(rows, where, path, data_dir=None):
 # ==================================================================================================
 
 
-def sweep(chosen, bad, where, path):
-    """λ against disparity and accuracy, with 95 % bands over seeds. chosen: {λ: runs}."""
-    places = np.arange(len(chosen))
+ALONG = {  # what is varied: its name, the title, and the metrics that are shown
+    "sweep": ("strength λ of the adversary", "what a stronger adversary does",
+              {"accuracy": "accuracy", "disparity": "disparity"}),
+    "temperature": ("temperature T of CKD", "what a softer teacher does",
+                    {"accuracy": "accuracy", "mean_deo": "mean-DEO",
+                     "demographic_parity_difference": "demographic parity difference"}),
+}  # fmt: skip
+
+
+def sweep(chosen, kind, bad, where, path):
+    """A setting against accuracy and unfairness, 95 % bands over runs. chosen: {value: runs}."""
+    places, (words, title, metrics) = np.arange(len(chosen)), ALONG[kind]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for n, metric in enumerate(("accuracy", "disparity")):
-        curve = np.array([percent(runs, metric) for runs in chosen.values()])  # (λ, 3)
+    for n, (metric, label) in enumerate(metrics.items()):
+        curve = np.array([percent(runs, metric) for runs in chosen.values()])  # (values, 3)
         style = look(n)
-        axes.plot(places, curve[:, 0], label=metric, **style)
+        axes.plot(places, curve[:, 0], label=label, **style)
         axes.fill_between(places, curve[:, 1], curve[:, 2], color=style["color"], alpha=0.2, lw=0)
+        teacher = percent(next(iter(chosen.values())), metric, "teacher")[0]
+        axes.plot(-0.35, teacher, ls="", marker=style["marker"], mfc="white", color=style["color"])
         if metric == "accuracy" and any(bad):
             low = curve[np.array(bad), 0]
             axes.plot(places[bad], low, "x", color="black", ms=11, label="some runs collapsed")
+    axes.plot([], [], "o", mfc="white", color="0.4", label="hollow: the teacher")
     axes.set_xticks(places, [f"{s:g}" for s in chosen])
-    axes.set(xlabel="strength λ of the adversary", ylabel="percent of the test set", ylim=(0, 100))
-    axes.set_title(f"{where}: what a stronger adversary does")
+    axes.set(xlabel=words, ylabel="percent of the test set", ylim=(0, 100))
+    axes.set_title(f"{where}: {title}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     save(figure, path)
-    return "The strength of the adversary against accuracy and disparity, 95 % bands over seeds."
+    return f"The {words} against {' and '.join(metrics.values())}, 95 % bands over runs."
 
 
 def sweep_3d(chosen, bad, where, path):

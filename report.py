@@ -90,6 +90,7 @@ METRICS = {
     "mean-DEO": ("mean_deo", -1),
     "max-DEO": ("max_deo", -1),
     "disparity": ("disparity", -1),
+    "parity": ("demographic_parity_difference", -1),
 }
 ## What the papers print, in percent, for the data set of the paper: their columns, then their rows
 ## under our names. Nothing else in this file is a number from elsewhere.
@@ -588,7 +589,7 @@ def overview_table(rows):
     shown = ["top-1", "F1", "AUROC", "worst group", "gap", "ES-AUC", "mean-DEO", "max-DEO"]
     costs = ["parameters", "MB", "ms, one picture", "s of training"]
     table = Table(["method", *shown, "top-1, − CKD", "mean-DEO, − CKD", *costs])
-    chosen = comparable({k: v for k, v in rows.items() if not k.startswith("adversarial KD, λ")})
+    chosen = comparable({k: v for k, v in rows.items() if k in NAMES.values() or not swept(k)})
     teacher = next((r for r in chosen.values() if all("teacher" in x for x in r.values())), None)
     for name, runs, rule in [("*the teacher*", teacher, "teacher")] * bool(teacher) + [
         (name, runs, "last") for name, runs in chosen.items()
@@ -606,16 +607,28 @@ def overview_table(rows):
     return table
 
 
-def sweep(rows):
-    """{λ: {key: result}} of adversarial_kd.py where nothing but λ differs; {} without λ = 0."""
+def swept(name):
+    """Whether a row belongs to the sweep of λ or of T, which have tables of their own."""
+    return name.startswith(("adversarial KD, λ", "CKD, T"))
+
+
+def sweep(rows, script="adversarial_kd", setting="adversary_weight", base=0.0):
+    """{value: {key: result}} of runs of a script that differ in one setting alone, by its value.
+
+    {} without a run at `base`, or with fewer than three values.
+    """
     found = {}
     for runs in rows.values():
         result = next(iter(runs.values()))
-        if result["method"] == "adversarial_kd" and not own_settings(result).keys() - {
-            "adversary_weight"
-        }:
-            found[result["settings"]["adversary_weight"]] = runs
-    return comparable(dict(sorted(found.items()))) if 0.0 in found else {}
+        if result["method"] == script and not own_settings(result).keys() - {setting}:
+            found[result["settings"][setting]] = runs
+    enough = base in found and len(found) > 2
+    return comparable(dict(sorted(found.items()))) if enough else {}
+
+
+def temperatures(rows):
+    """{T: {key: result}} of ckd.py where nothing but T differs."""
+    return sweep(rows, "ckd", "temperature", 1.0)
 
 
 def sweep_table(rows):
@@ -636,6 +649,24 @@ def sweep_table(rows):
     return table
 
 
+def temperature_table(rows):
+    """T of CKD, paired with T = 1 and with the teacher: is the student of a softer one fairer?"""
+    shown = ["top-1", "AUROC", "mean-DEO", "parity"]
+    more = ["top-1, T − 1", "mean-DEO, T − 1", "parity, T − 1", "parity, − teacher"]
+    table, chosen = Table(["T", *shown, *more]), temperatures(rows)
+    for name, runs in [*([("*the teacher*", chosen[1.0])] if chosen else []), *chosen.items()]:
+        rule = "last" if name in chosen else "teacher"
+        cells = [cell(runs, METRICS[s][0], rule) for s in shown] + [""] * 4
+        if name in chosen:
+            measures = [METRICS[s][0] for s in ("top-1", "mean-DEO", "parity")]
+            if name != 1.0:
+                cells[-4:-1] = [change(runs, chosen[1.0], m) for m in measures]
+            cells[-1] = change(runs, runs, measures[-1], "last", "teacher")
+        label = f"{name:g}" if name in chosen else name
+        table.add(label, cells, number_collapsed(runs, rule), len(runs), rule == "last")
+    return table
+
+
 # ==================================================================================================
 # What the papers claim, on every data set
 # ==================================================================================================
@@ -650,6 +681,10 @@ CLAIMS = (
     ("BIRD: AUROC not below CKD's", ("BIRD", "BIRD, μ = 0.3"), "CKD", "AUROC", 1),
     ("FairDi: higher AUROC in the worst group than ERM", ("FairDi",), "ERM", "worst group", 1),
     ("FairTune: smaller gap than full fine-tuning", ("FairTune",), "full fine-tuning", "gap", -1),
+    ("Mohammadshahi and Ioannou: T = 20 fairer than T = 1", ("CKD, T = 20",), "CKD, T = 1",
+     "parity", -1),
+    ("Mohammadshahi and Ioannou: at T = 20 fairer than the teacher", ("CKD, T = 20",), "teacher",
+     "parity", -1),
 )  # fmt: skip
 
 
@@ -831,7 +866,7 @@ def tables(found):
         name = "-".join(filter(None, [dataset, label]))
         only = lambda names, rows=rows: {k: rows[k] for k in names if k in rows}
         if label.startswith("folds"):
-            every = only([*NAMES.values(), *rows])  # also those at other settings, after the usual
+            every = only([*NAMES.values(), *(k for k in rows if not k.startswith("CKD, T"))])
             make(f"{name}-pooled", pooled_tables, every, {"last": ""})
             points = {rule: f", {words}" for rule, words in POINTS.items()}
             if len(only(FAIRDI)) > 1:
@@ -843,6 +878,7 @@ def tables(found):
         if len(only(POSTER)) > 1:
             make(f"{name}-poster", poster_table, rows, dataset)
         make(f"{name}-sweep", sweep_table, rows)
+        make(f"{name}-temperature", temperature_table, rows)
     make("claims", claims_table, found)
     make("inflation", inflation_table, found)
     of_speed = {"speed": speed_table, "data": data_table, "scaling": scaling_table}
@@ -925,14 +961,16 @@ def draw(found, folder, results, data_dir):
         if len(points) > 2:
             names = next(r for runs in rows.values() for r in runs.values())["group_names"]
             plan["two-points"] = (functools.partial(figures.two_points, points), names)
-        try:
-            chosen = sweep(rows)
-        except Refused:  # `tables` has said why
-            chosen = {}
-        if len(chosen) > 1:
+        for kind, choose in (("sweep", sweep), ("temperature", temperatures)):
+            try:
+                chosen = choose(rows)
+            except Refused:  # `tables` has said why
+                chosen = {}
             bad = [number_collapsed(runs) > 0 for runs in chosen.values()]
-            plan["sweep"] = (functools.partial(figures.sweep, chosen), bad)
-            plan["sweep-3d"] = (functools.partial(figures.sweep_3d, chosen), bad)
+            if chosen:
+                plan[kind] = (functools.partial(figures.sweep, chosen, kind), bad)
+            if chosen and kind == "sweep":
+                plan["sweep-3d"] = (functools.partial(figures.sweep_3d, chosen), bad)
         for kind, (work, what) in plan.items():
             path = folder / f"{name}-{kind}.png"
             captions[path.name] = work(what, where, path)

@@ -100,6 +100,10 @@ runs() {
     each groupdro --by-class
     each fairdi --balance
     each fairdi --train-backbone
+    # a softer teacher, a fairer student? T = 1 and 4, the default, stand above
+    if [ $quick = no ] && { [ "$dataset" != toy ] || [ "${seeds:-3}" -ge 5 ]; }; then
+        for temperature in 2 10 20 40; do each ckd --temperature $temperature; done
+    fi
     if [ "$dataset" = ham10000 ]; then  # few are malignant: weaker, or no one is called so
         each adversarial_kd --adversary-weight 0.5
         each bird --fair-weight 0.3
@@ -120,14 +124,16 @@ if [ $list = yes ]; then runs; exit; fi
 work=$(mktemp -d) && mkdir -p runs/logs && export work || exit 1
 trap 'rm -rf "$work"' EXIT
 runs >"$work/all" && python report.py --unfinished <"$work/all" >"$work/todo" || exit 1
-[ "$dataset" = toy ] || [ ${#source[@]} -gt 0 ] || echo "FairTune is left out: it needs --source-dir"
+if [ "$dataset" != toy ] && [ ${#source[@]} = 0 ]; then
+    case " ${only[*]-fairtune} " in *" fairtune "*) echo "FairTune is left out: it needs --source-dir" ;; esac
+fi
 total=$(wc -l <"$work/todo") start=$(date +%s)
 export total start
 echo "$(wc -l <"$work/all") runs, $((total)) to do, $jobs at a time; what they print goes to runs/logs/"
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 one() {  # run a command; say how it ended and, from the time of those before, how long is left
-    local begin=$(date +%s) log=${1#*methods/} finished now
+    local begin=$(date +%s) log=${1#*methods/} finished now left=''
     log=runs/logs/$(printf '%s' "$log" | tr -c 'A-Za-z0-9._=-' _ | cut -c 1-150).log
     local end="done in"
     if ! bash -c "$1" </dev/null >"$log" 2>&1; then
@@ -136,8 +142,10 @@ one() {  # run a command; say how it ended and, from the time of those before, h
     fi
     echo >>"$work/finished"
     finished=$(wc -l <"$work/finished") now=$(date +%s)
-    echo "[$((finished))/$((total)), about $(clock $(((now - start) * (total - finished) / finished))) left]" \
-        "$end $(clock $((now - begin))): ${1#OMP_NUM_THREADS=1 python }"
+    if [ $((8 * finished)) -ge $((total)) ]; then  # the first ones make what others use
+        left=", about $(clock $(((now - start) * (total - finished) / finished))) left"
+    fi
+    echo "[$((finished))/$((total))$left]" "$end $(clock $((now - begin))): ${1#OMP_NUM_THREADS=1 python }"
 }
 export -f one clock
 tr '\n' '\0' <"$work/todo" | xargs -0 -n 1 -P "$jobs" bash -c 'one "$1"' _

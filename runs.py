@@ -39,7 +39,6 @@ PLACES = (
     "data_dir", "source_dir", "download", "describe", "device", "out", "restart", "live_teacher",
     "export",
 )  # fmt: skip
-UNCOMPILED = {"bird": "derives its student twice", "fairtune": "trains copies of its network"}
 
 
 def complete(args):
@@ -245,9 +244,6 @@ class Run:
 
     def __init__(self, script, args, usual, data):
         self.script, self.data = Path(script), data
-        if args.compile and self.script.stem in UNCOMPILED:
-            why = UNCOMPILED[self.script.stem]
-            raise InputError(f"--compile is not for {self.script.name}, which {why}: leave it out")
         self.settings = {k: v for k, v in vars(args).items() if k not in PLACES}
         name = "-".join(
             f"{k}_{v}".replace("/", "_")

@@ -220,6 +220,11 @@ class Method(CrossEntropy):
 
     needs_teacher = True
 
+    @staticmethod
+    def prepare(args, data):
+        if args.compile:
+            raise D.InputError("--compile is not for bird.py, which derives its student twice")
+
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
         own, width = student.head.in_features, teacher.network.head.in_features

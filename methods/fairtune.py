@@ -243,9 +243,7 @@ def search(args, data, start, anew=False):
     count, anything = len(parts(start)), args.mask == "search"
     fixed = {"all": "1" * count, "none": "0" * count}.get(args.mask, args.mask)
     if not anything and (len(fixed) != count or set(fixed) - {"0", "1"}) or args.trials < anything:
-        raise D.InputError(
-            f"--mask: write all, none, {count} bits, or search with 1 or more --trials"
-        )
+        raise D.InputError(f"--mask: write all, none, {count} bits, or search with --trials 1..")
     if args.trials == 0:
         return fixed, args.lr, []
     names = [f"bit {n:02}" for n in range(count * anything)]
@@ -276,6 +274,8 @@ class Method(Tuning):
 
     @staticmethod
     def prepare(args, data):
+        if args.compile:
+            raise D.InputError("--compile is not for fairtune.py, which trains copies")
         search(args, data, theta_0(args, data), args.restart)
 
     def __init__(self, args, data, student, teacher=None):

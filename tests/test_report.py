@@ -154,6 +154,30 @@ def test_sweep_says_which_strength_pays(tmp_path):
     assert np.isclose(table.rows[1][-2].point, 100 * (0.21 / 0.41 - 1))
 
 
+def test_temperatures_stand_beside_the_teacher(tmp_path):
+    for n, temperature in enumerate((1.0, 4.0, 20.0)):
+        for seed in range(3):
+            made = result("ckd", seed, 0.7 + n / 100, 0.4 - n / 10 + seed / 100)
+            made["settings"]["temperature"] = temperature
+            for rule, parity in (("last", 0.3 - n / 10), ("teacher", 0.2)):
+                test = made[rule]["test"] | {"demographic_parity_difference": parity}
+                made[rule] = made[rule] | {"test": test}
+            put(tmp_path, made, f"temperature_{temperature}")
+    rows = toy_rows(tmp_path)
+    table = report.temperature_table(rows)
+    assert [row[0] for row in table.rows] == ["*the teacher*", "1", "4", "20"]
+    of = lambda row, column: row[table.header.index(column)]
+    assert [of(row, "parity, − teacher") for row in table.rows][0] == ""
+    assert np.allclose([of(r, "parity, − teacher").point for r in table.rows[1:]], [10, 0, -10])
+    assert of(table.rows[1], "top-1, T − 1") == ""
+    assert np.allclose([of(r, "top-1, T − 1").point for r in table.rows[2:]], [1, 2])
+    assert table.best() & {(0, c) for c in range(9)} == set()  # the teacher does not compete
+    names = [row[0] for row in report.overview_table(rows).rows]
+    assert "CKD, T = 1" in names and "CKD, T = 20" not in names
+    claims = report.claims_table({("toy", ""): rows}).rows
+    assert [row[-1] for row in claims if "T = 20" in row[0]] == ["confirmed"] * 2
+
+
 # ----- pooled folds -------------------------------------------------------------------------------
 
 

@@ -69,9 +69,17 @@ def test_fairtune_needs_something_learnt_before(stand_in):
     flags = ("--dataset", "csv", "--data-dir", "x", "--only", "at", "fairtune", "--seeds", "1")
     assert "fairtune" not in stand_in("--list", *flags).stdout
     assert "FairTune is left out" in stand_in(*flags).stdout
+    assert "FairTune" not in stand_in("--dataset", "csv", "--data-dir", "x", "--only", "at").stdout
     done = stand_in("--list", *flags, "--source-dir", "a b")
     lines = [shlex.split(line) for line in done.stdout.splitlines() if "fairtune" in line]
     assert len(lines) == 3 and all("--source-dir" in line and "a b" in line for line in lines)
+
+
+def test_temperatures_where_they_fit_into_the_hour(stand_in):
+    for flags, there in (((), 1), (("--seeds", "5"), 5), (("--dataset", "celeba"), 5)):
+        lines = stand_in("--list", *flags, "--only", "ckd").stdout.splitlines()
+        found = {re.search(r"temperature (\d+)", line)[1] for line in lines if "--temp" in line}
+        assert len(found) == there and "1" in found
 
 
 def test_real_data_sets_get_their_folder_and_folds(stand_in):
