@@ -146,7 +146,7 @@ one() {  # run a command; say how it ended and, from the time of those before, h
     echo "[$((finished))/$((total))$left]" "$end $(clock $((now - begin))): ${1#OMP_NUM_THREADS=1 python }"
 }
 export -f one clock
-tr '\n' '\0' <"$work/todo" | xargs -0 -n 1 -P "$jobs" bash -c 'one "$1"' _
+[ ! -s "$work/todo" ] || tr '\n' '\0' <"$work/todo" | xargs -0 -n 1 -P "$jobs" bash -c 'one "$1"' _
 python report.py || echo "python report.py" >>"$work/failed"
 if [ -s "$work/failed" ]; then
     echo "$(($(wc -l <"$work/failed"))) failed:"
