@@ -271,6 +271,9 @@ def comparable(rows, whole=True):
             free = {r[key]["method"] for r in (rows[first], runs)} & OWN_NETWORKS
             same = [k for k in SAME if not (free and k in ("teacher", "student"))]
             wrong += [f"{k} of {first} is {a[k]}, of {name} {b[k]}" for k in same if a[k] != b[k]]
+    every = [result for runs in rows.values() for result in runs.values()]
+    if len({r["search"]["theta_0"] for r in every if "theta_0" in r.get("search", {})}) > 1:
+        wrong.append("FairTune's runs start from different pre-trained weights")
     if wrong:
         raise Refused("these runs cannot be compared: " + "; ".join(dict.fromkeys(wrong)))
     return rows

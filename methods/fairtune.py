@@ -19,8 +19,7 @@ DIFFERENCES FROM THE PAPER. We could read its abstract, reviews and the code, no
     2. 20 trials; the paper had 50, a follow-up says. All sizes here are for small computers.
     3. --mask all and none search the learning rate, too: else the comparison would be unfair.
 DIFFERENCES FROM PUBLIC CODE (Raman1121/FairTune).
-    1. The objective is the whole split's; there a mean over shuffled batches (in an example AUC
-       0.862, not 0.865), and the largest loss the last batch's.
+    1. The objective is the whole split's. There AUC is a mean over batches, a loss the last one's.
     2. The pruner hears of every epoch. There of the last one only: it saves nothing.
     3. The last run takes the learning rate found. There it is written down and not used.
     4. AdamW: by SGD, rates of 1e-5 to 1e-3 change little in a few epochs. One layout of bits.
@@ -30,7 +29,8 @@ RUN.  python methods/fairtune.py                the toy; in two terminals, both 
       python methods/fairtune.py --mask 110100000001 --lr 3e-4 --trials 0     a mask found before
       ... --dataset ham10000 --data-dir DIR --student vit_b_16 --pretrained --image-size 224
       ... --dataset ham10000 --data-dir DIR --source csv --source-dir DIR2      own pre-training
-EXPECT. On the toy 20 trials cost half of 20 full ones or less; several masks end near the best.
+EXPECT. On the toy 20 trials cost half of 20 full ones or less; several masks end near the best,
+with all parts tuned, too. θ₀ decides more than ω: compare only runs that share it.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -219,8 +219,7 @@ class Tuning(CrossEntropy):
 def theta_0(args, data):
     """A network with weights θ₀ and a new head. Pre-trains it, the first time, on --source.
 
-    ## It stands for weights that one downloads: all seeds share it. What the toy's is made of, and
-    ## why tuning can spoil it, is said at readers.read_toy_source.
+    ## Like downloaded weights, all seeds share it. readers.read_toy_source: what the toy's knows.
     """
     torch.manual_seed(args.seed)
     network = Network(args, args.student, len(data.classes)).to(args.device)
@@ -243,7 +242,7 @@ def search(args, data, start, anew=False):
     count, anything = len(parts(start)), args.mask == "search"
     fixed = {"all": "1" * count, "none": "0" * count}.get(args.mask, args.mask)
     if not anything and (len(fixed) != count or set(fixed) - {"0", "1"}) or args.trials < anything:
-        raise D.InputError(f"--mask: write all, none, {count} bits, or search with --trials 1..")
+        raise D.InputError(f"--mask: all, none, {count} bits, or search with 1 or more --trials")
     if args.trials == 0:
         return fixed, args.lr, []
     names = [f"bit {n:02}" for n in range(count * anything)]
@@ -286,6 +285,7 @@ class Method(Tuning):
         trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
         print(f"mask {bits}: {trained} parameters of {args.student} are trained, lr {lr:.2e}")
         self.extra["search"] = {"bits": bits, "lr": lr, "trained": trained, "trials": trials}
+        self.extra["search"]["theta_0"] = R.hash_of(start.body.state_dict().values())
 
 
 # ===== 5. FIT AND EVALUATE (shared) ===============================================================

@@ -100,6 +100,17 @@ def test_different_seeds_or_pictures_are_refused(folder):
     assert "toy-slides" in refused and "toy-epochs_3-overview" in made
 
 
+@pytest.mark.parametrize("starts", ["aa", "ab"])
+def test_tuning_is_compared_from_one_start(folder, starts):
+    for mask, start in zip(("all", "search"), starts):
+        for seed in range(3):
+            made = result("fairtune", seed, mask=mask, trials=4 if mask == "all" else 20)
+            put(folder, made | {"search": {"theta_0": start}}, f"mask_{mask}")
+    made, refused = report.tables(report.collect(folder))
+    assert ("toy-overview" in made) == (starts == "aa")
+    assert ("different pre-trained weights" in refused.get("toy-overview", "")) == (starts == "ab")
+
+
 @pytest.mark.parametrize(
     ("counts", "recall", "bad"),
     [
