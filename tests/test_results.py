@@ -56,3 +56,18 @@ def test_bird_lowers_mean_deo_at_no_cost_in_auroc(rows):
 
 def test_fairdi_is_above_ckd_in_the_worst_group(rows):
     assert report.change(rows["FairDi"], rows["CKD"], "auroc_worst_group").point > 0
+
+
+def test_fairdi_and_fairtune_are_not_shown_to_beat_their_baselines(rows):
+    pairs = {"FairDi": ("ERM", "auroc_worst_group"), "FairTune": ("full fine-tuning", "auroc_gap")}
+    for name, (base, metric) in pairs.items():
+        _, low, high, _ = report.change(rows[name], rows[base], metric)
+        assert low < 0 < high, name
+
+
+def test_no_temperature_makes_students_as_fair_as_their_teachers(rows):
+    chosen = report.temperatures(rows)
+    assert list(chosen) == [1, 2, 4, 10, 20, 40]
+    for runs in chosen.values():
+        gap = report.change(runs, runs, "demographic_parity_difference", "last", "teacher")
+        assert gap.low > 0
