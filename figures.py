@@ -357,8 +357,9 @@ def training(rows, where, path):
         ax.set_visible(there)
     for ax in axes.flat:
         ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*fair.get_legend_handles_labels(), loc="outside right upper")
-    figure.suptitle(f"{where}: along training (mean and 95 % band over runs)")
+    figure.suptitle(f"{where}\nalong training (mean and 95 % band over runs)")
     save(figure, path)
     return "Fairness and use on validation along training, CTKD's temperature and BIRD's gates."
 
