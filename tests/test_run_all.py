@@ -69,7 +69,7 @@ def test_fairtune_needs_something_learnt_before(stand_in):
     flags = ("--dataset", "csv", "--data-dir", "x", "--only", "at", "fairtune", "--seeds", "1")
     assert "fairtune" not in stand_in("--list", *flags).stdout
     assert "FairTune is left out" in stand_in(*flags).stdout
-    assert "FairTune" not in stand_in(*flags[:5]).stdout
+    assert "FairTune" not in stand_in(*flags[:6]).stdout
     nothing = stand_in(*flags[:4], "--only", "fairtune").stdout
     assert "0 to do" in nothing and "done in" not in nothing
     done = stand_in("--list", *flags, "--source-dir", "a b")
