@@ -552,6 +552,13 @@ def pooled_tables(rows, rules):
 # ==================================================================================================
 
 
+def add_teacher(table, runs, shown):
+    """The teacher of the row `runs` as a row of its own, which does not compete."""
+    cells = [cell(runs, METRICS[s][0], "teacher") for s in shown]
+    cells += [""] * (len(table.header) - 1 - len(cells))
+    table.add("*the teacher*", cells, number_collapsed(runs, "teacher"), len(runs), ranked=False)
+
+
 def slides_table(rows, dataset=None):
     """The layout of the W210 slides: teacher and students, and the paired change of disparity."""
     shown = ["top-1", "recall", "precision", "F1", "disparity"]
@@ -560,9 +567,7 @@ def slides_table(rows, dataset=None):
     for name, runs in chosen.items():
         has_teacher = all("teacher" in result for result in runs.values())
         if has_teacher and not table.rows:
-            cells = [cell(runs, METRICS[s][0], "teacher") for s in shown]
-            bad = number_collapsed(runs, "teacher")
-            table.add("*the teacher*", [*cells, "", ""], bad, len(runs), ranked=False)
+            add_teacher(table, runs, shown)
         cells = [cell(runs, METRICS[s][0]) for s in shown] + ["", ""]
         if has_teacher:
             old, new = values(runs, "disparity", "teacher"), values(runs, "disparity")
@@ -657,16 +662,16 @@ def temperature_table(rows):
     shown = ["top-1", "AUROC", "mean-DEO", "parity"]
     more = ["top-1, T − 1", "mean-DEO, T − 1", "parity, T − 1", "parity, − teacher"]
     table, chosen = Table(["T", *shown, *more]), temperatures(rows)
-    for name, runs in [*([("*the teacher*", chosen[1.0])] if chosen else []), *chosen.items()]:
-        rule = "last" if name in chosen else "teacher"
-        cells = [cell(runs, METRICS[s][0], rule) for s in shown] + [""] * 4
-        if name in chosen:
-            measures = [METRICS[s][0] for s in ("top-1", "mean-DEO", "parity")]
-            if name != 1.0:
-                cells[-4:-1] = [change(runs, chosen[1.0], m) for m in measures]
-            cells[-1] = change(runs, runs, measures[-1], "last", "teacher")
-        label = f"{name:g}" if name in chosen else name
-        table.add(label, cells, number_collapsed(runs, rule), len(runs), rule == "last")
+    parity = METRICS["parity"][0]
+    for temperature, runs in chosen.items():
+        if not table.rows:
+            add_teacher(table, runs, shown)
+        cells = [cell(runs, METRICS[s][0]) for s in shown] + [""] * 3
+        if temperature != 1:
+            measures = ("accuracy", "mean_deo", parity)
+            cells[-3:] = [change(runs, chosen[1.0], m) for m in measures]
+        cells.append(change(runs, runs, parity, "last", "teacher"))
+        table.add(f"{temperature:g}", cells, number_collapsed(runs), len(runs))
     return table
 
 

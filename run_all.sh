@@ -46,6 +46,10 @@ case $jobs in '' | *[!0-9]* | 0) fail "--jobs must be a number, at least 1" ;; e
 case $seeds in *[!0-9]* | 0) fail "--seeds must be a number, at least 1" ;; esac
 [ "$dataset" = toy ] || data=(--dataset "$dataset" ${data[@]+"${data[@]}"})
 
+# FairTune's transformer must have learnt something before: the toy has a source of its own
+tuned=yes
+[ "$dataset" = toy ] || [ ${#source[@]} -gt 0 ] || tuned=no
+
 # ----- the runs -----------------------------------------------------------------------------------
 
 folds=('') groups=('')  # of ham10000: every picture is tested once, groups by sex and by age
@@ -76,9 +80,8 @@ runs() {
     each ckd --alpha 0
     # methods without a teacher, while another core trains it. FairTune's search stands against tuning
     # everything and only the last layer, for which a rate is found sooner
-    # (its transformer must have learnt something before: the toy has a source of its own)
     tune() { each fairtune "$@" ${source[@]+"${source[@]}"}; }
-    if [ "$dataset" != toy ] && [ ${#source[@]} = 0 ]; then :
+    if [ $tuned = no ]; then :
     elif [ $quick = yes ]; then tune --trials 4
     else
         tune
@@ -122,7 +125,7 @@ if [ $list = yes ]; then runs; exit; fi
 work=$(mktemp -d) && mkdir -p runs/logs && export work || exit 1
 trap 'rm -rf "$work"' EXIT
 runs >"$work/all" && python report.py --unfinished <"$work/all" >"$work/todo" || exit 1
-if [ "$dataset" != toy ] && [ ${#source[@]} = 0 ]; then
+if [ $tuned = no ]; then
     case " ${only[*]-fairtune} " in *" fairtune "*) echo "FairTune is left out: it needs --source-dir" ;; esac
 fi
 total=$(wc -l <"$work/todo") start=$(date +%s)
