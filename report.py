@@ -24,6 +24,7 @@ import csv
 import difflib
 import functools
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -54,6 +55,7 @@ NAMES = {
     "adversarial_kd": "adversarial KD",
     "mfd": "MFD",
     "bird": "BIRD",
+    "bird phi_lr=0.0": "BIRD, gates fixed",
     "groupdro": "GroupDRO",
     "groupdro by_class=True": "GroupDRO by class",
     "swad": "SWAD",
@@ -61,13 +63,15 @@ NAMES = {
     "fairdi": "FairDi",
     "fairdi balance=True": "FairDi, balanced",
     "fairdi train_backbone=True": "FairDi, φ trained",
+    "fairdi alpha=0.0": "FairDi, no teachers",
     "fairtune mask=none trials=4": "linear probe",
     "fairtune mask=all trials=4": "full fine-tuning",
     "fairtune": "FairTune",
 }
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α", "fair_weight": "μ"}
 SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
-POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "adversarial KD", "re-balancing"]
+POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "BIRD, gates fixed", "BIRD, μ = 0.1"]
+POSTER += ["BIRD, μ = 0.3", "adversarial KD", "adversarial KD, λ = 0.5", "re-balancing"]
 FAIRDI = ["ERM", "re-balancing", "GroupDRO", "SWAD", "FIS", "FairDi", "FairTune"]
 ## What two runs must share to stand in one table.
 SAME = "pictures image_size target sensitive epochs batch_size teacher student".split()
@@ -172,16 +176,19 @@ def row_name(result):
     return NAMES.get(key) or f"{NAMES[script]}, {extra}"
 
 
-def conditions(result, without=()):
-    """What a run shares with all of its tables, as a text: its unusual settings, "" for none."""
+def unusual(result, without=()):
+    """{setting: value} that a run shares with all of its tables and that are not usual."""
     script, settings = result["method"], result["settings"]
     normal, shared = usual(script, settings["dataset"]), usual("ckd", settings["dataset"])
     skip = {*OF_A_ROW, *without, "dataset", "seed", "fold"}
-    parts = ["folds"] if settings["fold"] is not None else []
-    for k, v in settings.items():
-        if k in shared and k not in skip and v != normal.get(k):
-            parts.append(f"{k}_{v}".replace("/", "_"))
-    return "-".join(parts)
+    return {k: v for k, v in settings.items()
+            if k in shared and k not in skip and v != normal.get(k)}  # fmt: skip
+
+
+def conditions(result, without=()):
+    """`unusual` as a text, "" for none; in front "folds", where the test set is one of five."""
+    parts = [f"{k}_{v}".replace("/", "_") for k, v in unusual(result, without).items()]
+    return "-".join(["folds"] * (result["settings"]["fold"] is not None) + parts)
 
 
 def read(path):
@@ -227,6 +234,28 @@ def collect(folder):
             for group, rows in sorted(found.items())}  # fmt: skip
 
 
+def frozen(method, settings):
+    """What makes a run another run, as something that can stand in a set.
+
+    ## What is off is left out: a result is not another because a switch was added since.
+    """
+    on = {k: v for k, v in settings.items() if k != "pictures" and v is not None and v is not False}
+    return method, json.dumps(on, sort_keys=True)
+
+
+def planned(line):
+    """`frozen` of a command of run_all.sh --list, or None where it cannot be read."""
+    script, *flags = shlex.split(line)[2:]  # OMP_NUM_THREADS=1 python methods/ckd.py ...
+    script = Path(script).stem
+    try:
+        parser = importlib.import_module(script).settings()
+        parser.exit_on_error = False
+        args = vars(R.complete(parser.parse_args(flags)))
+    except (argparse.ArgumentError, SystemExit, InputError):
+        return None
+    return frozen(script, {k: v for k, v in args.items() if k not in R.PLACES})
+
+
 def unfinished(lines, folder):
     """The commands among `lines` that have no result in `folder` yet: what run_all.sh has to do.
 
@@ -234,26 +263,13 @@ def unfinished(lines, folder):
     ## command that cannot be read stays, so that its script says what is wrong with it. The results
     ## that come with the code, in results/reference/, are not those of whoever runs this.
     """
-    seen = set()
-    freeze = lambda method, settings: (method, json.dumps(settings, sort_keys=True))
-    for path in Path(folder).rglob("*-seed*.json"):
-        if "reference" in path.relative_to(folder).parts:
-            continue
-        result = read(path)
-        result["settings"].pop("pictures", None)
-        seen.add(freeze(result["method"], result["settings"]))
-    for line in lines:
-        script, *flags = shlex.split(line)[2:]  # OMP_NUM_THREADS=1 python methods/ckd.py ...
-        script = Path(script).stem
-        try:
-            parser = importlib.import_module(script).settings()
-            parser.exit_on_error = False
-            args = vars(R.complete(parser.parse_args(flags)))
-            known = freeze(script, {k: v for k, v in args.items() if k not in R.PLACES})
-        except (argparse.ArgumentError, SystemExit, InputError):
-            known = None
-        if known not in seen:
-            yield line
+    paths = (
+        p
+        for p in Path(folder).rglob("*-seed*.json")
+        if "reference" not in p.relative_to(folder).parts
+    )
+    seen = {frozen(result["method"], result["settings"]) for result in map(read, paths)}
+    yield from (line for line in lines if planned(line) not in seen)
 
 
 def comparable(rows, whole=True):
@@ -432,6 +448,19 @@ def relative_change(numbers, base):
     return Value(point, 100 * ((b - root) / a - 1), 100 * ((b + root) / a - 1))
 
 
+def relative(runs, base, metric, rule="last", base_rule=None):
+    """`change` in percent of the base's value."""
+    base_rule = base_rule or rule
+    if len(runs) > 1:
+        return relative_change(values(runs, metric, rule), values(base, metric, base_rule))
+    keys = list(runs)
+    one, other = scores(runs, rule, keys), scores(base, base_rule, keys)
+    of = [np.array([x["point"][metric], *x["draws"][metric]], float) for x in (one, other)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        point, *draws = 100 * (of[0] / np.where(of[1], of[1], np.nan) - 1)
+    return Value(float(point), *M.interval(draws=np.array(draws)))
+
+
 # ==================================================================================================
 # Test logits: one test set of several folds, and two models on the same pictures
 # ==================================================================================================
@@ -570,16 +599,15 @@ def slides_table(rows, dataset=None):
             add_teacher(table, runs, shown)
         cells = [cell(runs, METRICS[s][0]) for s in shown] + ["", ""]
         if has_teacher:
-            old, new = values(runs, "disparity", "teacher"), values(runs, "disparity")
-            cells[-2] = change(runs, runs, "disparity", "last", "teacher")
-            cells[-1] = relative_change(new, old)
+            pair = (runs, runs, "disparity", "last", "teacher")
+            cells[-2:] = [change(*pair), relative(*pair)]
         table.add(name, cells, number_collapsed(runs), len(runs))
     return beside_published(table, dataset, "slides")
 
 
 def poster_table(rows, dataset=None):
     """The layout of the BIRD poster, and the paired change against CKD."""
-    shown, chosen = ["AUROC", "F1", "mean-DEO", "max-DEO"], select(rows, POSTER)
+    shown, chosen = ["AUROC", "F1", "mean-DEO", "max-DEO"], select(alone(rows), POSTER)
     more = ["AUROC, − CKD", "mean-DEO, − CKD", "mean-DEO, change in %"]
     table = Table(["method", *shown, *more])
     for name, runs in chosen.items():
@@ -587,7 +615,7 @@ def poster_table(rows, dataset=None):
         if "CKD" in chosen and name != "CKD":
             base = chosen["CKD"]
             cells[-3:-1] = [change(runs, base, metric) for metric in ("auroc", "mean_deo")]
-            cells[-1] = relative_change(values(runs, "mean_deo"), values(base, "mean_deo"))
+            cells[-1] = relative(runs, base, "mean_deo")
         table.add(name, cells, number_collapsed(runs), len(runs))
     return beside_published(table, dataset, "poster")
 
@@ -597,7 +625,7 @@ def overview_table(rows):
     shown = ["top-1", "F1", "AUROC", "worst group", "gap", "ES-AUC", "mean-DEO", "max-DEO"]
     costs = ["parameters", "MB", "ms, one picture", "s of training"]
     table = Table(["method", *shown, "top-1, − CKD", "mean-DEO, − CKD", *costs])
-    chosen = comparable({k: v for k, v in rows.items() if k in NAMES.values() or not swept(k)})
+    chosen = comparable(alone(rows))
     teacher = next((r for r in chosen.values() if all("teacher" in x for x in r.values())), None)
     for name, runs, rule in [("*the teacher*", teacher, "teacher")] * bool(teacher) + [
         (name, runs, "last") for name, runs in chosen.items()
@@ -615,11 +643,6 @@ def overview_table(rows):
     return table
 
 
-def swept(name):
-    """Whether a row belongs to the sweep of λ or of T, which have tables of their own."""
-    return name.startswith(("adversarial KD, λ", "CKD, T"))
-
-
 def sweep(rows, script="adversarial_kd", setting="adversary_weight", base=0.0):
     """{value: {key: result}} of runs of a script that differ in one setting alone, by its value.
 
@@ -630,8 +653,7 @@ def sweep(rows, script="adversarial_kd", setting="adversary_weight", base=0.0):
         result = next(iter(runs.values()))
         if result["method"] == script and not own_settings(result).keys() - {setting}:
             found[result["settings"][setting]] = runs
-    enough = base in found and len(found) > 2
-    return comparable(dict(sorted(found.items()))) if enough else {}
+    return dict(sorted(found.items())) if base in found and len(found) > 2 else {}
 
 
 def temperatures(rows):
@@ -639,18 +661,31 @@ def temperatures(rows):
     return sweep(rows, "ckd", "temperature", 1.0)
 
 
+def alone(rows):
+    """`rows` without those that stand in the table of a sweep alone.
+
+    ## Where the usual adversary is too strong to be of use, a weaker one stands beside it.
+    """
+    own = [id(runs) for choose in (sweep, temperatures) for runs in choose(rows).values()]
+    usual_one, weaker = rows.get("adversarial KD", {}), rows.get("adversarial KD, λ = 0.5", {})
+    if usual_one and number_collapsed(usual_one) == len(usual_one):
+        own = [mark for mark in own if mark != id(weaker)]
+    return {
+        name: runs for name, runs in rows.items() if name in NAMES.values() or id(runs) not in own
+    }
+
+
 def sweep_table(rows):
     """The strength of the adversary, paired with λ = 0: which one buys fairness for little?"""
     shown = ["top-1", "AUROC", "disparity", "mean-DEO"]
     more = ["top-1, λ − 0", "disparity, λ − 0", "disparity, change in %", "30 % for 1 point"]
-    table, chosen = Table(["λ", *shown, *more]), sweep(rows)
+    table, chosen = Table(["λ", *shown, *more]), comparable(sweep(rows))
     for strength, runs in chosen.items():
         cells = [cell(runs, METRICS[s][0]) for s in shown] + [""] * 4
         bad = number_collapsed(runs)
         if strength:
             cells[-4:-2] = [change(runs, chosen[0.0], m) for m in ("accuracy", "disparity")]
-            now, then = values(runs, "disparity"), values(chosen[0.0], "disparity")
-            cells[-2] = relative_change(now, then)
+            cells[-2] = relative(runs, chosen[0.0], "disparity")
             enough = cells[-2].point <= -30 and cells[-4].point >= -1 and not bad
             cells[-1] = "yes" if enough else "no"
         table.add(f"{strength:g}", cells, bad, len(runs))
@@ -661,7 +696,7 @@ def temperature_table(rows):
     """T of CKD, paired with T = 1 and with the teacher: is the student of a softer one fairer?"""
     shown = ["top-1", "AUROC", "mean-DEO", "parity"]
     more = ["top-1, T − 1", "mean-DEO, T − 1", "parity, T − 1", "parity, − teacher"]
-    table, chosen = Table(["T", *shown, *more]), temperatures(rows)
+    table, chosen = Table(["T", *shown, *more]), comparable(temperatures(rows))
     parity = METRICS["parity"][0]
     for temperature, runs in chosen.items():
         if not table.rows:
@@ -679,8 +714,8 @@ def temperature_table(rows):
 # What the papers claim, on every data set
 # ==================================================================================================
 
-## The claim; whose row, or on a data set with settings of its own the next one; against which row,
-## or the student's own teacher; in which metric; 1 if it shall rise, -1 if it shall fall.
+## The claim; whose rows, at the usual settings and, where it ran, at a weaker one; against which
+## row, or the student's own teacher; in which metric; 1 if it shall rise, -1 if it shall fall.
 CLAIMS = (
     ("slides: a student is less fair than its teacher", ("CKD",), "teacher", "disparity", 1),
     ("adversarial KD: less disparity than CKD", ("adversarial KD", "adversarial KD, λ = 0.5"),
@@ -718,8 +753,8 @@ def claims_table(found):
     """Each claim on each data set that has its rows: confirmed, contradicted, or undecided."""
     table = Table(["claim", "data set", "over", "difference", "verdict"])
     for claim, names, against, shown, sign in CLAIMS:
-        for (dataset, label), rows in found.items():
-            runs = next((rows[name] for name in names if name in rows), {})
+        for ((dataset, label), rows), name in itertools.product(found.items(), names):
+            runs = rows.get(name, {})
             base = runs if against == "teacher" else rows.get(against, {})
             if not runs.keys() & base.keys():
                 continue
@@ -730,7 +765,8 @@ def claims_table(found):
             verdict = "confirmed" if low > 0 else "contradicted" if high < 0 else "undecided"
             if number_collapsed(runs):
                 verdict += f", but {number_collapsed(runs)} of {len(runs)} runs collapsed"
-            table.add(claim, [named(dataset, label), count, value, verdict])
+            weaker = "" if name == names[0] else f" ({name.partition(', ')[2]})"
+            table.add(claim + weaker, [named(dataset, label), count, value, verdict])
     return table
 
 
@@ -752,6 +788,38 @@ def inflation_table(found):
             value = paired_over(runs, runs, "disparity", "teacher", folded)[0] if runs else ""
             cells.append(f"{value} (collapsed)" if number_collapsed(runs) else value)
         table.add(name, cells)
+    return table
+
+
+def made_table(found):
+    """The command behind each group of runs, how many they are, what they took, and where."""
+    table = Table(["data set", "command", "runs", "hours", "made on"])
+    scripts = {path.stem for path in (ROOT / "methods").glob("*.py")}
+    for (dataset, label), rows in found.items():
+        runs = {result["npz"]: result for row in rows.values() for result in row.values()}
+        some = [r for r in runs.values() if r["method"] not in OWN_NETWORKS] or [*runs.values()]
+        flags = unusual(some[0], ("sensitive",) if label.startswith("folds") else ())
+        flag = lambda k, v: f"--{'no-' * (v is False)}{k}".replace("_", "-")
+        more = [flag(k, v) + f" {v}" * (v not in (True, False)) for k, v in flags.items()]
+        more = " ".join(more)
+        where = "" if dataset == "toy" else f"--dataset {dataset} --data-dir DIR "
+        used, seeds = {r["method"] for r in runs.values()}, {r["settings"]["seed"] for r in some}
+        command = f"bash run_all.sh {where}"
+        if len(runs) == 1:
+            command = f"python methods/{some[0]['method']}.py {where}--seed {min(seeds)} {more}"
+        else:
+            command += "" if label.startswith("folds") else f"--seeds {len(seeds)} "
+            command += "--source-dir DIR2 " * (dataset != "toy" and "fairtune" in used)
+            command += f"--only {' '.join(sorted(used))} " * (used != scripts)
+            command += f"-- {more}" * bool(more)
+        times = [result["times"] for result in runs.values()]
+        taught = {(r["settings"]["fold"], r["settings"]["seed"]): r["times"]["teacher"]
+                  for r in runs.values() if "teacher" in r}  # fmt: skip
+        seconds = sum(t["total"] for t in times) + sum(taught.values())
+        made_on = [", ".join(dict.fromkeys(t["device"] for t in times)), "torch"]
+        made_on.append(", ".join(sorted({t["torch"].partition("+")[0] for t in times})))
+        cells = [f"`{command.strip()}`", str(len(runs)), f"{seconds / 3600:.1f}"]
+        table.add(named(dataset, label), [*cells, " ".join(made_on)])
     return table
 
 
@@ -874,7 +942,7 @@ def tables(found):
         name = "-".join(filter(None, [dataset, label]))
         only = lambda names, rows=rows: {k: rows[k] for k in names if k in rows}
         if label.startswith("folds"):
-            every = only([*NAMES.values(), *(k for k in rows if not k.startswith("CKD, T"))])
+            every = only([*NAMES.values(), *alone(rows)])
             make(f"{name}-pooled", pooled_tables, every, {"last": ""})
             points = {rule: f", {words}" for rule, words in POINTS.items()}
             if len(only(FAIRDI)) > 1:
@@ -889,6 +957,7 @@ def tables(found):
         make(f"{name}-temperature", temperature_table, rows)
     make("claims", claims_table, found)
     make("inflation", inflation_table, found)
+    make("made", made_table, found)
     of_speed = {"speed": speed_table, "data": data_table, "scaling": scaling_table}
     for name, work in {**of_speed, "profile": profile_table}.items():
         make(name, work, ROOT / "results" / "reference" / "speed")
@@ -932,23 +1001,26 @@ def two_points(rows, folded):
 
 
 def rank_blocks(found, metric):
-    """Names and (N, k) values, higher is better, of the rows that every data set and run has."""
-    blocks = {}
-    for (dataset, label), rows in found.items():
-        if (
-            dataset != "toy" or len({d for d, _ in found}) == 1
-        ):  # the toy counts alone or not at all
-            for name in NAMES.values():
-                for key, result in rows.get(name, {}).items():
-                    value = result["last"]["test"][METRICS[metric][0]]
-                    bad = collapsed(result["last"]["test"]) and metric not in UTILITY
-                    worst = -np.inf  # a collapsed run ranks last in fairness
-                    score = worst if bad or value is None else METRICS[metric][1] * value
-                    blocks.setdefault((dataset, label, key), {})[name] = score
-    most = max((len(b) for b in blocks.values()), default=0)
-    blocks = [b for b in blocks.values() if len(b) == most]
-    names = [n for n in NAMES.values() if all(n in b for b in blocks)]
-    return names, np.array([[b[n] for n in names] for b in blocks])
+    """Names and (N, k) values, higher is better, of the rows that every run has.
+
+    A run is a seed or a fold of a data set; those with fewer than five rows are left out, and the
+    toy counts alone or not at all.
+    """
+    name_of, sign = METRICS[metric]
+    runs = {}
+    for place, rows in found.items():
+        for name in NAMES.values():
+            for key, result in rows.get(name, {}).items():
+                runs.setdefault((*place, key), {})[name] = result["last"]["test"]
+    runs = {place: tests for place, tests in runs.items() if len(tests) > 4}
+    runs = {place: t for place, t in runs.items() if place[0] != "toy"} or runs
+    names = [name for name in NAMES.values() if all(name in tests for tests in runs.values())]
+
+    def score(test):  # a collapsed run ranks last in fairness
+        bad = test[name_of] is None or (collapsed(test) and metric not in UTILITY)
+        return -np.inf if bad else sign * test[name_of]
+
+    return names, np.array([[score(tests[name]) for name in names] for tests in runs.values()])
 
 
 def draw(found, folder, results, data_dir):
@@ -971,7 +1043,7 @@ def draw(found, folder, results, data_dir):
             plan["two-points"] = (functools.partial(figures.two_points, points), names)
         for kind, choose in (("sweep", sweep), ("temperature", temperatures)):
             try:
-                chosen = choose(rows)
+                chosen = comparable(choose(rows))
             except Refused:  # `tables` has said why
                 chosen = {}
             bad = [number_collapsed(runs) > 0 for runs in chosen.values()]

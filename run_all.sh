@@ -46,9 +46,11 @@ case $jobs in '' | *[!0-9]* | 0) fail "--jobs must be a number, at least 1" ;; e
 case $seeds in *[!0-9]* | 0) fail "--seeds must be a number, at least 1" ;; esac
 [ "$dataset" = toy ] || data=(--dataset "$dataset" ${data[@]+"${data[@]}"})
 
-# FairTune's transformer must have learnt something before: the toy has a source of its own
-tuned=yes
+# FairTune tunes a transformer, whatever student the others train; it must have learnt something
+# before, for which the toy has a source of its own
+tuned=yes vit=()
 [ "$dataset" = toy ] || [ ${#source[@]} -gt 0 ] || tuned=no
+case " ${extra[*]-} " in *" --student vit_"*) ;; *" --student "*) vit=(--student vit_tiny) ;; esac
 
 # ----- the runs -----------------------------------------------------------------------------------
 
@@ -60,7 +62,8 @@ fi
 [ $quick = no ] || { seeds=1; extra=(--epochs 6 ${extra[@]+"${extra[@]}"}); }
 
 each() {  # a script with some settings, for every group, fold and seed: one command a line
-    local script=$1 group fold seed
+    local script=$1 group fold seed last=()
+    [ "$script" != fairtune ] || last=(${vit[@]+"${vit[@]}"})
     shift
     if [ ${#only[@]} -gt 0 ]; then
         case " ${only[*]} " in *" $script "*) ;; *) return ;; esac
@@ -69,7 +72,7 @@ each() {  # a script with some settings, for every group, fold and seed: one com
         for ((seed = 0; seed < ${seeds:-3}; seed++)); do
             printf 'OMP_NUM_THREADS=1 python methods/%s.py' "$script"
             printf ' %q' "$@" ${data[@]+"${data[@]}"} ${group:+--sensitive "$group"} \
-                ${fold:+--fold "$fold"} --seed "$seed" ${extra[@]+"${extra[@]}"}
+                ${fold:+--fold "$fold"} --seed "$seed" ${extra[@]+"${extra[@]}"} ${last[@]+"${last[@]}"}
             echo
         done
     done; done
@@ -95,23 +98,25 @@ runs() {
     for script in $(grep -L 'needs_teacher = False' methods/*.py); do
         each "$(basename "$script" .py)"
     done
-    # does CKD's bias come from its temperature? the adversary without a teacher
+    # does CKD's bias come from its temperature? the adversary without a teacher; what do BIRD's
+    # gates add to its direct term?
     each ckd --temperature 1
     each adversarial_kd --alpha 0
+    each bird --phi-lr 0
     # GroupDRO's groups as in its own paper; FairDi where every cell is seen equally often,
-    # and with all of its student trained in step 2
+    # with all of its student trained in step 2, and without the teachers there
     each groupdro --by-class
     each fairdi --balance
     each fairdi --train-backbone
+    each fairdi --alpha 0
     # a softer teacher, a fairer student? T = 1 and 4, the default, stand above
     [ $quick = yes ] || for temperature in 2 10 20 40; do each ckd --temperature "$temperature"; done
-    if [ "$dataset" = ham10000 ]; then  # few are malignant: weaker, or no one is called so
-        each adversarial_kd --adversary-weight 0.5
-        each bird --fair-weight 0.3
-        return
-    fi
-    [ "$dataset" = toy ] || [ "$dataset" = wider ] || return 0
-    # how strong an adversary? the slides' question, on their data set; λ = 5, the default, stands above
+    # two classes: weaker, or everybody gets the same answer
+    case $dataset in ham10000 | celeba) each bird --fair-weight 0.3 ;; esac
+    [ "$dataset" != celeba ] || each bird --fair-weight 0.1
+    [ "$dataset" != ham10000 ] || each adversarial_kd --adversary-weight 0.5
+    # how strong an adversary? the slides' question; λ = 5, the default, stands above
+    case $dataset in toy | wider | celeba) ;; *) return 0 ;; esac
     strengths='0 0.5 1 2 10 150'
     [ $quick = no ] || strengths='0 1 150'
     [ "${seeds:-3}" -lt 5 ] || strengths='0 0.1 0.5 1 2 10 15 20 50 150'  # as in the README

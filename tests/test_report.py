@@ -2,6 +2,7 @@
 
 import csv
 import html
+import itertools
 import json
 import re
 from pathlib import Path
@@ -27,7 +28,8 @@ def result(script, seed=0, accuracy=0.8, disparity=0.2, counts=(FINE, FINE), **s
     normal = {k: v for k, v in usual.items() if k not in report.R.PLACES}
     settings = normal | {"seed": seed, "pictures": "x"} | settings
     model = {"test": test, "parameters": 1000, "megabytes": 0.1}
-    times = {"epochs": [1.0], "teacher": 2.0, "cpu_latency_ms": 0.2}
+    times = {"epochs": [1.0], "teacher": 2.0, "total": 3.0, "cpu_latency_ms": 0.2}
+    times |= {"device": "x86_64 CPU, 1 threads", "torch": "2.6.0+cpu"}
     models = dict.fromkeys(("teacher", "last", "best_overall", "best_worst_group"), model)
     names = {"group_names": ["f", "m"], "classes": ["benign", "malignant"]}
     return {"method": script, "settings": settings, "times": times, **models, **names}
@@ -353,3 +355,58 @@ def test_claims_are_judged_by_their_paired_interval(folder):
         assert abs(row[3].point - 100 * low) < 6
         inflated = report.inflation_table({("toy", ""): {"CKD": rows["CKD"]}})
         assert inflated.rows[0][0] == "CKD" and inflated.header[1] == "toy"
+
+
+def test_claims_name_weaker_settings_and_tables_of_one_strength_keep_it(tmp_path):
+    """λ = 0.5 alone is a row like any other; as a part of a sweep it stands in that table."""
+    for script, weights in (("ckd", [None]), ("adversarial_kd", [5.0, 0.5])):
+        for weight, seed in itertools.product(weights, range(3)):
+            own = {} if weight is None else {"adversary_weight": weight}
+            put(tmp_path, result(script, seed, disparity=0.2 + seed / 100, **own), f"{weight}")
+    rows = toy_rows(tmp_path)
+    claims = [row[0] for row in report.claims_table({("toy", ""): rows}).rows]
+    weaker = [claim for claim in claims if claim.startswith("adversarial")]
+    assert len(weaker) == 2 and weaker[1] == weaker[0] + " (λ = 0.5)"
+    shown = lambda: [row[0] for row in report.poster_table(toy_rows(tmp_path)).rows]
+    assert shown() == ["CKD", "adversarial KD", "adversarial KD, λ = 0.5"]
+    for seed in range(3):
+        put(tmp_path, result("adversarial_kd", seed, adversary_weight=0.0), "0.0")
+    assert shown() == ["CKD", "adversarial KD"]
+
+
+def test_ranks_are_of_the_methods_that_every_run_has(tmp_path):
+    """Two seeds of six methods and one of five of them; the toy and a run of two are left out."""
+    scripts = ["ckd", "rkd", "ctkd", "kdpp", "at", "mfd"]
+    for n, script in enumerate(scripts):
+        for seed in range(2):
+            made = result(script, seed, dataset="cifar10s")
+            made["last"]["test"]["auroc"] = n / 10
+            put(tmp_path, made)
+        put(tmp_path, result(script, dataset="toy"))
+        made = result(script, 2, dataset="cifar10s", epochs=5)
+        made["last"]["test"]["auroc"] = n / 10
+        if script != "mfd":
+            put(tmp_path, made, "epochs_5")
+        if n < 2:
+            put(tmp_path, result(script, 3, dataset="cifar10s", epochs=6), "epochs_6")
+    names, scores = report.rank_blocks(report.collect(tmp_path), "AUROC")
+    assert names == ["CKD", "RKD", "CTKD", "KD++", "AT"]
+    assert np.allclose(scores, [np.arange(5) / 10] * 3)
+
+
+def test_a_single_run_has_intervals_in_percent_of_the_base(tmp_path, lesions):
+    """Its accuracy against the base's, resample by resample."""
+    names, right = ("labels", "groups", "ids", "subjects"), {}
+    lesions["rkd"] = lesions["groupdro"]
+    for script in ("ckd", "rkd"):
+        path = put(tmp_path, result(script)).with_suffix(".npz")
+        logits = dict.fromkeys(("teacher", *report.POINTS, "last"), lesions[script])
+        np.savez(path, **logits, **{k: lesions[k] for k in names})
+        right[script] = lesions[script].argmax(1) == lesions["labels"]
+    rows = toy_rows(tmp_path)
+    weights = M.bootstrap_weights(n=600, replicates=1000, clusters=lesions["subjects"])
+    rate = lambda script: (weights * right[script]).sum(1) / weights.sum(1)
+    want = np.quantile(100 * (rate("rkd") / rate("ckd") - 1), [0.025, 0.975])
+    point, low, high, _ = report.relative(rows["RKD"], rows["CKD"], "accuracy")
+    assert np.isclose(point, 100 * (right["rkd"].sum() / right["ckd"].sum() - 1))
+    assert np.allclose((low, high), want)

@@ -1,8 +1,10 @@
-"""What the README says of the toy, from the committed results of five seeds and nothing else.
+"""What the README says of our results, from the committed files and nothing else.
 
 A claim is about paired differences (the same seeds, teachers and pictures), with their intervals.
 """
 
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,13 @@ import pytest
 import report
 
 ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "results" / "reference"
 
 
 @pytest.fixture(scope="module")
 def rows():
     """{row: {(fold, seed): result}} of the toy."""
-    return report.collect(ROOT / "results" / "reference")["toy", ""]
+    return report.collect(REFERENCE)["toy", ""]
 
 
 def relative(rows, metric, name, base):
@@ -71,3 +74,21 @@ def test_no_temperature_makes_students_as_fair_as_their_teachers(rows):
     for runs in chosen.values():
         gap = report.change(runs, runs, "demographic_parity_difference", "last", "teacher")
         assert gap.low > 0
+
+
+def test_the_command_beside_each_table_lists_its_runs():
+    found = report.collect(REFERENCE)
+    commands = [row[1].strip("`") for row in report.made_table(found).rows]
+    assert len(commands) == len(found)
+    for command, rows in zip(commands, found.values()):
+        lines = ["OMP_NUM_THREADS=1 " + command]
+        if command.startswith("bash run_all.sh"):
+            script, *flags = shlex.split(command)[1:]
+            flags.insert(0, "--list")
+            lines = subprocess.run(
+                ["bash", script, *flags], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.splitlines()
+        listed = {report.planned(line) for line in lines}
+        for name, runs in rows.items():
+            for result in runs.values():
+                assert report.frozen(result["method"], result["settings"]) in listed, name

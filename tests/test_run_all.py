@@ -77,6 +77,13 @@ def test_fairtune_needs_something_learnt_before(stand_in):
     assert len(lines) == 3 and all("--source-dir" in line and "a b" in line for line in lines)
 
 
+@pytest.mark.parametrize("student, last", [("convnet8", "vit_tiny"), ("vit_b_16", "vit_b_16")])
+def test_fairtune_tunes_a_transformer_whatever_the_others_train(stand_in, student, last):
+    lines = stand_in("--list", "--only", "at", "fairtune", "--", "--student", student).stdout
+    students = {line.split("/")[1].split(".")[0]: line.split()[-1] for line in lines.splitlines()}
+    assert students == {"at": student, "fairtune": last}
+
+
 def test_temperatures_but_for_a_first_look(stand_in):
     for flags, there in (((), 5), (("--quick",), 1), (("--dataset", "celeba"), 5)):
         lines = stand_in("--list", *flags, "--only", "ckd").stdout.splitlines()
