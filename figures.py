@@ -17,6 +17,7 @@ import data as D
 import metrics as M
 
 COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #999999 #7a5c00 #b8a800".split()
+DEBIASED = ("adversarial KD", "adversarial KD, λ = 0.5", "BIRD")  # the first is shown beside CKD
 MARKERS, STYLES = "osD^vPX*<>", ["-", "--", "-.", ":"]
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -37,8 +38,11 @@ def save(figure, path):
 
 
 def percent(runs, metric, rule="last"):
-    """A test metric over the runs of a row: (mean, low, high) in percent."""
-    numbers = [runs[key][rule]["test"][metric] for key in sorted(runs)]
+    """A test metric in percent: (mean, low, high) over runs, for a single one over its pictures."""
+    tests = [runs[key][rule]["test"] for key in sorted(runs)]
+    if len(tests) == 1 and metric in tests[0].get("interval", {}):
+        return 100 * np.array([tests[0][metric], *tests[0]["interval"][metric]], float)
+    numbers = [test[metric] for test in tests]
     return M.seed_interval(values=100 * np.array([np.nan if n is None else n for n in numbers]))
 
 
@@ -173,7 +177,7 @@ def critical_difference(names, scores, title, path):
 
 def per_class(rows, where, path):
     """Signed disparity of each class: the teacher, its student, a debiased student."""
-    debiased = next((n for n in ("adversarial KD", "BIRD") if n in rows), None)
+    debiased = next((name for name in DEBIASED if name in rows), None)
     if "CKD" not in rows or not debiased:
         return None
     first = next(iter(rows["CKD"].values()))
@@ -200,7 +204,7 @@ def per_class(rows, where, path):
     what = (
         f"recall of {groups[1]} − recall of {groups[0]}" if len(groups) == 2 else "spread of recall"
     )
-    axes.set(xlabel=f"{what} (points)", title=f"{where}: who is favoured in which class?")
+    axes.set(xlabel=f"{what} (points)", title=f"{where}\nwho is favoured in which class?")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     save(figure, path)
     return (
@@ -211,7 +215,7 @@ def per_class(rows, where, path):
 
 def gallery(rows, where, path, data_dir=None):
     """Test pictures on which teacher, student and debiased student disagree."""
-    debiased = next((n for n in ("adversarial KD", "BIRD") if n in rows), None)
+    debiased = next((name for name in DEBIASED if name in rows), None)
     if "CKD" not in rows or not debiased:
         return None
     key = min(rows["CKD"].keys() & rows[debiased].keys())
@@ -293,10 +297,11 @@ def sweep(chosen, kind, bad, where, path):
     axes.plot([], [], "o", mfc="white", color="0.4", label="hollow: the teacher")
     axes.set_xticks(places, [f"{s:g}" for s in chosen])
     axes.set(xlabel=words, ylabel="percent of the test set", ylim=(0, 100))
-    axes.set_title(f"{where}: {title}")
+    axes.set_title(f"{where}\n{title}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     save(figure, path)
-    return f"The {words} against {' and '.join(metrics.values())}, 95 % bands over runs."
+    bands = "95 % bands over runs, or over the test pictures of a single one"
+    return f"The {words} against {' and '.join(metrics.values())}, {bands}."
 
 
 def sweep_3d(chosen, bad, where, path):
@@ -309,7 +314,7 @@ def sweep_3d(chosen, bad, where, path):
     points.set_depthshade(False)
     axes.set_xticks(places, [f"{s:g}" for s in chosen], rotation=45, fontsize=7)
     axes.set(xlabel="\nλ", ylabel="\ndisparity (%)", zlabel="accuracy (%)")
-    axes.set_title(f"{where}: strength λ, disparity and accuracy")
+    axes.set_title(f"{where}\nstrength λ, disparity and accuracy")
     axes.set_box_aspect(None, zoom=0.88)
     save(figure, path)
     return "The same in one view; the colour follows λ."

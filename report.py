@@ -1031,11 +1031,12 @@ def draw(found, folder, results, data_dir):
     for (dataset, label), rows in found.items():
         name = "-".join(filter(None, [dataset, label]))
         where = named(dataset, label)
+        of_use = {k: runs for k, runs in rows.items() if number_collapsed(runs) < len(runs)}
         plan = {
-            "disparity": (figures.per_class, rows),
+            "disparity": (figures.per_class, of_use),
             "training": (figures.training, rows),
             "masks": (figures.fairtune_masks, rows),
-            "gallery": (functools.partial(figures.gallery, data_dir=data_dir), rows),
+            "gallery": (functools.partial(figures.gallery, data_dir=data_dir), of_use),
         }
         points = two_points(rows, label.startswith("folds"))
         if len(points) > 2:
