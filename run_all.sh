@@ -98,19 +98,18 @@ runs() {
     for script in $(grep -L 'needs_teacher = False' methods/*.py); do
         each "$(basename "$script" .py)"
     done
-    # does CKD's bias come from its temperature? the adversary without a teacher; what do BIRD's
-    # gates add to its direct term?
+    # does CKD's bias come from its temperature? the adversary without a teacher
     each ckd --temperature 1
     each adversarial_kd --alpha 0
-    each bird --phi-lr 0
     # GroupDRO's groups as in its own paper; FairDi where every cell is seen equally often,
-    # with all of its student trained in step 2, and without the teachers there
+    # and with all of its student trained in step 2
     each groupdro --by-class
     each fairdi --balance
     each fairdi --train-backbone
-    each fairdi --alpha 0
     # a softer teacher, a fairer student? T = 1 and 4, the default, stand above
     [ $quick = yes ] || for temperature in 2 10 20 40; do each ckd --temperature "$temperature"; done
+    # what do FairDi's teachers add to its step 2, and BIRD's gates to its direct term?
+    [ $quick = yes ] || { each fairdi --alpha 0; each bird --phi-lr 0; }
     # two classes: weaker, or everybody gets the same answer
     case $dataset in ham10000 | celeba) each bird --fair-weight 0.3 ;; esac
     [ "$dataset" != celeba ] || each bird --fair-weight 0.1
