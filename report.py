@@ -799,6 +799,8 @@ def made_table(found):
         runs = {result["npz"]: result for row in rows.values() for result in row.values()}
         some = [r for r in runs.values() if r["method"] not in OWN_NETWORKS] or [*runs.values()]
         flags = unusual(some[0], ("sensitive",) if label.startswith("folds") else ())
+        if len(runs) == 1:
+            flags |= own_settings(some[0])
         flag = lambda k, v: f"--{'no-' * (v is False)}{k}".replace("_", "-")
         more = [flag(k, v) + f" {v}" * (v not in (True, False)) for k, v in flags.items()]
         more = " ".join(more)

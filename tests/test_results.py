@@ -78,6 +78,13 @@ def test_fairdi_and_fairtune_are_not_shown_to_beat_their_baselines(rows):
         assert low < 0 < high, name
 
 
+def test_fairdi_s_teachers_add_nothing(rows):
+    with_them, without = rows["FairDi"], rows["FairDi, no teachers"]
+    for metric in ("accuracy", "auroc_worst_group", "mean_deo"):
+        _, low, high, _ = report.change(with_them, without, metric)
+        assert low < 0 < high, metric
+
+
 def test_no_temperature_makes_students_as_fair_as_their_teachers(rows):
     chosen = report.temperatures(rows)
     assert list(chosen) == [1, 2, 4, 10, 20, 40]
