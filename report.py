@@ -802,8 +802,8 @@ def made_table(found):
         if len(runs) == 1:
             flags |= own_settings(some[0])
         flag = lambda k, v: f"--{'no-' * (v is False)}{k}".replace("_", "-")
-        more = [flag(k, v) + f" {v}" * (v not in (True, False)) for k, v in flags.items()]
-        more = " ".join(more)
+        more = ((flag(k, v), "" if isinstance(v, bool) else f"{v}") for k, v in flags.items())
+        more = " ".join(part for pair in more for part in pair if part)
         where = "" if dataset == "toy" else f"--dataset {dataset} --data-dir DIR "
         used, seeds = {r["method"] for r in runs.values()}, {r["settings"]["seed"] for r in some}
         command = f"bash run_all.sh {where}"
