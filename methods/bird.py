@@ -35,7 +35,7 @@ DIFFERENCES FROM PUBLIC CODE. There is none.
 
 RUN.  python methods/bird.py                    the embedded toy data, two CPU cores: 5 minutes
       python methods/bird.py --phi-lr 0         gates frozen: what is left is L_F and R itself
-EXPECT. On the toy half the gaps of CKD, or less. R does much of it: compare with --phi-lr 0.
+EXPECT. On the toy half the gaps of CKD, or less. R does it: --phi-lr 0 is not shown to differ.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

@@ -67,6 +67,14 @@ def test_bird_lowers_mean_deo_at_no_cost_in_auroc(rows):
     assert report.change(rows["BIRD"], rows["CKD"], "auroc").point >= -0.5
 
 
+@pytest.mark.parametrize("place", [("toy", ""), CELEBA])
+def test_bird_s_gates_are_not_what_makes_it_fair(found, place):
+    fixed, rows = found[place]["BIRD, gates fixed"], found[place]
+    assert report.change(fixed, rows["CKD"], "mean_deo").high < 0
+    _, low, high, _ = report.change(rows["BIRD"], fixed, "mean_deo")
+    assert low < 0 < high
+
+
 def test_fairdi_is_above_ckd_in_the_worst_group(rows):
     assert report.change(rows["FairDi"], rows["CKD"], "auroc_worst_group").point > 0
 
