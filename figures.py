@@ -281,7 +281,7 @@ ALONG = {  # what is varied: its name, the title, and the metrics that are shown
 
 
 def sweep(chosen, kind, bad, where, path):
-    """A setting against accuracy and unfairness, 95 % bands over runs. chosen: {value: runs}."""
+    """A setting against accuracy and unfairness, with 95 % bands. chosen: {value: runs}."""
     places, (words, title, metrics) = np.arange(len(chosen)), ALONG[kind]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for n, (metric, label) in enumerate(metrics.items()):

@@ -50,7 +50,7 @@ case $seeds in *[!0-9]* | 0) fail "--seeds must be a number, at least 1" ;; esac
 # before, for which the toy has a source of its own
 tuned=yes vit=()
 [ "$dataset" = toy ] || [ ${#source[@]} -gt 0 ] || tuned=no
-case " ${extra[*]-} " in *" --student vit_"*) ;; *" --student "*) vit=(--student vit_tiny) ;; esac
+case " ${extra[*]-} " in *" --student"[\ =]vit_*) ;; *" --student"[\ =]*) vit=(--student vit_tiny) ;; esac
 
 # ----- the runs -----------------------------------------------------------------------------------
 
