@@ -17,7 +17,7 @@ import data as D
 import metrics as M
 
 COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #999999 #7a5c00 #b8a800".split()
-DEBIASED = ("adversarial KD", "adversarial KD, λ = 0.5", "BIRD")  # the first is shown beside CKD
+DEBIASED = ("adversarial KD", "adversarial KD, λ = 0.5", "BIRD")
 MARKERS, STYLES = "osD^vPX*<>", ["-", "--", "-.", ":"]
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -30,6 +30,11 @@ def look(n):
         "marker": MARKERS[n % len(MARKERS)],
         "ls": STYLES[n % len(STYLES)],
     }
+
+
+def shown_as_debiased(rows):
+    """The debiased student that stands beside CKD, or None."""
+    return next((name for name in DEBIASED if name in rows), None)
 
 
 def save(figure, path):
@@ -177,7 +182,7 @@ def critical_difference(names, scores, title, path):
 
 def per_class(rows, where, path):
     """Signed disparity of each class: the teacher, its student, a debiased student."""
-    debiased = next((name for name in DEBIASED if name in rows), None)
+    debiased = shown_as_debiased(rows)
     if "CKD" not in rows or not debiased:
         return None
     first = next(iter(rows["CKD"].values()))
@@ -215,7 +220,7 @@ def per_class(rows, where, path):
 
 def gallery(rows, where, path, data_dir=None):
     """Test pictures on which teacher, student and debiased student disagree."""
-    debiased = next((name for name in DEBIASED if name in rows), None)
+    debiased = shown_as_debiased(rows)
     if "CKD" not in rows or not debiased:
         return None
     key = min(rows["CKD"].keys() & rows[debiased].keys())

@@ -793,47 +793,55 @@ def inflation_table(found):
     return table
 
 
-def made_table(found):
-    """The command behind each group of runs, how many they are, what they took, and where.
+def command_of(dataset, label, runs):
+    """The command that makes `runs`, a list of results of one data set and the same conditions.
 
     It is a command for what run_all.sh lists; other settings of a row are not in it.
     """
+    most = [r for r in runs if r["method"] not in OWN_NETWORKS] or runs
+    first = most[0]
+    used, single, folds = {r["method"] for r in runs}, len(runs) == 1, label.startswith("folds")
+    flags = unusual(first, ("sensitive",) if folds and not single else ())  # it takes all of them
+    if single:
+        fold = first["settings"]["fold"]
+        flags |= own_settings(first) | ({} if fold is None else {"fold": fold})
+    words = []
+    for k, v in flags.items():
+        words.append(f"--{'no-' * (v is False)}{k}".replace("_", "-"))
+        words += [] if isinstance(v, bool) else [shlex.quote(f"{v}")]
+    where = [] if dataset == "toy" else ["--dataset", dataset, "--data-dir", "DIR"]
+    if single:
+        seed = ["--seed", f"{first['settings']['seed']}"]
+        return " ".join(["python", f"methods/{first['method']}.py", *where, *seed, *words])
+    parts = ["bash", "run_all.sh", *where]
+    if not folds:
+        parts += ["--seeds", f"{max(r['settings']['seed'] for r in most) + 1}"]
+    if where and "fairtune" in used:
+        parts += ["--source-dir", "DIR2"]
+    if used != {path.stem for path in (ROOT / "methods").glob("*.py")}:
+        parts += ["--only", *sorted(used)]
+    return " ".join([*parts, *(["--", *words] if words else [])])
+
+
+def hours_of(runs):
+    """What `runs`, a list of results, took: each teacher once, whoever trained it."""
+    taught = {(r["settings"]["fold"], r["settings"]["seed"]): r["times"]["teacher"]
+              for r in runs if "teacher" in r}  # fmt: skip
+    ## The total of the run that trained the teacher has the teacher in it.
+    own = lambda t: t["total"] - t["teacher"] * (t["total"] > t["teacher"] + sum(t["epochs"]))
+    return (sum(own(r["times"]) for r in runs) + sum(taught.values())) / 3600
+
+
+def made_table(found):
+    """The command behind each group of runs, how many they are, what they took, and where."""
     table = Table(["data set", "command", "runs", "hours", "made on"])
-    scripts = {path.stem for path in (ROOT / "methods").glob("*.py")}
     for (dataset, label), rows in found.items():
-        runs = {result["npz"]: result for row in rows.values() for result in row.values()}
-        some = [r for r in runs.values() if r["method"] not in OWN_NETWORKS] or [*runs.values()]
-        alike = label.startswith("folds") and len(runs) > 1  # run_all.sh takes each fold and group
-        flags = unusual(some[0], ("sensitive",) if alike else ())
-        if len(runs) == 1:
-            fold = some[0]["settings"]["fold"]
-            flags |= own_settings(some[0]) | ({} if fold is None else {"fold": fold})
-        flag = lambda k, v: f"--{'no-' * (v is False)}{k}".replace("_", "-")
-        more = (
-            (flag(k, v), "" if isinstance(v, bool) else shlex.quote(f"{v}"))
-            for k, v in flags.items()
-        )
-        more = " ".join(part for pair in more for part in pair if part)
-        where = "" if dataset == "toy" else f"--dataset {dataset} --data-dir DIR "
-        used, seeds = {r["method"] for r in runs.values()}, {r["settings"]["seed"] for r in some}
-        command = f"bash run_all.sh {where}"
-        if len(runs) == 1:
-            command = f"python methods/{some[0]['method']}.py {where}--seed {min(seeds)} {more}"
-        else:
-            command += "" if label.startswith("folds") else f"--seeds {max(seeds) + 1} "
-            command += "--source-dir DIR2 " * (dataset != "toy" and "fairtune" in used)
-            command += f"--only {' '.join(sorted(used))} " * (used != scripts)
-            command += f"-- {more}" * bool(more)
-        times = [result["times"] for result in runs.values()]
-        taught = {(r["settings"]["fold"], r["settings"]["seed"]): r["times"]["teacher"]
-                  for r in runs.values() if "teacher" in r}  # fmt: skip
-        ## The total of the run that trained the teacher has the teacher in it.
-        own = lambda t: t["total"] - t["teacher"] * (t["total"] > t["teacher"] + sum(t["epochs"]))
-        seconds = sum(map(own, times)) + sum(taught.values())
-        made_on = [", ".join(dict.fromkeys(t["device"] for t in times)), "torch"]
-        made_on.append(", ".join(sorted({t["torch"].partition("+")[0] for t in times})))
-        cells = [f"`{command.strip()}`", str(len(runs)), f"{seconds / 3600:.1f}"]
-        table.add(named(dataset, label), [*cells, " ".join(made_on)])
+        ## By file: FairDi and its step 0, FIS, are two rows of one run.
+        runs = [*{r["npz"]: r for row in rows.values() for r in row.values()}.values()]
+        devices = ", ".join(dict.fromkeys(r["times"]["device"] for r in runs))
+        versions = ", ".join(sorted({r["times"]["torch"].partition("+")[0] for r in runs}))
+        cells = [f"`{command_of(dataset, label, runs)}`", str(len(runs)), f"{hours_of(runs):.1f}"]
+        table.add(named(dataset, label), [*cells, f"{devices} torch {versions}"])
     return table
 
 
