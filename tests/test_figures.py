@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import compare
 import figures
 import report
 
@@ -43,7 +44,7 @@ def test_cliques_are_the_longest_stretches():
 
 def test_every_figure_is_drawn(tmp_path, capsys):
     """From the toy results that the README shows; a page lists them with the command."""
-    found = report.collect(ROOT / "results" / "reference")
+    found = compare.collect(ROOT / "results" / "reference")
     found = {key: rows for key, rows in found.items() if key == ("toy", "")}
     report.draw(found, tmp_path, "results/reference", None)
     drawn = {path.name for path in tmp_path.glob("*.png")}

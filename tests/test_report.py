@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
+import compare
 import metrics as M
 import report
 
@@ -21,11 +22,11 @@ FINE = ((40, 10), (10, 40))  # of each group: true x predicted
 
 def result(script, seed=0, accuracy=0.8, disparity=0.2, counts=(FINE, FINE), **settings):
     """A result file's content, as far as tables look at it; other settings are the usual ones."""
-    metrics = [name for name, _ in report.METRICS.values()]
+    metrics = [name for name, _ in compare.METRICS.values()]
     test = dict.fromkeys(metrics, 0.5) | dict(accuracy=accuracy, disparity=disparity, recall=0.8)
     test |= {"counts": counts, "auroc": None, "n": 600}
-    usual = report.usual(script, settings.get("dataset", "toy"))
-    normal = {k: v for k, v in usual.items() if k not in report.R.PLACES}
+    usual = compare.usual(script, settings.get("dataset", "toy"))
+    normal = {k: v for k, v in usual.items() if k not in compare.R.PLACES}
     settings = normal | {"seed": seed, "pictures": "x"} | settings
     model = {"test": test, "parameters": 1000, "megabytes": 0.1}
     times = {"epochs": [1.0], "teacher": 2.0, "total": 3.0, "cpu_latency_ms": 0.2}
@@ -54,7 +55,7 @@ def folder(tmp_path):
 
 
 def toy_rows(folder):
-    return report.collect(folder)[("toy", "")]
+    return compare.collect(folder)[("toy", "")]
 
 
 def test_rows_are_means_over_seeds_with_intervals(folder):
@@ -82,21 +83,21 @@ def test_rows_are_named_by_their_settings(tmp_path):
         ("bird", "BIRD", {}),
         ("adversarial_kd", "adversarial KD, λ = 0.5", {"adversary_weight": 0.5}),
     ):
-        assert report.row_name(result(script, **own)) == name
-        assert report.conditions(result(script, **own)) == ""
+        assert compare.row_name(result(script, **own)) == name
+        assert compare.conditions(result(script, **own)) == ""
     small = result("rkd", epochs=3, fold=2)
-    assert report.row_name(small) == "RKD" and report.conditions(small) == "folds-epochs_3"
+    assert compare.row_name(small) == "RKD" and compare.conditions(small) == "folds-epochs_3"
 
 
 def test_different_seeds_or_pictures_are_refused(folder):
     (folder / "toy" / "rkd" / "default-seed2.json").unlink()
-    with pytest.raises(report.Refused, match=r"RKD has seeds 0, 1, CKD 0, 1, 2"):
+    with pytest.raises(compare.Refused, match=r"RKD has seeds 0, 1, CKD 0, 1, 2"):
         report.slides_table(toy_rows(folder))
     put(folder, result("rkd", 2, pictures="y"))
-    with pytest.raises(report.Refused, match="pictures of CKD is x, of RKD y"):
+    with pytest.raises(compare.Refused, match="pictures of CKD is x, of RKD y"):
         report.slides_table(toy_rows(folder))
     put(folder, result("rkd", 2, epochs=3))  # other conditions: a table of its own
-    found = report.collect(folder)
+    found = compare.collect(folder)
     assert list(found) == [("toy", ""), ("toy", "epochs_3")]
     made, refused = report.tables(found)
     assert "toy-slides" in refused and "toy-epochs_3-overview" in made
@@ -108,7 +109,7 @@ def test_tuning_is_compared_from_one_start(folder, starts):
         for seed in range(3):
             made = result("fairtune", seed, mask=mask, trials=4 if mask == "all" else 20)
             put(folder, made | {"search": {"theta_0": start}}, f"mask_{mask}")
-    made, refused = report.tables(report.collect(folder))
+    made, refused = report.tables(compare.collect(folder))
     assert ("toy-overview" in made) == (starts == "aa")
     assert ("different pre-trained weights" in refused.get("toy-overview", "")) == (starts == "ab")
 
@@ -127,7 +128,7 @@ def test_collapsed_runs_are_marked_and_never_the_fairest(folder, counts, recall,
     counts = [counts, counts] if np.ndim(counts) == 2 else counts
     made = result("rkd", 1, 0.9, 0.0, counts)
     made["last"]["test"]["recall"] = recall
-    assert report.collapsed(made["last"]["test"]) == bad
+    assert compare.collapsed(made["last"]["test"]) == bad
     put(folder, made)
     table = report.slides_table(toy_rows(folder)).markdown()
     assert ("RKD (1 of 3 collapsed)" in table) == bad
@@ -140,13 +141,13 @@ def test_relative_change_is_fieller_s():
     rng = np.random.default_rng(0)
     x = rng.normal(50, 5, 6)
     y = 0.6 * x + rng.normal(0, 3, 6)
-    change = report.relative_change(y, x)
+    change = compare.relative_change(y, x)
     assert np.isclose(change.point, 100 * (y.mean() / x.mean() - 1))
     assert change.low < change.point < change.high
     for end in change[1:3]:
         _, low, high = M.seed_interval(values=y - (1 + end / 100) * x)
         assert min(abs(low), abs(high)) < 1e-4
-    unsure = report.relative_change([1, 2, 3], [-1.0, 1, 2])  # the mean of x may be 0
+    unsure = compare.relative_change([1, 2, 3], [-1.0, 1, 2])  # the mean of x may be 0
     assert np.isnan(unsure.low)
 
 
@@ -219,14 +220,14 @@ def put_folds(folder, lesions, script, folds, **own):
         made = result(script, dataset="ham10000", fold=fold, **own)
         path = put(folder, made, f"fold_{fold}")
         here = lesions["fold"] == fold
-        logits = dict.fromkeys(("teacher", *report.POINTS, "last"), lesions[script][here])
+        logits = dict.fromkeys(("teacher", *compare.POINTS, "last"), lesions[script][here])
         names = ("labels", "groups", "ids", "subjects")
         np.savez(path.with_suffix(".npz"), **logits, **{k: lesions[k][here] for k in names})
 
 
 @pytest.fixture
 def folded(tmp_path, lesions, monkeypatch):
-    monkeypatch.setitem(report.NAMES, "rkd", "GroupDRO")  # a script that is there
+    monkeypatch.setitem(compare.NAMES, "rkd", "GroupDRO")  # a script that is there
     lesions["rkd"] = lesions["groupdro"]
     put_folds(tmp_path, lesions, "ckd", range(5), alpha=0.0)
     put_folds(tmp_path, lesions, "rkd", range(5))
@@ -234,7 +235,7 @@ def folded(tmp_path, lesions, monkeypatch):
 
 
 def test_pooled_folds_test_every_picture_once(folded, lesions):
-    rows = report.collect(folded)[("ham10000", "folds")]
+    rows = compare.collect(folded)[("ham10000", "folds")]
     made = report.pooled_tables(rows, {"last": ""})
     table, differences = made[""], made["-differences"]
     assert [row[:2] for row in table.rows] == [["ERM", "600"], ["GroupDRO", "600"]]
@@ -265,7 +266,7 @@ def test_pooled_folds_test_every_picture_once(folded, lesions):
 def test_incomplete_folds_are_compared_on_the_same_pictures(folded, lesions):
     for fold in (2, 3, 4):
         (folded / "ham10000" / "rkd" / f"fold_{fold}-seed0.json").unlink()
-    rows = report.collect(folded)[("ham10000", "folds")]
+    rows = compare.collect(folded)[("ham10000", "folds")]
     made = report.pooled_tables(rows, {"last": ""})
     names = [row[:2] for row in made[""].rows]
     assert names == [["ERM", "600"], ["ERM (folds 0, 1)", "240"], ["GroupDRO (folds 0, 1)", "240"]]
@@ -280,7 +281,7 @@ def test_incomplete_folds_are_compared_on_the_same_pictures(folded, lesions):
 
 
 def test_fairdi_s_comparison_has_both_points(folded):
-    made, refused = report.tables(report.collect(folded))
+    made, refused = report.tables(compare.collect(folded))
     names = [row[0] for row in made["ham10000-folds-fairdi"].rows]
     assert names == [
         f"{n}, best {p}" for n in ("ERM", "GroupDRO") for p in ("overall", "worst group")
@@ -289,17 +290,17 @@ def test_fairdi_s_comparison_has_both_points(folded):
 
 
 def test_other_pictures_are_not_paired(folded, lesions):
-    report.CACHE.clear()
+    compare.CACHE.clear()
     path = folded / "ham10000" / "rkd" / "fold_1-seed0.npz"
     content = dict(np.load(path))
     content["labels"] = 1 - content["labels"]
     np.savez(path, **content)
-    rows = report.collect(folded)[("ham10000", "folds")]
-    with pytest.raises(report.Refused, match="same test pictures"):
+    rows = compare.collect(folded)[("ham10000", "folds")]
+    with pytest.raises(compare.Refused, match="same test pictures"):
         report.pooled_tables(rows, {"last": ""})
     path.write_text("no archive")
-    report.CACHE.clear()
-    with pytest.raises(report.Refused, match="cannot be read"):
+    compare.CACHE.clear()
+    with pytest.raises(compare.Refused, match="cannot be read"):
         report.pooled_tables(rows, {"last": ""})
 
 
@@ -308,7 +309,8 @@ def test_other_pictures_are_not_paired(folded, lesions):
 
 def test_readme_is_made_from_the_result_files():
     """Filling the README again changes nothing: no number in its tables was typed."""
-    made, _ = report.tables(report.collect(ROOT / "results" / "reference"))
+    folder = ROOT / "results" / "reference"
+    made, _ = report.tables(compare.collect(folder), compare.collect(folder / report.AGAIN))
     for path in (ROOT / "README.md", ROOT / "results" / "README.md"):
         text = path.read_text()
         assert text.count("<!-- table ") == text.count("<!-- end -->") >= 2
@@ -337,7 +339,7 @@ def test_diff_page_folds_what_is_shared_and_shows_the_methods_whole(tmp_path):
         own = text.split("# ===== 4. THE METHOD")[1].split("# ===== 5.")[0]
         lines = [line for line in own.splitlines()[1:] if line.strip() and len(line) < 85]
         assert all(line.strip() in words for line in lines)
-    with pytest.raises(report.Refused, match="there is no script burd"):
+    with pytest.raises(compare.Refused, match="there is no script burd"):
         report.diff_page("ckd", "burd")
 
 
@@ -383,7 +385,7 @@ def test_ranks_are_of_the_methods_that_every_run_has(tmp_path):
             made["last"]["test"]["auroc"] = n / 10
             put(tmp_path, made, f"{own}")
         put(tmp_path, result(script, dataset="toy"))
-    names, scores = report.rank_blocks(report.collect(tmp_path), "AUROC")
+    names, scores = report.rank_blocks(compare.collect(tmp_path), "AUROC")
     assert names == ["CKD", "RKD", "FairDi"]
     assert np.allclose(scores, [[0, 0.1, 0.2]] * 3)
 
@@ -394,13 +396,25 @@ def test_a_single_run_has_intervals_in_percent_of_the_base(tmp_path, lesions):
     lesions["rkd"] = lesions["groupdro"]
     for script in ("ckd", "rkd"):
         path = put(tmp_path, result(script)).with_suffix(".npz")
-        logits = dict.fromkeys(("teacher", *report.POINTS, "last"), lesions[script])
+        logits = dict.fromkeys(("teacher", *compare.POINTS, "last"), lesions[script])
         np.savez(path, **logits, **{k: lesions[k] for k in names})
         right[script] = lesions[script].argmax(1) == lesions["labels"]
     rows = toy_rows(tmp_path)
     weights = M.bootstrap_weights(n=600, replicates=1000, clusters=lesions["subjects"])
     rate = lambda script: (weights * right[script]).sum(1) / weights.sum(1)
     want = np.quantile(100 * (rate("rkd") / rate("ckd") - 1), [0.025, 0.975])
-    point, low, high, _ = report.relative(rows["RKD"], rows["CKD"], "accuracy")
+    point, low, high, _ = compare.relative(rows["RKD"], rows["CKD"], "accuracy")
     assert np.isclose(point, 100 * (right["rkd"].sum() / right["ckd"].sum() - 1))
     assert np.allclose((low, high), want)
+
+
+def test_a_second_processor_s_runs_are_compared_and_stand_in_no_other_table(folder):
+    for seed in range(3):
+        put(folder / report.AGAIN, result("rkd", seed, disparity=0.25))
+        put(folder / report.AGAIN, result("kdpp", seed))  # not run the first time
+    found, again = (compare.collect(path) for path in (folder, folder / report.AGAIN))
+    assert list(found["toy", ""]) == ["CKD", "RKD"]
+    table = report.tables(found, again)[0]["again"]
+    (row,) = table.rows
+    assert row[0] == "RKD" and row[2] == "3 seeds"
+    assert str(row[table.header.index("disparity")]) == "5.0 ± 0.0"

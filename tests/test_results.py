@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import compare
 import report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +21,7 @@ CELEBA = "celeba", "teacher_resnet18-student_convnet8-epochs_5"
 @pytest.fixture(scope="module")
 def found():
     """{(data set, conditions): {row: {(fold, seed): result}}}."""
-    return report.collect(REFERENCE)
+    return compare.collect(REFERENCE)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def rows(found):
 
 def relative(rows, metric, name, base):
     """Change of a metric in percent of the base's: (point, low, high)."""
-    return report.relative_change(*(report.values(rows[n], metric) for n in (name, base)))
+    return compare.relative_change(*(compare.values(rows[n], metric) for n in (name, base)))
 
 
 def test_five_seeds_of_every_row(rows):
@@ -45,10 +46,10 @@ def test_some_adversary_buys_fairness_for_at_most_a_point_of_accuracy(rows):
     assert list(sweep) == [0, 0.1, 0.5, 1, 2, 5, 10, 15, 20, 50, 150]
     good = []
     for strength, runs in sweep.items():
-        if strength and not report.number_collapsed(runs):
-            now, then = (report.values(r, "disparity") for r in (runs, sweep[0.0]))
-            accuracy = report.change(runs, sweep[0.0], "accuracy")
-            if report.relative_change(now, then).high <= -30 and accuracy.low >= -1:
+        if strength and not compare.number_collapsed(runs):
+            now, then = (compare.values(r, "disparity") for r in (runs, sweep[0.0]))
+            accuracy = compare.change(runs, sweep[0.0], "accuracy")
+            if compare.relative_change(now, then).high <= -30 and accuracy.low >= -1:
                 good.append(strength)
     assert 5 in good, good  # 5 is the default
 
@@ -62,32 +63,32 @@ def test_no_adversary_is_ckd(rows):
 def test_bird_lowers_mean_deo_at_no_cost_in_auroc(rows):
     """The poster: 22 % on CIFAR10-S, 38 to 91 % on CelebA, with AUROC up."""
     assert relative(rows, "mean_deo", "BIRD", "CKD").high <= -20
-    assert report.change(rows["BIRD"], rows["CKD"], "auroc").point >= -0.5
+    assert compare.change(rows["BIRD"], rows["CKD"], "auroc").point >= -0.5
 
 
 @pytest.mark.parametrize("place", [("toy", ""), CELEBA])
 def test_bird_s_gates_are_not_what_makes_it_fair(found, place):
     fixed, rows = found[place]["BIRD, gates fixed"], found[place]
-    assert report.change(fixed, rows["CKD"], "mean_deo").high < 0
-    _, low, high, _ = report.change(rows["BIRD"], fixed, "mean_deo")
+    assert compare.change(fixed, rows["CKD"], "mean_deo").high < 0
+    _, low, high, _ = compare.change(rows["BIRD"], fixed, "mean_deo")
     assert low < 0 < high
 
 
 def test_fairdi_is_above_ckd_in_the_worst_group(rows):
-    assert report.change(rows["FairDi"], rows["CKD"], "auroc_worst_group").point > 0
+    assert compare.change(rows["FairDi"], rows["CKD"], "auroc_worst_group").point > 0
 
 
 def test_fairdi_and_fairtune_are_not_shown_to_beat_their_baselines(rows):
     pairs = {"FairDi": ("ERM", "auroc_worst_group"), "FairTune": ("full fine-tuning", "auroc_gap")}
     for name, (base, metric) in pairs.items():
-        _, low, high, _ = report.change(rows[name], rows[base], metric)
+        _, low, high, _ = compare.change(rows[name], rows[base], metric)
         assert low < 0 < high, name
 
 
 def test_fairdi_s_teachers_add_nothing(rows):
     with_them, without = rows["FairDi"], rows["FairDi, no teachers"]
     for metric in ("accuracy", "auroc_worst_group", "mean_deo"):
-        _, low, high, _ = report.change(with_them, without, metric)
+        _, low, high, _ = compare.change(with_them, without, metric)
         assert low < 0 < high, metric
 
 
@@ -95,7 +96,7 @@ def test_no_temperature_makes_students_as_fair_as_their_teachers(rows):
     chosen = report.temperatures(rows)
     assert list(chosen) == [1, 2, 4, 10, 20, 40]
     for runs in chosen.values():
-        gap = report.change(runs, runs, "demographic_parity_difference", "last", "teacher")
+        gap = compare.change(runs, runs, "demographic_parity_difference", "last", "teacher")
         assert gap.low > 0
 
 
@@ -105,7 +106,7 @@ def test_temperature_moves_nothing_on_real_pictures(found, place):
     assert list(chosen) == [1, 2, 4, 10, 20, 40]
     for metric in ("accuracy", "mean_deo", "demographic_parity_difference"):
         for temperature in list(chosen)[1:]:
-            _, low, high, _ = report.change(chosen[temperature], chosen[1], metric)
+            _, low, high, _ = compare.change(chosen[temperature], chosen[1], metric)
             assert low < 0 < high, (temperature, metric)
 
 
@@ -118,12 +119,12 @@ def test_an_adversary_buys_fairness_on_celeba_and_a_strong_one_ruins_it(found):
 def test_fairdi_loses_the_old_in_step_2_also_without_teachers(found):
     """HAM10000 by age, AUROC of the worst group, over the pictures of five folds."""
     rows = found["ham10000", f"folds-sensitive_age-{HAM10000}"]
-    keys = report.folds_of(rows["ERM"])
+    keys = compare.folds_of(rows["ERM"])
     assert len(keys) == 5
 
     def lost(name, base):
-        one, other = (report.scores(rows[n], "last", keys) for n in (name, base))
-        return report.paired(one, other, "auroc_worst_group")
+        one, other = (compare.scores(rows[n], "last", keys) for n in (name, base))
+        return compare.paired(one, other, "auroc_worst_group")
 
     assert lost("FairDi", "ERM").high < 0 and lost("FairDi, φ trained", "ERM").high < 0
     assert lost("FIS", "ERM").high > 0  # not the pre-training
@@ -142,7 +143,7 @@ def test_the_command_beside_each_table_lists_its_runs(found):
             lines = subprocess.run(
                 ["bash", script, *flags], cwd=ROOT, capture_output=True, text=True, check=True
             ).stdout.splitlines()
-        listed = {report.planned(line) for line in lines}
+        listed = {compare.planned(line) for line in lines}
         for name, runs in rows.items():
             for result in runs.values():
-                assert report.frozen(result["method"], result["settings"]) in listed, name
+                assert compare.frozen(result["method"], result["settings"]) in listed, name

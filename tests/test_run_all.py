@@ -14,7 +14,7 @@ from pathlib import Path
 import ckd
 import pytest
 
-import report
+import compare
 import runs as R
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,5 +208,5 @@ def test_results_that_come_with_the_code_are_not_the_users(tmp_path):
         path = tmp_path / place / "ckd" / "epochs_2-seed0.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(result)
-        assert list(report.unfinished([command], tmp_path)) == left, place
+        assert list(compare.unfinished([command], tmp_path)) == left, place
         path.unlink()

@@ -30,7 +30,9 @@ FIELDS = [
     "RUN.",
     "EXPECT.",
 ]
-PROJECT = {"data", "metrics", "networks", "runs", "readers", "report"} | {s.stem for s in SCRIPTS}
+PROJECT = {"data", "metrics", "networks", "runs", "readers", "compare", "report"} | {
+    s.stem for s in SCRIPTS
+}
 MAY_IMPORT = {"data", "metrics", "networks", "runs"}
 
 
