@@ -145,7 +145,7 @@ def read(path):
 
 def collect(folder):
     """{(dataset, conditions): {row: {(fold, seed): result}}} of all result files but smoke runs."""
-    found, free = {}, []
+    found, free, joined = {}, [], set()
     for path in sorted(Path(folder).glob("*/*/*-seed*.json")):
         result = read(path)
         settings = result["settings"]
@@ -163,11 +163,18 @@ def collect(folder):
             found[group].setdefault("FIS", {})[key] = result
     networks = ("teacher", "student")
     for key, result in free:  # stand in every table of the same conditions but for the networks
-        for (dataset, _), rows in found.items():
+        own = (result["settings"]["dataset"], conditions(result))
+        for place, rows in list(found.items()):
             other = next(r for runs in rows.values() for r in runs.values())
             same = conditions(other, networks) == conditions(result, networks)
-            if dataset == result["settings"]["dataset"] and same:
+            if place[0] == own[0] and same:
                 rows.setdefault(row_name(result), {})[key] = result
+                if place != own and other["method"] not in OWN_NETWORKS:
+                    joined.add(own)
+    for place in joined:  # and in no table of their own then
+        methods = {r["method"] for runs in found[place].values() for r in runs.values()}
+        if methods <= OWN_NETWORKS:
+            del found[place]
     order = [*NAMES.values()]
     place = lambda name: order.index(name) if name in order else len(order)
     return {group: dict(sorted(rows.items(), key=lambda item: place(item[0])))

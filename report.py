@@ -631,7 +631,10 @@ def tables(found, again=None):
     make("inflation", inflation_table, found)
     make("made", made_table, found)
     make("again", again_table, found, again)
-    make("claims-again", claims_table, again)
+    make("again-claims", claims_table, again)
+    for (dataset, label), rows in again.items():
+        if label.startswith("folds"):
+            make(f"again-{dataset}-{label}", pooled_tables, rows, {"last": ""})
     of_speed = {"speed": speed_table, "data": data_table, "scaling": scaling_table}
     for name, work in {**of_speed, "profile": profile_table}.items():
         make(name, work, ROOT / "results" / "reference" / "speed")
