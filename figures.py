@@ -415,7 +415,7 @@ def fairtune_masks(rows, where, path):
             effect.errorbar(mean, n, xerr=half, fmt="o", color=COLOURS[0], capsize=3)
     effect.axvline(0, color="0.6")
     effect.set(ylim=grid.get_ylim(), yticks=[], xlabel=f"{objective}, tuned − frozen\n(epoch 1)")
-    figure.suptitle(f"{where}: what each trial of FairTune tuned, and which parts matter")
+    figure.suptitle(f"{where}\nwhat each trial of FairTune tuned, and which parts matter")
     save(figure, path)
     return (
         "The trials of FairTune's search (one seed): objective, tuned parts, and the difference "

@@ -632,6 +632,7 @@ def tables(found, again=None):
     make("made", made_table, found)
     make("again", again_table, found, again)
     make("again-claims", claims_table, again)
+    make("again-inflation", inflation_table, again)
     for (dataset, label), rows in again.items():
         if label.startswith("folds"):
             make(f"again-{dataset}-{label}", pooled_tables, rows, {"last": ""})
