@@ -145,7 +145,7 @@ def read(path):
 
 def collect(folder):
     """{(dataset, conditions): {row: {(fold, seed): result}}} of all result files but smoke runs."""
-    found, free, joined = {}, [], set()
+    found, free = {}, []
     for path in sorted(Path(folder).glob("*/*/*-seed*.json")):
         result = read(path)
         settings = result["settings"]
@@ -154,6 +154,7 @@ def collect(folder):
         result["npz"], result["model"] = path.with_suffix(".npz"), {}
         if result["method"] in OWN_NETWORKS:
             free.append((key, result))
+            continue
         found.setdefault(group, {}).setdefault(row_name(result), {})[key] = result
         if "fis" in result:  # FairDi's step 0, which is a method of its own
             names = {"last": "fis", **{rule: f"fis_{rule}" for rule in POINTS}}
@@ -161,20 +162,16 @@ def collect(folder):
             step = {rule: result[name] for rule, name in models.items()}
             result = {**result, **step, "model": models}
             found[group].setdefault("FIS", {})[key] = result
+    ## FairTune's runs stand in every table of the same conditions but for the networks, or alone.
     networks = ("teacher", "student")
-    for key, result in free:  # stand in every table of the same conditions but for the networks
+    like = lambda result: (result["settings"]["dataset"], conditions(result, networks))
+    others = [(like(next(r for runs in rows.values() for r in runs.values())), rows)
+              for rows in found.values()]  # fmt: skip
+    for key, result in free:
         own = (result["settings"]["dataset"], conditions(result))
-        for place, rows in list(found.items()):
-            other = next(r for runs in rows.values() for r in runs.values())
-            same = conditions(other, networks) == conditions(result, networks)
-            if place[0] == own[0] and same:
-                rows.setdefault(row_name(result), {})[key] = result
-                if place != own and other["method"] not in OWN_NETWORKS:
-                    joined.add(own)
-    for place in joined:  # and in no table of their own then
-        methods = {r["method"] for runs in found[place].values() for r in runs.values()}
-        if methods <= OWN_NETWORKS:
-            del found[place]
+        homes = [rows for place, rows in others if place == like(result)]
+        for rows in homes or [found.setdefault(own, {})]:
+            rows.setdefault(row_name(result), {})[key] = result
     order = [*NAMES.values()]
     place = lambda name: order.index(name) if name in order else len(order)
     return {group: dict(sorted(rows.items(), key=lambda item: place(item[0])))
@@ -254,7 +251,11 @@ def values(runs, metric, rule="last"):
 
 
 def collapsed(test):
-    """Whether predictions on a test set have collapsed: see the top of this file."""
+    """Whether predictions on a test set have collapsed.
+
+    A class is never predicted, a group is answered with one class, or macro recall is within 5
+    points of chance.
+    """
     counts = np.array(test["counts"])  # (G, C, C), group x true x predicted
     predicted = counts.sum(1) > 0  # (G, C)
     one_answer = (predicted.sum(-1) == 1).any() or not predicted.any(0).all()
