@@ -419,6 +419,30 @@ def inflation_table(found):
     return table
 
 
+## What one part of a method does: two rows that no other table puts side by side.
+PAIRS = (
+    ("adversarial KD, λ = 0.5", "CKD"), ("BIRD", "BIRD, gates fixed"), ("FairDi", "CKD"),
+    ("FairDi", "FIS"), ("FairDi", "FairDi, no teachers"), ("FairDi, no teachers", "FIS"),
+    ("FairTune", "full fine-tuning"), ("linear probe", "full fine-tuning"),
+)  # fmt: skip
+
+
+def pairs_table(found):
+    """Paired differences of PAIRS on every data set: what one part of a method does."""
+    shown = ["top-1", "AUROC", "worst group", "gap", "mean-DEO", "disparity"]
+    table = Table(["pair", "data set", "over", *shown], better={})
+    for (first, second), ((dataset, label), rows) in itertools.product(PAIRS, found.items()):
+        if not rows.get(first, {}).keys() & rows.get(second, {}).keys():
+            continue
+        pair = rows[first], rows[second]
+        folded = label.startswith("folds")
+        cells = [paired_over(*pair, METRICS[s][0], "last", folded) for s in shown]
+        name = " − ".join(f"{name}{' (collapsed)' * (number_collapsed(runs) > 0)}"
+                          for name, runs in zip((first, second), pair))  # fmt: skip
+        table.add(name, [named(dataset, label), cells[0][1], *(value for value, _ in cells)])
+    return table
+
+
 AGAIN = "another-processor"  # the folder with results of commands that were run once more
 
 
@@ -629,10 +653,12 @@ def tables(found, again=None):
         make(f"{name}-temperature", temperature_table, rows)
     make("claims", claims_table, found)
     make("inflation", inflation_table, found)
+    make("pairs", pairs_table, found)
     make("made", made_table, found)
     make("again", again_table, found, again)
     make("again-claims", claims_table, again)
     make("again-inflation", inflation_table, again)
+    make("again-pairs", pairs_table, again)
     for (dataset, label), rows in again.items():
         if label.startswith("folds"):
             make(f"again-{dataset}-{label}", pooled_tables, rows, {"last": ""})

@@ -3,6 +3,7 @@
 A claim is about paired differences (the same seeds, teachers and pictures), with their intervals.
 """
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -210,3 +211,25 @@ def test_the_command_beside_each_table_lists_its_runs(found):
         for name, runs in rows.items():
             for result in runs.values():
                 assert compare.frozen(result["method"], result["settings"]) in listed, name
+
+
+def intervals(text):
+    """Every "point [low, high]" and "point ± half" in a text, without signs: prose says "lower"."""
+    number = r"-?(\d+(?:\.\d+)?)"
+    unit = r"(?:\s%|\spoints)?"
+    ends = re.findall(rf"{number}{unit}\s\[{number},\s{number}\]", text)
+    halves = re.findall(rf"{number}{unit}\s±\s{number}", text)
+    return {(point, *sorted(rest, key=float)) for point, *rest in ends + halves}
+
+
+def test_intervals_in_sentences_stand_in_a_table():
+    """What a sentence says is a number of some table, to the tenth or, in percent, rounded."""
+    texts = [path.read_text() for path in (REFERENCE / "tables").glob("*.md")]
+    there = set().union(*map(intervals, texts))
+    whole = {tuple(f"{float(x) + shift:.0f}" for x in one) for one in there for shift in (0, 1e-6)}
+    for page in ("README.md", "results/README.md"):
+        text = (ROOT / page).read_text()
+        said = intervals(re.sub(r"<!-- table .*?<!-- end -->", "", text, flags=re.S))
+        ## FairTune's own objective, to the thousandth, has a test above.
+        said = {one for one in said if "." not in one[0] or len(one[0].partition(".")[2]) == 1}
+        assert len(said) > 15 and said <= there | whole, (page, said - there - whole)
