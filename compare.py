@@ -39,6 +39,7 @@ NAMES = {
     "fitnet": "FitNet",
     "at": "AT",
     "adversarial_kd alpha=0.0": "AD",
+    "adversarial_kd adversary_weight=0.5 alpha=0.0": "AD, λ = 0.5",
     "adversarial_kd": "adversarial KD",
     "mfd": "MFD",
     "bird": "BIRD",
