@@ -144,33 +144,34 @@ def test_an_adversary_buys_fairness_on_celeba_and_a_strong_one_ruins_it(found):
     assert table["1"] == "yes" and table["5 (collapsed)"] == "no"
 
 
-def test_fairdi_loses_the_old_in_step_2_also_without_teachers(found, again):
-    """HAM10000 by age, AUROC of the worst group; trained again, the interval has 0 in it."""
-    rows = found["ham10000", f"folds-sensitive_age-{HAM10000}"]
-    lost = lambda name, base: pooled(rows, name, base, "auroc_worst_group")
-    assert lost("FairDi", "ERM").high < 0 and lost("FairDi, φ trained", "ERM").high < 0
-    assert lost("FIS", "ERM").high > 0  # not the pre-training
-    assert lost("FairDi, no teachers", "FIS").high < 0  # and not the teachers
-    assert lost("FairDi, balanced", "ERM").high > 0
-    rows = again["ham10000", f"folds-sensitive_age-{HAM10000}"]
-    assert -1 < pooled(rows, "FairDi", "ERM", "auroc_worst_group").point < 0
-    assert pooled(rows, "FairDi", "ERM", "auroc_worst_group").high > 0
+def test_fairdi_gains_nothing_for_the_old_in_either_training(found, again):
+    """HAM10000 by age, AUROC of the worst group: a loss is shown once, a gain never."""
+    losses = []
+    for which in (found, again):
+        rows = which["ham10000", f"folds-sensitive_age-{HAM10000}"]
+        for end in ("", ", φ trained", ", balanced", ", no teachers"):
+            assert pooled(rows, "FairDi" + end, "ERM", "auroc_worst_group").low < 0
+        assert pooled(rows, "FIS", "ERM", "auroc_worst_group").high > 0  # not the pre-training
+        losses.append(pooled(rows, "FairDi", "ERM", "auroc_worst_group"))
+    assert [d.high < 0 for d in losses] == [False, True] and max(d.point for d in losses) < 0
 
 
-def test_fairtune_serves_both_sexes_better_than_full_fine_tuning(found):
+@pytest.mark.parametrize("by", ["", "sensitive_age-"])
+def test_fairtune_serves_all_groups_better_than_full_fine_tuning(found, by):
     """HAM10000: the worst group gains, the gap stays."""
-    rows = found["ham10000", f"folds-{HAM10000}"]
-    worst = pooled(rows, "FairTune", "full fine-tuning", "auroc_worst_group")
-    gap = pooled(rows, "FairTune", "full fine-tuning", "auroc_gap")
+    rows = found["ham10000", f"folds-{by}{HAM10000}"]
+    worst, gap = (
+        pooled(rows, "FairTune", "full fine-tuning", metric)
+        for metric in ("auroc_worst_group", "auroc_gap")
+    )
     assert worst.low > 0 and gap.low < 0 < gap.high
-    text = (ROOT / "README.md").read_text()
-    assert str(worst) in text and f"({gap})" in text
 
 
 def test_fairtune_s_search_is_better_by_its_own_objective_on_ham10000_alone(found):
     """The least loss of the worst group on validation, search minus full fine-tuning."""
     text = (ROOT / "results" / "README.md").read_text()
-    for place, better in ((("toy", ""), False), (("ham10000", f"folds-{HAM10000}"), True)):
+    ham10000 = [("ham10000", f"folds-{by}{HAM10000}") for by in ("", "sensitive_age-")]
+    for place in (("toy", ""), *ham10000):
         rows, least = found[place], {}
         for name in ("FairTune", "full fine-tuning"):
             searches = [rows[name][key]["search"]["trials"] for key in sorted(rows[name])]
@@ -178,14 +179,14 @@ def test_fairtune_s_search_is_better_by_its_own_objective_on_ham10000_alone(foun
                      for trials in searches]  # fmt: skip
             least[name] = np.array([min(values) for values in whole])
         d = compare.over_runs(least["FairTune"] - least["full fine-tuning"])
-        assert (d.high < 0) == better and d.low < 0
-        assert f"{d.point:.3f} ±" in text and f"± {(d.high - d.low) / 2:.3f}"[2:] in text
+        assert (d.high < 0) == (place in ham10000) and d.low < 0
+        assert f"{d.point:.3f} ± {(d.high - d.low) / 2:.3f}" in " ".join(text.split())
 
 
 def test_training_again_moves_less_than_a_point_of_auroc(found, again):
     """HAM10000, five folds pooled; and the settings are those of the first time."""
     for place, rows in again.items():
-        for name, runs in rows.items():
+        for name, runs in rows.items() if place[0] == "ham10000" else ():
             first = {key: found[place][name][key] for key in runs}
             assert len(compare.folds_of(runs)) == 5, name
             for key, result in runs.items():
