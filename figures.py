@@ -209,7 +209,8 @@ def per_class(rows, where, path):
     what = (
         f"recall of {groups[1]} − recall of {groups[0]}" if len(groups) == 2 else "spread of recall"
     )
-    axes.set(xlabel=f"{what} (points)", title=f"{where}\nwho is favoured in which class?")
+    axes.set(xlabel=f"{what} (points)")
+    figure.suptitle(f"{where}\nwho is favoured in which class?")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     save(figure, path)
     return (
@@ -302,7 +303,7 @@ def sweep(chosen, kind, bad, where, path):
     axes.plot([], [], "o", mfc="white", color="0.4", label="hollow: the teacher")
     axes.set_xticks(places, [f"{s:g}" for s in chosen])
     axes.set(xlabel=words, ylabel="percent of the test set", ylim=(0, 100))
-    axes.set_title(f"{where}\n{title}")
+    figure.suptitle(f"{where}\n{title}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     save(figure, path)
     bands = "95 % bands over runs, or over the test pictures of a single one"
@@ -319,7 +320,7 @@ def sweep_3d(chosen, bad, where, path):
     points.set_depthshade(False)
     axes.set_xticks(places, [f"{s:g}" for s in chosen], rotation=45, fontsize=7)
     axes.set(xlabel="\nλ", ylabel="\ndisparity (%)", zlabel="accuracy (%)")
-    axes.set_title(f"{where}\nstrength λ, disparity and accuracy")
+    figure.suptitle(f"{where}\nstrength λ, disparity and accuracy")
     axes.set_box_aspect(None, zoom=0.88)
     save(figure, path)
     return "The same in one view; the colour follows λ."

@@ -55,6 +55,27 @@ def test_every_figure_is_drawn(tmp_path, capsys):
     assert page.count("`python report.py --results results/reference`") == len(drawn)
 
 
+def test_titles_fit(tmp_path, monkeypatch):
+    """With the longest name of a table that the committed results have."""
+    rows = compare.collect(ROOT / "results" / "reference")["toy", ""]
+    where = "ham10000, folds, sensitive age, teacher convnet16, student convnet8, epochs 6"
+    drawn = []
+
+    def checked(figure, path):
+        figure.draw_without_rendering()
+        box = figure._suptitle.get_window_extent()
+        assert where in figure.get_suptitle() and 0 <= box.x0 and box.x1 <= figure.bbox.x1, path
+        drawn.append(path)
+
+    monkeypatch.setattr(figures, "save", checked)
+    chosen = report.temperatures(rows)
+    figures.sweep(chosen, "temperature", [False] * len(chosen), where, "temperature")
+    figures.per_class(rows, where, "disparity")
+    figures.training(rows, where, "training")
+    figures.fairtune_masks(rows, where, "masks")
+    assert len(drawn) == 4
+
+
 def test_the_search_of_fairtune_is_drawn(tmp_path):
     """A figure for a search of masks; none where only the learning rate was searched."""
     rng = np.random.default_rng(0)
