@@ -427,19 +427,27 @@ PAIRS = (
 )  # fmt: skip
 
 
+def add_difference(table, name, place, runs, base):
+    """A row minus another, in the measures of the header; nothing where they have no run in common.
+
+    place    (data set, conditions) of both
+    """
+    if not runs.keys() & base.keys():
+        return
+    folded = place[1].startswith("folds")
+    cells = [paired_over(runs, base, METRICS[s][0], "last", folded) for s in table.header[3:]]
+    table.add(name, [named(*place), cells[0][1], *(value for value, _ in cells)])
+
+
 def pairs_table(found):
     """Paired differences of PAIRS on every data set: what one part of a method does."""
     shown = ["top-1", "AUROC", "worst group", "gap", "mean-DEO", "disparity"]
     table = Table(["pair", "data set", "over", *shown], better={})
-    for (first, second), ((dataset, label), rows) in itertools.product(PAIRS, found.items()):
-        if not rows.get(first, {}).keys() & rows.get(second, {}).keys():
-            continue
-        pair = rows[first], rows[second]
-        folded = label.startswith("folds")
-        cells = [paired_over(*pair, METRICS[s][0], "last", folded) for s in shown]
+    for pair, (place, rows) in itertools.product(PAIRS, found.items()):
+        parts = [rows.get(name, {}) for name in pair]
         name = " − ".join(f"{name}{' (collapsed)' * (number_collapsed(runs) > 0)}"
-                          for name, runs in zip((first, second), pair))  # fmt: skip
-        table.add(name, [named(dataset, label), cells[0][1], *(value for value, _ in cells)])
+                          for name, runs in zip(pair, parts))  # fmt: skip
+        add_difference(table, name, place, *parts)
     return table
 
 
@@ -456,12 +464,10 @@ def again_table(found, again):
     shown = ["AUROC", "worst group", "gap", "ES-AUC", "mean-DEO", "disparity"]
     table = Table(["row", "data set", "over", *shown], better={})
     for place, rows in again.items():
+        if place[0] == "celeba":
+            continue
         for name, runs in rows.items():
-            first, folded = found.get(place, {}).get(name, {}), place[1].startswith("folds")
-            if not runs.keys() & first.keys() or place[0] == "celeba":
-                continue
-            pairs = [paired_over(runs, first, METRICS[s][0], "last", folded) for s in shown]
-            table.add(name, [named(*place), pairs[0][1], *(value for value, _ in pairs)])
+            add_difference(table, name, place, runs, found.get(place, {}).get(name, {}))
     return table
 
 

@@ -42,10 +42,15 @@ def test_cliques_are_the_longest_stretches():
     assert figures.cliques([1, 3, 5], 1) == []
 
 
-def test_every_figure_is_drawn(tmp_path, capsys):
-    """From the toy results that the README shows; a page lists them with the command."""
+@pytest.fixture(scope="module")
+def found():
+    """The toy results that the README shows."""
     found = compare.collect(ROOT / "results" / "reference")
-    found = {key: rows for key, rows in found.items() if key == ("toy", "")}
+    return {key: rows for key, rows in found.items() if key == ("toy", "")}
+
+
+def test_every_figure_is_drawn(found, tmp_path, capsys):
+    """A page lists them with the command."""
     report.draw(found, tmp_path, "results/reference", None)
     drawn = {path.name for path in tmp_path.glob("*.png")}
     kinds = ("disparity", "training", "gallery", "two-points")
@@ -55,9 +60,9 @@ def test_every_figure_is_drawn(tmp_path, capsys):
     assert page.count("`python report.py --results results/reference`") == len(drawn)
 
 
-def test_titles_fit(tmp_path, monkeypatch):
+def test_titles_fit(found, monkeypatch):
     """With the longest name of a table that the committed results have."""
-    rows = compare.collect(ROOT / "results" / "reference")["toy", ""]
+    rows = found["toy", ""]
     where = "ham10000, folds, sensitive age, teacher convnet16, student convnet8, epochs 6"
     drawn = []
 

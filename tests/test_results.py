@@ -185,8 +185,10 @@ def test_fairtune_s_search_is_better_by_its_own_objective_on_ham10000_alone(foun
 
 def test_training_again_moves_less_than_a_point_of_auroc(found, again):
     """HAM10000, five folds pooled; and the settings are those of the first time."""
-    for place, rows in again.items():
-        for name, runs in rows.items() if place[0] == "ham10000" else ():
+    places = {place: rows for place, rows in again.items() if place[0] == "ham10000"}
+    assert len(places) == 2  # by sex and by age
+    for place, rows in places.items():
+        for name, runs in rows.items():
             first = {key: found[place][name][key] for key in runs}
             assert len(compare.folds_of(runs)) == 5, name
             for key, result in runs.items():
