@@ -1,225 +1,259 @@
-"""The scripts in methods/ can be read side by side: only what is a method's own differs.
+"""The gates of side_by_side.py hold on the project, and each of them fails on a made-up fault."""
 
-    pytest tests/test_side_by_side.py           the gates
-    python tests/test_side_by_side.py           the gates and the table of differences from ckd.py
-    python tests/test_side_by_side.py --fix     copy ckd.py's shared sections into the other scripts
-
-Standard library only, so that it runs before anything is installed.
-"""
-
-import ast
-import difflib
-import io
 import re
-import statistics
+import subprocess
 import sys
-import tokenize
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted((ROOT / "methods").glob("*.py"))
-HUB = ROOT / "methods" / "ckd.py"
-BANNER = re.compile(r"^# ===== (\d)\. (.+?) =+$", re.M)
-OWN, OWN_END = "    # ----- the method's own", "    # ----- end of the method's own"
-FIELDS = [
-    "IDEA.",
-    "CHANGES RELATIVE TO ckd.py.",
-    "EQUATIONS.",
-    "DIFFERENCES FROM THE PAPER.",
-    "DIFFERENCES FROM PUBLIC CODE",
-    "RUN.",
-    "EXPECT.",
+import pytest
+
+import side_by_side
+
+HEADER = '''"""{name}. Somebody: "A paper".
+
+IDEA. One.
+CHANGES RELATIVE TO ckd.py. {changes}
+EQUATIONS. z: logits.
+    Eq. (1)  p = softmax(z)                        loss
+    Eq. (2)  L = -log p                            Method.step
+DIFFERENCES FROM THE PAPER. None.
+DIFFERENCES FROM PUBLIC CODE. None.
+RUN. python methods/ckd.py
+EXPECT. Nothing.
+"""
+'''
+REST = """
+# ===== 1. IMPORTS (shared) =====
+import math
+
+import data
+import metrics
+
+# ===== 2. SETTINGS (shared, then the method's own) =====
+def settings():
+    shared_flag = 1
+    # ----- the method's own -----
+    own_flag = "{name}"
+    # ----- end of the method's own -----
+    return shared_flag, own_flag
+
+# ===== 3. NETWORKS (shared) =====
+def network():
+    return 3
+
+# ===== 4. THE METHOD =====
+def loss(z):
+    # Eq. (1)
+    return z
+
+class Method:
+    def step(self, z):
+        # Eq. (2)
+        return "{name}"
+
+# ===== 5. FIT (shared) =====
+{padding}
+# ===== 6. TEACHER (shared) =====
+def teacher():
+    return 6
+
+# ===== 7. MAIN (shared) =====
+def main():
+    return 7
+"""
+PADDING = "# why\n" * 120 + "x = 0\n" * 240
+
+
+def write(root, path, text):
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A project of three scripts in which all gates hold."""
+    for name in ("ckd", "bird", "at"):
+        own = {"name": name, "changes": "The flag.", "padding": PADDING}
+        write(tmp_path, f"methods/{name}.py", (HEADER + REST).format(**own))
+    write(tmp_path, "data.py", "import numpy as np\n\ndef load(path):\n    np.add.at(path, 0, 1)\n")
+    write(tmp_path, "metrics.py", "def accuracy(counts):\n    return counts\n")
+    write(tmp_path, "datasets/__init__.py", "class Table:\n    pass\n")
+    write(tmp_path, "datasets/toy.py", "from data import load\nfrom datasets import Table\n")
+    write(tmp_path, "tests/test_ckd.py", "import ckd\n")
+    write(tmp_path, "results.py", "import json\n\nimport metrics\n")
+    write(tmp_path, "report.py", "import results\n\nprint('python methods/ckd.py')\n")
+    write(tmp_path, "figures.py", "import results\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("gate", side_by_side.GATES)
+def test_gate_holds(gate):
+    assert not list(gate(side_by_side.ROOT))
+
+
+def test_the_gates_look_at_the_project():
+    """They would hold in an empty folder: these files must be there."""
+    assert len(side_by_side.python_files(side_by_side.ROOT, "methods")) >= 13
+    files = side_by_side.python_files(side_by_side.ROOT, ".", "datasets")
+    assert {"data.py", "metrics.py", "__init__.py", "toy.py"} <= set(files)
+    assert {"report.py", "results.py", "figures.py"} <= set(files)
+
+
+@pytest.mark.parametrize("gate", side_by_side.GATES)
+def test_gate_holds_on_a_made_up_project(gate, house):
+    assert not list(gate(house))
+
+
+BIRD, AT, COPY = "methods/bird.py", "methods/at.py", "\n# ===== 3. NETWORKS (shared) =====\n"
+FAULTS = [  # gate, file, regular expression, what replaces its first match, words of the fault
+    ("containment", BIRD, "return 3", "return 33", "3. NETWORKS.*return 3"),
+    ("containment", BIRD, "shared_flag = 1", "shared_flag = 2", "2. SETTINGS"),
+    ("containment", BIRD, "return shared_flag, own_flag", "return 0", "end of the method's own"),
+    ("containment", BIRD, "import math\n", "import json\n", "1. IMPORTS"),
+    ("containment", BIRD, "return 7\n", "return 7\n\n", "7. MAIN"),
+    ("containment", BIRD, "6. TEACHER", "6. PUPIL", "6. PUPIL.*not each of"),
+    ("containment", BIRD, "4. THE METHOD", "4. A METHOD", "4. A METHOD.*not each of"),
+    ("containment", BIRD, "# ===== 7", "# = 7", "bird.py has the sections"),
+    ("containment", BIRD, "    # ----- end of.*\n", "", "bird.py has the sections"),
+    ("containment", BIRD, r"\Z", COPY, "bird.py has the sections"),
+    ("reading_set", BIRD, "import math", "import report", "bird.py imports report"),
+    ("reading_set", BIRD, "import math", "from ckd import loss", "bird.py imports ckd"),
+    ("reading_set", BIRD, "import math", "from datasets import toy", "bird.py imports datasets"),
+    ("reading_set", BIRD, "return 3", "import report as r", "bird.py imports report"),
+    (
+        "reading_set",
+        BIRD,
+        "return 3",
+        "importlib.import_module('report')",
+        "bird.py imports report",
+    ),
+    ("reading_set", BIRD, "return 3", "__import__('report.x')", "bird.py imports report"),
+    (
+        "reading_set",
+        "data.py",
+        "import numpy",
+        "import report\nimport numpy",
+        "data.py imports rep",
+    ),
+    ("reading_set", "datasets/toy.py", "from data", "from ckd", "toy.py imports ckd"),
+    ("reading_set", "metrics.py", "accuracy", "bird_accuracy", "bird_accuracy is named after bird"),
+    ("reading_set", "data.py", "path", "ckd_path", "data.py: ckd_path is named after ckd"),
+    ("reading_set", "data.py", "load", "load_at", "load_at is named after at"),
+    ("reading_set", "datasets/__init__.py", "Table", "BirdTable", "birdtable is named after bird"),
+    ("one_version", BIRD, "return z", "return -z", "bird.py: loss is not that of ckd.py"),
+    ("one_version", AT, r"# Eq. \(1\)", "# Eq. (1), again", "at.py: loss is not that of ckd.py"),
+    (
+        "one_version",
+        BIRD,
+        "class Method",
+        "def network(): 0\n\nclass Method",
+        "defines network anew",
+    ),
+    ("one_version", BIRD, "class Method", "class Other", "section 4 has no class Method"),
+    ("one_version", BIRD, "4. THE METHOD", "4. A METHOD", "section 4 has no class Method"),
+    ("tags", BIRD, r"    # Eq. \(1\)\n", "", r"\(1\) names loss, where no"),
+    ("tags", BIRD, r"        # Eq. \(2\)\n", "", r"\(2\) names Method.step, where no"),
+    ("tags", BIRD, "Method.step", "Method.leap", r"\(2\) names Method.leap, where no"),
+    ("tags", BIRD, " +loss\n", "\n", r"\(1\) names "),
+    ("tags", BIRD, r"(?<=    # Eq. \()1", "3", r"\(3\) is in section 4, but not in the header"),
+    ("tags", BIRD, r"    Eq. \(2\).*\n", "", r"\(2\) is in section 4, but not in the header"),
+    ("form", BIRD, "IDEA", "THOUGHT", "bird.py: the header has the fields"),
+    ("form", BIRD, "RUN(.*)\nEXPECT", r"EXPECT\1\nRUN", "bird.py: the header has the fields"),
+    ("form", BIRD, "(x = 0\n){100}", "", "bird.py has [0-9]+ lines, not"),
+    ("form", BIRD, "x = 0\n", "x = 0\n" * 200, "bird.py has [0-9]+ lines, not"),
+    ("form", BIRD, "(# why\n){40}", "x = 0\n" * 40, "% of its lines carry commentary"),
+    ("form", BIRD, "(x = 0\n){50}", "# why\n" * 50, "% of its lines carry commentary"),
+    ("form", BIRD, "return z", f"return {'z' * 100}", "line [0-9]+ has more than 100 characters"),
+    ("distance", BIRD, "return z", "z += 1\n    " * 100 + "return z", "median .* more than 90"),
+    ("distance", BIRD, "(x = 0\n){240}", "y = 0\n" * 240, "median ratio is 0[.]"),
+    ("report", "report.py", "import results", "import ckd", "report.py imports ckd"),
+    ("report", "results.py", "import json", "import test_ckd", "results.py imports test_ckd"),
+    (
+        "report",
+        "figures.py",
+        "import results",
+        "from tests import test_ckd",
+        "figures.py imports te",
+    ),
+    ("report", "figures.py", r"\Z", "import importlib\n", "figures.py imports importlib"),
+    (
+        "report",
+        "report.py",
+        r"\Z",
+        "path = root / 'methods'\n",
+        "report.py opens the folder methods",
+    ),
+    ("report", "report.py", r"\Z", "glob('methods/*.py')\n", "report.py opens the folder methods"),
 ]
-PROJECT = {"data", "metrics", "networks", "runs", "readers", "compare", "report"} | {
-    s.stem for s in SCRIPTS
-}
-MAY_IMPORT = {"data", "metrics", "networks", "runs"}
 
 
-def sections(text):
-    """{name: text} in order; section 2 in three parts: before, the own flags, after."""
-    marks = [*BANNER.finditer(text)]
-    parts = {"0 header": text[: marks[0].start()]}
-    for mark, following in zip(marks, [*marks[1:], None]):
-        body = text[mark.start() : following.start() if following else None]
-        name = f"{mark[1]} {mark[2]}"
-        if mark[1] == "2":
-            first, own, rest = body.partition(OWN)
-            own, end, last = (own + rest).partition(OWN_END)
-            parts |= {name: first, "2 own flags": own, "2 after the own flags": end + last}
-        else:
-            parts[name] = body
-    return parts
+@pytest.mark.parametrize("gate, path, old, new, words", FAULTS)
+def test_gate_fails(gate, path, old, new, words, house):
+    text = (house / path).read_text()
+    changed = re.sub(old, new, text, count=1)
+    assert changed != text
+    write(house, path, changed)
+    if gate == "distance":  # of two scripts, the median is between them
+        write(house, AT, changed)
+    faults = list(getattr(side_by_side, gate)(house))
+    assert any(re.search(words, fault) for fault in faults), faults
+    assert not any("ckd.py: " in fault for fault in faults), "the hub is no fault"
 
 
-def shared(text):
-    """The sections that must be equal in all scripts."""
-    own = ("0 ", "2 own", "4 ")
-    return {name: part for name, part in sections(text).items() if not name.startswith(own)}
+def test_a_header_may_name_another_version(house):
+    text = (house / BIRD).read_text().replace("return z", "return -z")
+    write(house, BIRD, text.replace("The flag.", "The flag, and loss has another sign."))
+    assert not list(side_by_side.one_version(house))
 
 
-def code_lines(text):
-    """The lines of code, without comments, docstrings and blank lines."""
-    docstrings = set()
-    for node in ast.walk(ast.parse(text)):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            if isinstance(getattr(body[0].value, "value", None), str):
-                docstrings.update(range(body[0].lineno, body[0].end_lineno + 1))
-    lines = text.split("\n")
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    kept = [line.rstrip() for n, line in enumerate(lines, 1) if n not in docstrings]
-    return [line for line in kept if line]
+def test_fix(house, capsys):
+    before = {name: (house / "methods" / name).read_text() for name in ("bird.py", "at.py")}
+    for path in (BIRD, "methods/ckd.py"):
+        text = (house / path).read_text()
+        write(house, path, text.replace("return 3", f"return {len(path)}").replace("Nothing", path))
+    side_by_side.main(["--fix"], house)
+    assert not list(side_by_side.containment(house))
+    for name, text in before.items():
+        fixed = (house / "methods" / name).read_text()
+        text = text.replace("return 3", "return 14")
+        assert fixed == (text.replace("Nothing", BIRD) if name == "bird.py" else text)
+    write(house, AT, text + COPY)  # a section twice: nothing of it may be lost
+    side_by_side.main(["--fix"], house)
+    assert (house / AT).read_text() == text + COPY
+    assert "at.py stays as it is" in capsys.readouterr().out
 
 
-def commentary(text):
-    """Share of the non-blank lines that carry a comment or belong to a docstring."""
-    bare = {n for n, line in enumerate(text.split("\n"), 1) if line.strip()}
-    spoken = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            spoken.add(token.start[0])
-        if token.type == tokenize.STRING and token.string.startswith('"""'):
-            spoken.update(range(token.start[0], token.end[0] + 1))
-    return len(spoken & bare) / len(bare)
+def test_command(house, capsys):
+    with pytest.raises(SystemExit) as end:
+        side_by_side.main([], house)
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and out.count("OK") == len(side_by_side.GATES)
+    lines = len((house / BIRD).read_text().splitlines())
+    assert re.search(rf"\| bird.py \| {lines} \| 3\d% \| 4 \| 0.99 \|", out), out
+    write(house, BIRD, (house / BIRD).read_text().replace("return 3", "return 4"))
+    with pytest.raises(SystemExit) as end:
+        side_by_side.main([], house)
+    assert end.value.code == 1
+    assert re.search("containment +1 fault", capsys.readouterr().out)
 
 
-def difference(path):
-    """(changed code lines, ratio) from ckd.py to a script; added and removed lines both count."""
-    a, b = code_lines(HUB.read_text()), code_lines(path.read_text())
-    matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    changed = sum(
-        i2 - i1 + j2 - j1 for op, i1, i2, j1, j2 in matcher.get_opcodes() if op != "equal"
+def test_html(house, capsys):
+    page = house / "page.html"
+    side_by_side.main(["--html", "ckd", "methods/bird.py", "--out", str(page)], house)
+    text = page.read_text()
+    assert text.count("<details>") == 7 and text.count("<details open>") == 3
+    assert "3. NETWORKS (shared) (equal)" in text and "4. THE METHOD (differs)" in text
+    with pytest.raises(SystemExit, match="choose of at.py, bird.py, ckd.py"):
+        side_by_side.main(["--html", "ckd", "birds"], house)
+
+
+def test_bad_python_is_one_sentence(house):
+    """The command as a user gives it, in a Python without any package."""
+    source = (side_by_side.ROOT / "side_by_side.py").read_text()
+    write(house, "side_by_side.py", source)
+    run = [sys.executable, "-S", str(house / "side_by_side.py")]
+    assert subprocess.run(run, capture_output=True).returncode == 0
+    write(house, BIRD, (house / BIRD).read_text().replace("return 3", "return 3 +"))
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert (
+        done.returncode == 1 and done.stderr.count("\n") == 1 and "(bird.py, line 3" in done.stderr
     )
-    return changed, matcher.ratio()
-
-
-def table():
-    """The gate table as Markdown."""
-    lines = ["| script | lines | commentary | code lines changed from ckd.py | ratio |"]
-    lines.append("|---|---|---|---|---|")
-    for path in SCRIPTS:
-        text = path.read_text()
-        changed, ratio = difference(path)
-        length, share = len(text.splitlines()), commentary(text)
-        lines.append(f"| {path.name} | {length} | {share:.0%} | {changed} | {ratio:.2f} |")
-    return "\n".join(lines)
-
-
-def test_shared_sections_are_identical():
-    """Containment and one version of every helper: shared sections are equal byte for byte."""
-    want = shared(HUB.read_text())
-    for path in SCRIPTS:
-        have = shared(path.read_text())
-        assert list(have) == list(want), f"{path.name}: banners {list(have)}, not {list(want)}"
-        for name in want:
-            diff = "\n".join(
-                difflib.unified_diff(
-                    want[name].splitlines(), have[name].splitlines(), "ckd.py", path.name, "", "", 1
-                )
-            )
-            assert not diff, f"{path.name}, section {name} (python {__file__} --fix):\n{diff}"
-
-
-def test_no_function_has_two_versions():
-    """A shared name means the same in every script: section 4 defines none of them anew."""
-    for path in SCRIPTS:
-        own = ast.parse(sections(path.read_text())["4 THE METHOD"])
-        names = {n.name for n in own.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-        common = ast.parse("\n".join(shared(HUB.read_text()).values()))
-        taken = {n.name for n in common.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-        assert not names & taken, f"{path.name}: section 4 defines {names & taken} anew"
-        assert "Method" in names, f"{path.name}: section 4 has no class Method"
-
-
-def test_header_fields():
-    for path in SCRIPTS:
-        header = sections(path.read_text())["0 header"]
-        places = [header.find(f"\n{field}") for field in FIELDS]
-        missing = [field for field, place in zip(FIELDS, places) if place < 0]
-        assert not missing, f"{path.name}: the header lacks {missing}"
-        assert places == sorted(places), f"{path.name}: the header's fields are out of order"
-
-
-def test_equation_tags():
-    """Every equation of the header is tagged in the function it names; every tag has a row."""
-    for path in SCRIPTS:
-        text = path.read_text()
-        header, method = sections(text)["0 header"], sections(text)["4 THE METHOD"]
-        start, end = header.index("\nEQUATIONS."), header.index("\nDIFFERENCES FROM THE PAPER.")
-        rows = re.findall(r"^    Eq\. \((\w+)\)  .*?  +(\S+)$", header[start:end], re.M)
-        table = re.findall(r"^ +Eq\. \((\w+)\)", header[start:end], re.M)
-        assert [tag for tag, _ in rows] == table, f"{path.name}: a row names no function: {table}"
-        tags = set(re.findall(r"Eq\. \((\w+)\)", method))
-        assert tags == set(table), f"{path.name}: header {sorted(table)}, code {sorted(tags)}"
-        sources = {}
-        for node in ast.parse(method).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                sources[node.name] = ast.get_source_segment(method, node)
-                for inner in getattr(node, "body", []):
-                    if isinstance(inner, ast.FunctionDef):
-                        sources[f"{node.name}.{inner.name}"] = ast.get_source_segment(method, inner)
-        for tag, where in rows:
-            assert where in sources, f"{path.name}: Eq. ({tag}) names {where}, which is not there"
-            assert f"# Eq. ({tag})" in sources[where], (
-                f"{path.name}: {where} has no '# Eq. ({tag})'"
-            )
-
-
-def test_reading_set():
-    """A reader of a method opens the script and the shared files it imports, nothing else."""
-    for path in SCRIPTS:
-        tree, found = ast.parse(path.read_text()), set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
-            if isinstance(node, ast.ImportFrom):
-                found.add((node.module or "").partition(".")[0])
-        assert found & PROJECT <= MAY_IMPORT, f"{path.name} imports {found & PROJECT - MAY_IMPORT}"
-
-
-def test_size_and_commentary():
-    for path in SCRIPTS:
-        text = path.read_text()
-        length, share = len(text.splitlines()), commentary(text)
-        assert 300 <= length <= 450, f"{path.name} has {length} lines, not 300 to 450"
-        assert 0.30 <= share <= 0.42, f"{path.name}: {share:.0%} of its lines carry commentary"
-        wide = [n for n, line in enumerate(text.splitlines(), 1) if len(line) > 100]
-        assert not wide, f"{path.name}: lines {wide} are wider than 100"
-
-
-def test_distance_from_the_hub():
-    others = [difference(path) for path in SCRIPTS if path != HUB]
-    print("\n" + table())
-    if others:
-        changed, ratio = (statistics.median(values) for values in zip(*others))
-        assert changed <= 90, f"the median script changes {changed} code lines, more than 90"
-        assert ratio >= 0.78, f"the median ratio is {ratio:.2f}, less than 0.78"
-
-
-def fix():
-    """Write ckd.py's shared sections into every other script."""
-    want = shared(HUB.read_text())
-    for path in SCRIPTS:
-        text = path.read_text()
-        whole = "".join(want.get(name, part) for name, part in sections(text).items())
-        if whole != text:
-            path.write_text(whole)
-            print(f"mended {path.name}")
-
-
-if __name__ == "__main__":
-    if "--fix" in sys.argv:
-        fix()
-    failures = 0
-    for name, gate in list(globals().items()):
-        if name.startswith("test_"):
-            try:
-                gate()
-            except AssertionError as error:
-                failures += 1
-                print(f"{name}: {error}")
-    sys.exit(f"{failures} gates fail" if failures else 0)
