@@ -70,7 +70,7 @@ def confusion(*, labels, predictions, groups, num_classes, num_groups, weights=N
 
 
 def _margins(counts):
-    """Of a table (..., C, C): hits, samples and predictions of each class, each (..., C)."""
+    """Of a table (..., C, C), by class: hits (right), samples, predictions; each (..., C)."""
     return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)
 
 
@@ -94,8 +94,8 @@ def recall(*, counts, average="macro"):
 
 def precision(*, counts, average="macro"):
     """Mean over classes of hits / predictions: (...,) in [0, 1]; scikit-learn, zero_division=0."""
-    ## A class that has samples but is never predicted counts as 0: if it were left out, a model
-    ## that gives up a class would be rewarded. A class with neither of the two is left out.
+    ## A class that has samples but no predictions counts as 0: if it were left out, a model that
+    ## gives up a class would be rewarded. A class without samples and predictions is left out.
     hits, samples, predicted = _margins(counts.sum(-3))
     value = np.where((predicted == 0) & (samples > 0), 0.0, _ratio(hits, predicted))
     return _average(value, samples, average)
@@ -131,9 +131,9 @@ def gap(*, values):
 def deo(*, counts):
     """Difference in equal opportunity of each class, D_c = max_g R[g, c] - min_g R[g, c].
 
-    Returns D (..., C), its mean over classes (...,) and its maximum (...,), all in [0, 1]. A class
-    with samples in fewer than two groups is NaN and left out. MFD (Jung et al., 2021), whose code
-    returns NaN for everything where one class is NaN.
+    Returns D (..., C), mean-DEO = mean_c D_c (...,) and max-DEO = max_c D_c (...,), in [0, 1]. A
+    class with samples in fewer than two groups is NaN and left out. From MFD (Jung et al., 2021),
+    whose code returns NaN for all of them where one class is NaN.
     """
     per_class = gap(values=np.swapaxes(recall_per_group(counts=counts), -1, -2))
     return per_class, _mean(per_class), -worst_group(values=-per_class)
@@ -153,7 +153,7 @@ def disparity(*, counts):
 
 
 def demographic_parity_difference(*, counts):
-    """Gap of the share predicted as c, mean over classes: (...,) in [0, 1]; fairlearn if C = 2."""
+    """Gap of the share predicted as c, mean over classes: (...,) in [0, 1]; C = 2: fairlearn's."""
     ## It ignores the truth: where a class is more frequent in one group, a perfect model has a gap.
     chosen = _ratio(counts.sum(-2), counts.sum((-1, -2))[..., None])  # (..., G, C)
     return _mean(gap(values=np.swapaxes(chosen, -1, -2)))
@@ -162,7 +162,7 @@ def demographic_parity_difference(*, counts):
 def equalized_odds_difference(*, counts):
     """The larger gap, of true or false positive rates, mean over classes: (...,) in [0, 1].
 
-    A class with an undefined gap is left out. fairlearn's if C = 2. Rates are given the truth;
+    A class with an undefined gap is left out. C = 2: fairlearn's. Rates are given the truth;
     FairVision's, for more classes, are given the prediction.
     """
     hits, samples, predicted = _margins(counts)  # (..., G, C) each
