@@ -12,9 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-import data as D
 import readers
-import runs as R
+from data import load
 
 DX = ["nv", "mel", "nv", "bkl", "nv", "bcc", "akiec", "nv", "vasc", "df"]
 
@@ -190,9 +189,12 @@ def wider(originals, tmp_path):
     return shutil.copytree(originals / "wider", tmp_path / "wider")
 
 
+torch.set_num_threads(1)  # these networks are small, and pytest-xdist keeps all cores busy
+
+
 def arguments(module, *flags):
     """A script's settings in smoke mode on the CPU."""
-    return R.complete(module.settings().parse_args(["--smoke", "--device", "cpu", *flags]))
+    return module.parse(["--smoke", "--device", "cpu", *flags])
 
 
 def random(*shape, seed=0):
@@ -200,17 +202,17 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def toy():
-    """A few pictures of every cell of the embedded data set."""
-    return D.load("toy", smoke=True)
+    """A few pictures of every cell of the embedded data set; no test changes them."""
+    return load("toy", smoke=True)
 
 
-def method_of(module, toy, *flags, networks=("convnet4", "convnet2")):
+def method_of(module, data, *flags, networks=("convnet4", "convnet2"), classes=6):
     """The method, built like a run builds it, with an untrained teacher."""
     args = arguments(module, *flags)
     torch.manual_seed(1)
-    teacher = module.Teacher(module.Network(args, networks[0], 6))
+    teacher = module.Teacher(module.Network(args, networks[0], classes))
     torch.manual_seed(0)
-    student = module.Network(args, networks[1], 6)
-    return module.Method(args, toy, student, teacher)
+    student = module.Network(args, networks[1], classes)
+    return module.Method(args, data, student, teacher)
