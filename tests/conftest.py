@@ -4,6 +4,7 @@ Every picture has one colour, a function of its number, so that a test can tell 
 """
 
 import csv
+import functools
 import json
 import shutil
 
@@ -202,10 +203,15 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.fixture(scope="session")
-def toy():
+@functools.cache
+def load_toy():
     """A few pictures of every cell of the embedded data set; no test changes them."""
     return load("toy", smoke=True)
+
+
+@pytest.fixture(scope="session")
+def toy():
+    return load_toy()
 
 
 def method_of(module, data, *flags, networks=("convnet4", "convnet2"), classes=6):
