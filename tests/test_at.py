@@ -8,9 +8,9 @@ import ckd
 import numpy as np
 import pytest
 import torch
+from conftest import arguments
 
-import data as D
-import runs as R
+from data import Batch, InputError
 
 PARITY = dict(np.load(Path(__file__).parent / "parity" / "kd.npz"))
 DTYPES = pytest.mark.parametrize("dtype, suffix", [(torch.float64, "64"), (torch.float32, "")])
@@ -18,18 +18,18 @@ DTYPES = pytest.mark.parametrize("dtype, suffix", [(torch.float64, "64"), (torch
 
 def make(*flags, teacher="convnet4", student="convnet2", module=at):
     """A Method on three classes; networks and losses are a function of the flags alone."""
-    args = R.complete(module.settings().parse_args(["--smoke", "--device", "cpu", *flags]))
+    args = arguments(module, *flags)
     torch.manual_seed(0)
     teacher = module.Teacher(module.Network(args, teacher, 3))
     student = module.Network(args, student, 3)
-    return module.Method(args, None, student, teacher)
+    return module.Method(args, {"train": None}, student, teacher)
 
 
 def batch_of(size, pictures=4):
     rng = torch.Generator().manual_seed(1)
     images = torch.randn(pictures, 3, size, size, generator=rng)
     labels = torch.arange(pictures) % 3
-    return D.Batch(images, labels, labels % 2, torch.arange(pictures), 0, 0)
+    return Batch(images, labels, labels % 2, torch.arange(pictures), 0, 0)
 
 
 def maps(seed, *shape):
@@ -62,7 +62,10 @@ def test_attention_maps_equal_the_published_ones():
 @DTYPES
 def test_sum_over_stages_equals_the_published_one(dtype, suffix):
     """RepDistiller: β = 1000 times the sum of two stages."""
-    of = lambda key: torch.tensor(PARITY[f"at_groups/{key}"], dtype=dtype)
+
+    def of(key):
+        return torch.tensor(PARITY[f"at_groups/{key}"], dtype=dtype)
+
     stages = [of(f"student{k}").requires_grad_() for k in (0, 1)]
     loss = 1000 * sum(at.attention_loss(s, of(f"teacher{k}")) for k, s in enumerate(stages))
     loss.backward()
@@ -73,7 +76,10 @@ def test_sum_over_stages_equals_the_published_one(dtype, suffix):
 
 def test_the_paper_has_another_loss():
     """The header's first difference: there it is the mean length of q - q', not of its square."""
-    of = lambda key: torch.tensor(PARITY[f"at_paper/{key}"], dtype=torch.float64)
+
+    def of(key):
+        return torch.tensor(PARITY[f"at_paper/{key}"], dtype=torch.float64)
+
     map_s, map_t = of("student"), of("teacher")
     lengths = (at.attention_map(map_s) - at.attention_map(map_t)).norm(dim=1)
     np.testing.assert_allclose(lengths.mean(), PARITY["at_paper/loss64"], rtol=1e-9)
@@ -210,7 +216,7 @@ def test_copies_of_the_student_work():
     """A copy is taken after a step, or after an evaluation, and trained by itself."""
     method = make()
     method.step(batch_of(32))
-    bare = at.CrossEntropy(method.args, None, copy.deepcopy(method.student).train())
+    bare = at.PlainTraining(method.args, {"train": None}, copy.deepcopy(method.student).train())
     bare.step(batch_of(32))
     with torch.no_grad():
         method.student.eval()(batch_of(32).images)
@@ -226,9 +232,9 @@ def test_layers_can_be_named():
 
 
 def test_wrong_layers_are_explained():
-    with pytest.raises(D.InputError, match="convnet2 has no maps at 2.7: choose 2.6, 2.5, 2.4"):
+    with pytest.raises(InputError, match="convnet2 has no maps at 2.7: choose 2.6, 2.5, 2.4"):
         make("--layers-student", "1,2.7", "--layers-teacher", "1,2")
-    with pytest.raises(D.InputError, match=r"\['2'\] and \['0', '1', '2'\] make no pairs"):
+    with pytest.raises(InputError, match=r"\['2'\] and \['0', '1', '2'\] make no pairs"):
         make("--layers-student", "2")
-    with pytest.raises(D.InputError, match="^swin_t has no maps at all: choose a convnet$"):
+    with pytest.raises(InputError, match="^swin_t has no maps at all: choose a convnet$"):
         make("--dataset", "csv", "--image-size", "64", teacher="swin_t")

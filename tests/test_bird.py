@@ -1,7 +1,7 @@
 """BIRD: the gated features, the recall gap, the meta-gradient, and what stage I must not touch."""
 
 import copy
-import functools
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import arguments, load_toy
 from torch import nn
 
-import data as D
-import metrics as M
-import runs as R
+import metrics
+from data import batches
 
 PARITY = np.load(Path(__file__).parent / "parity" / "fair_kd.npz")
 REF = {k.removeprefix("bird_ref/"): PARITY[k] for k in PARITY if k.startswith("bird_ref/")}
@@ -51,7 +51,7 @@ def reference():
 def small(width=8, seed=0):
     """A real student with batch norm, its map, pictures and features of a teacher; float64."""
     torch.manual_seed(seed)
-    args = R.complete(bird.settings().parse_args(["--smoke", "--device", "cpu"]))
+    args = arguments(bird)
     student = bird.Network(args, "convnet2", 3).double().train()
     mapped = nn.Identity() if width == 8 else nn.Linear(8, width).double()
     pictures = torch.randn(2, 12, 3, 8, 8).double()
@@ -61,22 +61,15 @@ def small(width=8, seed=0):
     return student, mapped, pictures[0], torch.rand(12, width).double(), meta
 
 
-@functools.cache
-def toy():
-    return D.load("toy", smoke=True)
-
-
 def made(*flags, module=bird):
     """A Method of `module` on the smoke toy, and a few of its batches."""
-    args = module.settings().parse_args(["--smoke", "--device", "cpu", *flags])
-    args, data = R.complete(args), copy.copy(toy())
-    data.splits = dict(data.splits)  # a method may put other splits in
-    batches = [b for b, _ in zip(D.batches(data["train"], 32, seed=0), range(3))]
+    args, data = arguments(module, *flags), load_toy()
+    given = [batch for batch, _ in zip(batches(data["train"], 32, seed=0), range(3))]
     torch.manual_seed(0)
     teacher = module.Teacher(module.Network(args, "convnet8", 6))
     torch.manual_seed(1)
     student = module.Network(args, "convnet4", 6).train()
-    return module.Method(args, data, student, teacher), batches
+    return module.Method(args, data, student, teacher), given
 
 
 # ----- the losses ---------------------------------------------------------------------------------
@@ -111,7 +104,10 @@ def test_the_gradient_of_phi_equals_finite_differences(width):
     """Through a network with convolutions, batch norm and, at width 5, the map."""
     *inputs, meta = small(width)
     phi = torch.linspace(-1, 2, width).double().requires_grad_()
-    outer = lambda phi: bird.outer_loss(phi, *inputs, meta, 0.5, 1.0, 2)
+
+    def outer(phi):
+        return bird.outer_loss(phi, *inputs, meta, 0.5, 1.0, 2)
+
     (grad,) = torch.autograd.grad(outer(phi), phi)
     assert grad.abs().min() > 0
     for j in range(width):
@@ -159,12 +155,12 @@ def test_a_misleading_feature_of_the_teacher_is_closed():
 def test_soft_deo_is_the_mean_deo_when_the_student_is_sure():
     rng = np.random.default_rng(0)
     labels, groups, predictions = (rng.integers(0, n, 200) for n in (4, 3, 4))
-    counts = M.confusion(
+    counts = metrics.confusion(
         labels=labels, predictions=predictions, groups=groups, num_classes=4, num_groups=3
     )
     logits = 100.0 * F.one_hot(torch.tensor(predictions), 4)
     value = bird.soft_deo(logits, torch.tensor(labels), torch.tensor(groups), 3)
-    np.testing.assert_allclose(value, M.deo(counts=counts)[1], rtol=1e-6)
+    np.testing.assert_allclose(value, metrics.deo(counts=counts)[1], rtol=1e-6)
 
 
 def test_soft_deo_with_empty_cells():
@@ -187,13 +183,13 @@ def test_soft_deo_with_empty_cells():
 
 def test_stages_one_and_two_leave_the_student_alone():
     """Weights, batch-norm statistics, gradients and momentum are as before."""
-    method, batches = made()
-    method.step(batches[0])  # momentum and statistics are no longer those of the start
+    method, given = made()
+    method.step(given[0])  # momentum and statistics are no longer those of the start
     before = copy.deepcopy([part.state_dict() for part in method.saved.values()])
     gradients = [p.grad.clone() for p in method.student.parameters()]
-    feats_t, meta = method.teacher(batches[1])[0], method.meta_batch(batches[1])
+    feats_t, meta = method.teacher(given[1])[0], method.meta_batch(given[1])
     networks = method.gates["phi"], method.student, method.map
-    outer = bird.outer_loss(*networks, batches[1].images, feats_t, meta, 0.5, 1.0, 2)
+    outer = bird.outer_loss(*networks, given[1].images, feats_t, meta, 0.5, 1.0, 2)
     torch.autograd.grad(outer, method.gates["phi"])
     after = [part.state_dict() for part in method.saved.values()]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
@@ -203,13 +199,13 @@ def test_stages_one_and_two_leave_the_student_alone():
 
 def test_stage_three_starts_from_the_original_weights():
     """A step with φ learnt equals a step with φ set to the same values and frozen."""
-    learnt, batches = made("--alpha", "0.5")
+    learnt, given = made("--alpha", "0.5")
     start = learnt.gates["phi"].detach().clone()
-    learnt.step(batches[0])
+    learnt.step(given[0])
     assert (learnt.gates["phi"] != start).all()
     frozen, _ = made("--alpha", "0.5", "--phi-lr", "0")
     frozen.gates["phi"].data = learnt.gates["phi"].data.clone()
-    frozen.step(batches[0])
+    frozen.step(given[0])
     for name, value in learnt.student.state_dict().items():
         assert torch.equal(value, frozen.student.state_dict()[name]), name
 
@@ -217,13 +213,13 @@ def test_stage_three_starts_from_the_original_weights():
 def test_frozen_open_gates_are_plain_feature_distillation():
     """CE + γ · mean (h_S - h_T)², trained here by hand, and nothing else."""
     flags = ("--phi-lr", "0", "--fair-weight", "0", "--feature-weight", "2")
-    method, batches = made(*flags)
+    method, given = made(*flags)
     method.gates["phi"].data.fill_(40)  # sigm(40) is 1
     student = copy.deepcopy(method.student)
     mapped = copy.deepcopy(method.map)
     params = [*student.parameters(), *mapped.parameters()]
     optimizer = torch.optim.SGD(params, method.args.lr, 0.9, weight_decay=5e-4)
-    for batch in batches:
+    for batch in given:
         method.step(batch)
         feats_s, logits_s = student(batch.images)
         distance = (mapped(feats_s) - method.teacher(batch)[0]).square().mean()
@@ -235,9 +231,9 @@ def test_frozen_open_gates_are_plain_feature_distillation():
 
 
 def test_without_its_own_weights_it_is_ckd():
-    own, batches = made("--alpha", "0.9", "--feature-weight", "0", "--fair-weight", "0")
+    own, given = made("--alpha", "0.9", "--feature-weight", "0", "--fair-weight", "0")
     hub, _ = made("--alpha", "0.9", module=ckd)
-    for batch in batches:
+    for batch in given:
         assert torch.equal(own.step(batch)["loss"], hub.step(batch)["loss"])
     for name, value in hub.student.state_dict().items():
         assert torch.equal(value, own.student.state_dict()[name]), name
@@ -245,43 +241,40 @@ def test_without_its_own_weights_it_is_ckd():
 
 def test_meta_split():
     """A fixed share of each cell, drawn from the seed; no picture is on both sides."""
-    whole = toy()["train"]
-    method, batches = made()
-    meta, rest = method.meta, method.data["train"]
+    whole = load_toy()["train"]
+    method, given = made()
+    meta, rest = method.meta, method.split
+    assert method.data["train"] is whole  # others still see all pictures
     assert sorted(meta.ids + rest.ids) == sorted(whole.ids)
-    assert len(meta) == -(-len(whole) // method.args.meta_every)
+    assert len(meta) == math.ceil(len(whole) / method.args.meta_every)
     for y in range(6):
         for a in range(2):
             inside, of = (((s.labels == y) & (s.groups == a)).sum().item() for s in (meta, whole))
             assert abs(inside - of / method.args.meta_every) <= 1
     assert made()[0].meta.ids == meta.ids and made("--seed", "1")[0].meta.ids != meta.ids
-    batch = method.meta_batch(batches[1])
-    assert torch.equal(batch.images, method.meta_batch(batches[1]).images)
-    others = batches[1]._replace(step=9), batches[1]._replace(epoch=9)
+    batch = method.meta_batch(given[1])
+    assert torch.equal(batch.images, method.meta_batch(given[1]).images)
+    others = given[1]._replace(step=9), given[1]._replace(epoch=9)
     assert all(not torch.equal(batch.images, method.meta_batch(b).images) for b in others)
 
 
-def test_log_and_histogram(tmp_path):
-    """A step logs gates and the norm of φ's gradient; an epoch leaves its φ in a file."""
-    method, batches = made()
-    losses = method.step(batches[0])
+def test_a_step_logs_the_gates():
+    """Their range, and the norm of φ's gradient."""
+    method, given = made()
+    losses = method.step(given[0])
     assert losses["phi_grad"] > 0
     gate = method.gates["phi"].detach().sigmoid()
     assert losses["gate_min"] == gate.min() and losses["gate_max"] == gate.max()
-    method.args.run = SimpleNamespace(folder=tmp_path)
-    method.end_epoch(0, {})
-    kept = torch.load(tmp_path / "phi-001.pt", weights_only=True)["phi"]
-    assert torch.equal(kept.sigmoid(), gate)
 
 
 def test_a_student_with_hardsigmoid():
     """mobilenet_v3: the layer that PyTorch cannot derive twice is replaced by its equal."""
-    args = R.complete(bird.settings().parse_args(["--smoke", "--device", "cpu"]))
+    args = arguments(bird)
     torch.manual_seed(0)
     student = bird.Network(args, "mobilenet_v3_small", 6).eval()
     images = torch.randn(2, 3, 32, 32)
     before = student(images)[1]
-    method = bird.Method(args, toy(), student, bird.Teacher(bird.Network(args, "convnet2", 6)))
+    method = bird.Method(args, load_toy(), student, bird.Teacher(bird.Network(args, "convnet2", 6)))
     torch.testing.assert_close(student(images)[1], before)
     student.train()
-    assert method.step(next(D.batches(method.data["train"], 16, 0)))["phi_grad"] > 0
+    assert method.step(next(batches(method.split, 16, 0)))["phi_grad"] > 0

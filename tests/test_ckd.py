@@ -1,5 +1,6 @@
 """kd_loss against the authors' code and against what it must be; the networks; the shared loop."""
 
+import shutil
 from pathlib import Path
 
 import ckd
@@ -7,15 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import arguments
 
-import data as D
-import runs as R
+from data import InputError, batches
 
 PARITY = dict(np.load(Path(__file__).parent / "parity" / "kd.npz"))
-
-
-def arguments(*flags):
-    return R.complete(ckd.settings().parse_args(["--smoke", "--device", "cpu", *flags]))
 
 
 def loss_and_gradient(logits_s, logits_t, temperature, dtype):
@@ -66,7 +63,10 @@ def test_kd_gradient_is_the_difference_of_the_softened_outputs():
     rng = np.random.default_rng(0)
     logits_s, logits_t, temperature = rng.normal(size=(6, 4)), rng.normal(size=(6, 4)), 3.0
     _, grad = loss_and_gradient(logits_s, logits_t, temperature, torch.float64)
-    soft = lambda z: torch.softmax(torch.tensor(z) / temperature, 1).numpy()
+
+    def soft(z):
+        return torch.softmax(torch.tensor(z) / temperature, 1).numpy()
+
     expected = temperature / 6 * (soft(logits_s) - soft(logits_t))
     np.testing.assert_allclose(grad, expected, rtol=1e-12)
     np.testing.assert_allclose(grad.sum(1), 0, atol=1e-15)
@@ -83,9 +83,9 @@ def test_kd_loss_at_high_temperature_matches_logits():
 
 def test_step_follows_equation_3(toy):
     """The returned loss is (1 - α) CE + α L_KD, and α moves the student's gradient."""
-    batch, gradients = next(D.batches(toy["train"], 32, seed=0)), []
+    batch, gradients = next(batches(toy["train"], 32, seed=0)), []
     for alpha in (0.0, 0.5, 1.0):
-        args = arguments("--alpha", str(alpha))
+        args = arguments(ckd, "--alpha", str(alpha))
         torch.manual_seed(0)
         teacher = ckd.Teacher(ckd.Network(args, "convnet8", 6))
         student = ckd.Network(args, "convnet4", 6)
@@ -113,7 +113,7 @@ def test_step_follows_equation_3(toy):
 )
 def test_any_classifier_gives_features_and_logits(name, size, width):
     """The features are what the last linear layer sees: head(features) = logits."""
-    net = ckd.Network(arguments("--image-size", str(size), "--dataset", "csv"), name, 3)
+    net = ckd.Network(arguments(ckd, "--image-size", str(size), "--dataset", "csv"), name, 3)
     feats, logits = net.train()(torch.randn(2, 3, size, size))
     assert feats.shape == (2, width) and logits.shape == (2, 3)
     torch.testing.assert_close(net.head(feats), logits)
@@ -121,14 +121,17 @@ def test_any_classifier_gives_features_and_logits(name, size, width):
 
 def test_small_resnets_keep_their_resolution():
     """The 3 x 3 stem leaves 32 pixels at 32; the stem for ImageNet would make 8 of them."""
-    small = ckd.Network(arguments("--image-size", "32", "--dataset", "csv"), "resnet18", 3)
-    large = ckd.Network(arguments("--image-size", "64", "--dataset", "csv"), "resnet18", 3)
-    width = lambda net: net.body.maxpool(net.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1]
+    small = ckd.Network(arguments(ckd, "--image-size", "32", "--dataset", "csv"), "resnet18", 3)
+    large = ckd.Network(arguments(ckd, "--image-size", "64", "--dataset", "csv"), "resnet18", 3)
+
+    def width(net):
+        return net.body.maxpool(net.body.conv1(torch.zeros(1, 3, 32, 32))).shape[-1]
+
     assert width(small) == 32 and width(large) == 8
 
 
 def test_bf16_inside_float32_outside():
-    net = ckd.Network(arguments("--precision", "bf16"), "convnet8", 3)
+    net = ckd.Network(arguments(ckd, "--precision", "bf16"), "convnet8", 3)
     feats, logits = net(torch.randn(4, 3, 32, 32))
     assert feats.dtype == logits.dtype == torch.float32
     assert torch.equal(logits, logits.bfloat16().float())  # computed with eight bits
@@ -140,43 +143,60 @@ def test_missing_weights_are_explained(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(D.InputError, match="resnet18.*--no-pretrained"):
-        ckd.Network(arguments("--pretrained", "--dataset", "csv"), "resnet18", 3)
+    with pytest.raises(InputError, match="resnet18.*--no-pretrained"):
+        ckd.Network(arguments(ckd, "--pretrained", "--dataset", "csv"), "resnet18", 3)
 
 
-def test_learning_rate_warms_up_and_ends_near_zero(toy, tmp_path):
-    args, rates = arguments("--batch-size", "32"), []
+def test_learning_rate_warms_up_and_ends_near_zero(toy):
+    args, rates = arguments(ckd, "--batch-size", "32"), []
     args.epochs = 4
-    method = ckd.CrossEntropy(args, toy, ckd.Network(args, "convnet2", 6))
+    method = ckd.PlainTraining(args, toy, ckd.Network(args, "convnet2", 6))
     method.step = lambda batch: rates.append(method.optimizer.param_groups[0]["lr"]) or {}
-    ckd.fit(args, toy, method, tmp_path / "checkpoint.pt", "test")
+    ckd.fit(args, toy, method, "test")
     steps = len(rates) // 4
     assert rates[0] == pytest.approx(args.lr / steps)
     assert args.lr / 2 < rates[steps - 1] == max(rates)
     assert rates[-1] < args.lr * 1e-3 and rates[steps:] == sorted(rates[steps:], reverse=True)
 
 
-def test_fit_keeps_the_epoch_of_each_rule(toy, tmp_path, monkeypatch):
+def test_fit_keeps_the_epoch_of_each_rule(toy, monkeypatch):
     """Best overall and best worst group on validation are two different epochs here."""
-    args = arguments()
+    args = arguments(ckd)
     args.epochs = 3
     scores = iter([(0.9, 0.5), (0.8, 0.7), (0.7, 0.6)])
-    names = (*R.LOGGED, "loss")
+    names = (*ckd.LOGGED, "loss")
 
     def pretend(model, data, part, replicates=0):
         overall, worst = next(scores)
         return None, {**dict.fromkeys(names), "auroc": overall, "auroc_worst_group": worst}
 
-    monkeypatch.setattr(ckd, "evaluate", pretend)
-    method = ckd.CrossEntropy(args, toy, ckd.Network(args, "convnet2", 6))
-    states, log, _ = ckd.fit(args, toy, method, tmp_path / "checkpoint.pt", "test")
+    monkeypatch.setattr(ckd, "measure", pretend)
+    method = ckd.PlainTraining(args, toy, ckd.Network(args, "convnet2", 6))
+    states, log, _ = ckd.fit(args, toy, method, "test")
     epochs = {rule: state["epoch"] for rule, state in states.items()}
     assert epochs == {"last": 2, "best_overall": 0, "best_worst_group": 1} and len(log) == 3
     assert not torch.equal(states["last"]["head.weight"], states["best_overall"]["head.weight"])
 
 
-def test_infinite_losses_stop_the_run(toy, tmp_path):
-    args = arguments("--lr", "1e30")
-    method = ckd.CrossEntropy(args, toy, ckd.Network(args, "convnet2", 6))
-    with pytest.raises(D.InputError, match="epoch 1 of the student.*--lr"):
-        ckd.fit(args, toy, method, tmp_path / "checkpoint.pt", "student")
+def test_infinite_losses_stop_the_run(toy):
+    args = arguments(ckd, "--lr", "1e30")
+    method = ckd.PlainTraining(args, toy, ckd.Network(args, "convnet2", 6))
+    with pytest.raises(InputError, match="epoch 1 of the student.*--lr"):
+        ckd.fit(args, toy, method, "student")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_is_the_same_network():
+    """Equal names of weights, and equal features, logits and gradients to float rounding."""
+    images, ends, called = torch.randn(8, 3, 32, 32), [], []
+    for compiled in ("--no-compile", "--compile"):
+        args = arguments(ckd, "--student", "convnet4", compiled)
+        torch.manual_seed(0)
+        network = ckd.Network(args, args.student, 6)
+        called.append(network.body._compiled_call_impl is not None)
+        feats, logits = network(images)
+        (feats.sum() + logits.square().sum()).backward()
+        ends.append((feats, logits, {k: p.grad for k, p in network.named_parameters()}))
+    assert called == [False, True]
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-4)

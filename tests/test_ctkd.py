@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import arguments
 
-import data as D
-import runs as R
+from data import Batch
 
 PARITY = dict(np.load(Path(__file__).parent / "parity" / "kd.npz"))
 CASES = [f"ctkd/theta{theta}_e{e}" for theta in ("1", "-1.5") for e in (1, 5, 10, 20)]
@@ -86,8 +86,13 @@ def test_parity_numbers_show_both_signs():
 def test_gradient_of_theta_is_minus_lambda_times_the_slope(theta, scale):
     """Against finite differences of L_KD in θ and in τ: θ climbs where the optimiser descends."""
     logits_s, logits_t = logits(scale)
-    kl = lambda tau: ctkd.kd_loss(logits_s, logits_t, tau).item()
-    tau_at = lambda t: 1 + 20 / (1 + np.exp(-t))
+
+    def kl(tau):
+        return ctkd.kd_loss(logits_s, logits_t, tau).item()
+
+    def tau_at(t):
+        return 1 + 20 / (1 + np.exp(-t))
+
     temperature, step = temperature_of(theta), 1e-5
     ctkd.kd_loss(logits_s, logits_t, temperature(0.3)).backward()
     slope = (kl(tau_at(theta + step)) - kl(tau_at(theta - step))) / (2 * step)
@@ -152,18 +157,18 @@ def test_reversal_does_nothing_forward():
 
 def method_of(module, *flags):
     """A Method of `module` with tiny networks; the same weights in every script."""
-    args = R.complete(module.settings().parse_args(["--smoke", "--device", "cpu", *flags]))
+    args = arguments(module, *flags)
     torch.manual_seed(0)
     teacher = module.Teacher(module.Network(args, "convnet4", 3))
     with torch.no_grad():
         teacher.network.head.weight.mul_(3000)  # a teacher with opinions
-    return module.Method(args, None, module.Network(args, "convnet2", 3), teacher)
+    return module.Method(args, {"train": None}, module.Network(args, "convnet2", 3), teacher)
 
 
 def some_batch(step=0, epoch=0, size=8):
     images = torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(step))
     labels = torch.arange(size) % 3
-    return D.Batch(images, labels, labels % 2, torch.arange(size), epoch, step)
+    return Batch(images, labels, labels % 2, torch.arange(size), epoch, step)
 
 
 def test_defaults_are_the_published_ones():

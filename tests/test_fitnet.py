@@ -11,33 +11,28 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import arguments
 from torch import nn
 
-import data as D
-import runs as R
+from data import Batch, InputError
 
 PARITY = dict(np.load(Path(__file__).parent / "parity" / "kd.npz"))
 
 
-def arguments(*flags, module=fitnet):
-    args = module.settings().parse_args(["--smoke", "--device", "cpu", *flags])
-    return R.complete(args)
-
-
 def make(*flags, teacher="convnet4", student="convnet2", module=fitnet):
     """A Method on three classes, its networks and its losses a function of the flags alone."""
-    args = arguments(*flags, module=module)
+    args = arguments(module, *flags)
     torch.manual_seed(0)
     teacher = module.Teacher(module.Network(args, teacher, 3))
     student = module.Network(args, student, 3)
-    return module.Method(args, None, student, teacher)
+    return module.Method(args, {"train": None}, student, teacher)
 
 
 def batch_of(size, pictures=4):
     rng = torch.Generator().manual_seed(1)
     images = torch.randn(pictures, 3, size, size, generator=rng)
     labels = torch.arange(pictures) % 3
-    return D.Batch(images, labels, labels % 2, torch.arange(pictures), 0, 0)
+    return Batch(images, labels, labels % 2, torch.arange(pictures), 0, 0)
 
 
 # ------------------------------------------------------------------ the published numbers
@@ -56,7 +51,10 @@ def test_hint_loss_equals_the_published_code(dtype, suffix, rtol):
 
 def test_hint_loss_of_a_convolution_equals_the_published_code():
     """RKD's FitNet class: a bare 1 x 1 convolution and the same mean of squares."""
-    of = lambda key: torch.tensor(PARITY[f"fitnet_conv1x1/{key}"], dtype=torch.float64)
+
+    def of(key):
+        return torch.tensor(PARITY[f"fitnet_conv1x1/{key}"], dtype=torch.float64)
+
     map_s, weight = of("student").requires_grad_(), of("conv_weight").requires_grad_()
     loss = fitnet.hint_loss(nn.functional.conv2d(map_s, weight), of("teacher"))
     loss.backward()
@@ -70,7 +68,10 @@ def test_hint_loss_of_a_convolution_equals_the_published_code():
 @pytest.mark.parametrize("dtype, suffix", [(torch.float64, "64"), (torch.float32, "")])
 def test_regressor_equals_the_published_code(shape, dtype, suffix):
     """RepDistiller's ConvReg in training mode: maps, loss, all gradients, running statistics."""
-    of = lambda key: torch.tensor(PARITY[f"fitnet_reg_{shape}/{key}"], dtype=dtype)
+
+    def of(key):
+        return torch.tensor(PARITY[f"fitnet_reg_{shape}/{key}"], dtype=dtype)
+
     map_s, map_t = of("student").requires_grad_(), of("teacher")
     r = fitnet.regressor(map_s.shape[1:], map_t.shape[1:]).to(dtype)
     conv = next(m for m in r.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
@@ -142,7 +143,7 @@ def test_without_its_own_term_it_is_ckd(alpha):
 
 
 def test_alpha_is_off_unless_asked_for():
-    assert arguments().alpha == 0 and arguments("--alpha", "0.9").alpha == 0.9
+    assert arguments(fitnet).alpha == 0 and arguments(fitnet, "--alpha", "0.9").alpha == 0.9
 
 
 def test_regressor_learns_but_is_no_part_of_the_student():
@@ -155,7 +156,6 @@ def test_regressor_learns_but_is_no_part_of_the_student():
     assert not torch.equal(before["0.1.weight"], method.r[0][1].weight)
     assert not torch.equal(before["1.running_mean"], method.r[1].running_mean)  # in training mode
     assert method.student.state_dict().keys() == plain.state_dict().keys()
-    assert R.size_of(method.student)["parameters"] == R.size_of(plain)["parameters"]
     assert all(p.grad is None for p in method.teacher.network.parameters())
 
 
@@ -243,7 +243,7 @@ def test_both_scripts_find_maps_in_the_same_way():
 )
 def test_stages_are_found_and_filled(name, size, ends):
     """The last block of every stage, largest first; every pass puts its own maps there."""
-    args = arguments("--dataset", "csv", "--image-size", str(size))
+    args = arguments(fitnet, "--dataset", "csv", "--image-size", str(size))
     network = fitnet.Network(args, name, 3).train()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     maps = fitnet.keep_maps(network, args, None)
@@ -257,7 +257,7 @@ def test_stages_are_found_and_filled(name, size, ends):
 
 def test_vgg_has_a_stage_for_every_pooling():
     """Its pooling to 7 x 7, which enlarges the last map, ends no stage."""
-    args, vgg = arguments("--image-size", "64", "--dataset", "csv"), torchvision.models.vgg
+    args, vgg = arguments(fitnet, "--image-size", "64", "--dataset", "csv"), torchvision.models.vgg
     network = fitnet.Network(args, "convnet2", 3)
     layers = vgg.make_layers(vgg.cfgs["A"])
     network.body = nn.Sequential(layers, nn.AdaptiveAvgPool2d(7), nn.Flatten())
@@ -296,7 +296,7 @@ def test_copies_of_the_student_work():
     """A copy is taken after a step, or after an evaluation, and trained by itself."""
     method = make()
     method.step(batch_of(32))
-    bare = fitnet.CrossEntropy(method.args, None, copy.deepcopy(method.student).train())
+    bare = fitnet.PlainTraining(method.args, {"train": None}, copy.deepcopy(method.student).train())
     bare.step(batch_of(32))
     with torch.no_grad():
         method.student.eval()(batch_of(32).images)
@@ -321,10 +321,10 @@ def test_layers_can_be_named():
     ],
 )
 def test_wrong_layers_are_explained(flag, layer, near):
-    with pytest.raises(D.InputError, match=rf"convnet\d has no maps at {layer}: choose .*{near}"):
+    with pytest.raises(InputError, match=rf"convnet\d has no maps at {layer}: choose .*{near}"):
         make(flag, layer)
 
 
 def test_transformers_are_refused():
-    with pytest.raises(D.InputError, match="^swin_t has no maps at all: choose a convnet$"):
+    with pytest.raises(InputError, match="^swin_t has no maps at all: choose a convnet$"):
         make("--dataset", "csv", "--image-size", "64", student="swin_t")

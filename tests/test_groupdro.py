@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import arguments, method_of, random
 
-import data as D
+from data import batches
 
 PARITY = np.load(Path(__file__).parent / "parity" / "medical.npz")
 
@@ -76,7 +76,7 @@ def test_the_worst_group_gains_and_an_absent_one_loses():
 def test_one_step_by_hand(toy):
     """The update of the network is SGD on Σ q m with the new q as a constant."""
     method = method_of(groupdro, toy, "--weight-step", "0.5", "--lr", "1", "--weight-decay", "0")
-    batch = next(D.batches(toy["train"], 32, seed=0))
+    batch = next(batches(toy["train"], 32, seed=0))
     again = method_of(groupdro, toy)
     losses = F.cross_entropy(again.student.train()(batch.images)[1], batch.labels, reduction="none")
     means = torch.stack([losses[batch.groups == g].mean() for g in (0, 1)])
@@ -93,9 +93,9 @@ def test_one_step_by_hand(toy):
 
 def test_validation_never_moves_the_weights(toy):
     method = method_of(groupdro, toy)
-    method.step(next(D.batches(toy["train"], 32, seed=0)))
+    method.step(next(batches(toy["train"], 32, seed=0)))
     before = method.weights.q.clone()
-    _, validation = groupdro.evaluate(method.student, toy, "val")
+    _, validation = groupdro.measure(method.student, toy, "val")
     method.end_epoch(0, validation)
     method.finish()
     assert torch.equal(method.weights.q, before) and before[0] != before[1]
@@ -104,7 +104,7 @@ def test_validation_never_moves_the_weights(toy):
 def test_with_step_size_zero_it_weighs_groups_equally(toy):
     """No step: q stays 1/G, and the loss is the mean of the group means."""
     method = method_of(groupdro, toy, "--weight-step", "0")
-    batch = next(D.batches(toy["train"], 32, seed=0))
+    batch = next(batches(toy["train"], 32, seed=0))
     means = [
         F.cross_entropy(method.student.train()(batch.images)[1], batch.labels, reduction="none")[
             batch.groups == g
@@ -118,7 +118,7 @@ def test_with_step_size_zero_it_weighs_groups_equally(toy):
 def test_by_class_gives_every_cell_its_weight(toy):
     """Twelve weights; the ones of cells that are in the batch and hard grow."""
     method = method_of(groupdro, toy, "--by-class", "--weight-step", "1")
-    batch = next(D.batches(toy["train"], 32, seed=0))
+    batch = next(batches(toy["train"], 32, seed=0))
     losses = F.cross_entropy(
         method.student.train()(batch.images)[1], batch.labels, reduction="none"
     ).detach()
@@ -135,7 +135,7 @@ def test_by_class_gives_every_cell_its_weight(toy):
 def test_a_batch_of_one_group(toy):
     """Nothing undefined, and the absent group's weight is finite and smaller."""
     method = method_of(groupdro, toy)
-    batch = next(D.batches(toy["train"].subset(toy["train"].groups == 1), 32, seed=0))
+    batch = next(batches(toy["train"].subset(toy["train"].groups == 1), 32, seed=0))
     losses = method.step(batch)
     assert all(torch.isfinite(v) for v in losses.values())
     assert 0 < method.weights.q[0] < 0.5 < method.weights.q[1]
@@ -145,7 +145,7 @@ def test_no_teacher_and_the_weights_are_saved(toy):
     assert not groupdro.Method.needs_teacher and ckd.Method.needs_teacher
     args = arguments(groupdro)
     method = groupdro.Method(args, toy, groupdro.Network(args, "convnet2", 6))
-    method.step(next(D.batches(toy["train"], 32, seed=0)))
+    method.step(next(batches(toy["train"], 32, seed=0)))
     state = method.saved["weights"].state_dict()
     other = groupdro.Method(args, toy, groupdro.Network(args, "convnet2", 6))
     other.saved["weights"].load_state_dict(state)

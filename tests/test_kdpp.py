@@ -10,7 +10,7 @@ import torch
 from conftest import arguments, method_of, random
 from torch import nn
 
-import data as D
+from data import Batch, batches
 
 PARITY = dict(np.load(Path(__file__).parent / "parity" / "kd.npz"))
 
@@ -53,7 +53,7 @@ def test_a_step_is_half_the_published_objective(epoch):
     method.teacher = lambda batch: (tensor("kdpp/teacher"), tensor("kdpp/teacher_logits"))
     method.update = lambda loss: loss.backward()
     labels = tensor("kdpp/labels", torch.int64)
-    losses = method.step(D.Batch(None, labels, None, None, epoch, 0))
+    losses = method.step(Batch(None, labels, None, None, epoch, 0))
     found = {
         "loss64": losses["loss"].detach(),
         "grad64": logits_s.grad,
@@ -170,7 +170,7 @@ def test_without_its_own_term_it_is_ckd(toy, alpha, networks):
     own = "--nd-weight", "0", "--warmup-epochs", "0"
     ours = method_of(kdpp, toy, "--alpha", alpha, *own, networks=networks)
     hub = method_of(ckd, toy, "--alpha", alpha, networks=networks)
-    for batch in D.batches(toy["train"], 32, seed=0, augment=True):
+    for batch in batches(toy["train"], 32, seed=0, augment=True):
         a, b = ours.step(batch), hub.step(batch)
         assert all(torch.equal(a[name], b[name]) for name in b)
     for x, y in zip(ours.student.state_dict().values(), hub.student.state_dict().values()):
@@ -178,7 +178,7 @@ def test_without_its_own_term_it_is_ckd(toy, alpha, networks):
 
 
 def test_the_own_term_moves_the_student(toy):
-    batch, heads = next(D.batches(toy["train"], 32, seed=0)), []
+    batch, heads = next(batches(toy["train"], 32, seed=0)), []
     for weight in ("0", "1"):
         method = method_of(kdpp, toy, "--nd-weight", weight)
         torch.manual_seed(0)
@@ -206,7 +206,7 @@ def test_the_weight_of_kd_warms_up(toy, epochs, flags, shares):
     student = kdpp.Network(args, "convnet2", 6).eval()
     method = kdpp.Method(args, toy, student, teacher)
     method.update = lambda loss: None
-    batch = next(D.batches(toy["train"], 32, seed=0))
+    batch = next(batches(toy["train"], 32, seed=0))
     for epoch, share in enumerate(shares):
         losses = {k: v.item() for k, v in method.step(batch._replace(epoch=epoch)).items()}
         expected = 0.5 * losses["loss_ce"] + 0.5 * share * losses["loss_kd"] + losses["loss_nd"]
@@ -223,7 +223,7 @@ def test_the_adapter_learns_and_stays_out_of_the_student(toy):
     plain = kdpp.Network(method.args, "convnet2", 6)
     assert method.student.state_dict().keys() == plain.state_dict().keys()
     before = [p.detach().clone() for p in method.adapter.parameters()]
-    method.step(next(D.batches(toy["train"], 32, seed=0)))
+    method.step(next(batches(toy["train"], 32, seed=0)))
     assert not any(torch.equal(a, b) for a, b in zip(before, method.adapter.parameters()))
 
 

@@ -8,9 +8,9 @@ import pytest
 import rkd
 import torch
 import torch.nn.functional as F
+from conftest import arguments
 
-import data as D
-import runs as R
+from data import Batch
 
 PARITY = dict(np.load(Path(__file__).parent / "parity" / "kd.npz"))
 LOSSES = {"distance": rkd.rkd_distance_loss, "angle": rkd.rkd_angle_loss}
@@ -42,7 +42,9 @@ def plain_losses(feats_s, feats_t):
                 angle[i, j, k] = (f[j] - f[i]) @ (f[k] - f[i]) / length[i, j] / length[i, k]
         return length / mean, angle
 
-    huber = lambda x: np.where(np.abs(x) < 1, x**2 / 2, np.abs(x) - 0.5).mean()
+    def huber(x):
+        return np.where(np.abs(x) < 1, x**2 / 2, np.abs(x) - 0.5).mean()
+
     return [huber(s - t) for s, t in zip(relations(feats_s), relations(feats_t))]
 
 
@@ -190,16 +192,16 @@ def test_the_teacher_gets_no_gradient(name):
 
 def method_of(module, *flags, seed=0):
     """A Method of `module` with tiny networks; the same weights in every script."""
-    args = R.complete(module.settings().parse_args(["--smoke", "--device", "cpu", *flags]))
+    args = arguments(module, *flags)
     torch.manual_seed(seed)
     teacher = module.Teacher(module.Network(args, "convnet4", 3))
-    return module.Method(args, None, module.Network(args, "convnet2", 3), teacher)
+    return module.Method(args, {"train": None}, module.Network(args, "convnet2", 3), teacher)
 
 
 def some_batch(step=0, size=8):
     labels = torch.arange(size) % 3
     images = points(size, 3, 8, 8, seed=step, dtype=torch.float32)
-    return D.Batch(images, labels, labels % 2, torch.arange(size), 0, step)
+    return Batch(images, labels, labels % 2, torch.arange(size), 0, step)
 
 
 def test_defaults_are_the_published_ones():

@@ -8,8 +8,7 @@ import swad
 import torch
 from conftest import arguments, method_of, random
 
-import data as D
-import runs as R
+from data import batches, put_back, restore, save
 
 PARITY = np.load(Path(__file__).parent / "parity" / "medical.npz")
 CASES = ("medfair", "official", "short", "noconv")
@@ -106,7 +105,7 @@ def walk(toy, values, *flags):
     path = {}
     for epoch, value in enumerate(values):
         method.student.train()
-        for batch in list(D.batches(toy["train"], 32, 0, epoch, True))[:3]:
+        for batch in list(batches(toy["train"], 32, 0, epoch, True))[:3]:
             method.step(batch)
             path.setdefault(epoch, []).append([p.clone() for p in method.student.parameters()])
         method.end_epoch(epoch, {"loss": value})
@@ -143,7 +142,7 @@ def test_batch_norm_is_recomputed(toy):
     first.running_mean.fill_(1e6)
     method.finish()
     conv, means = method.student.body[0][0], []
-    views = list(D.batches(toy["train"], method.args.batch_size, 0, len(VALUES), True))
+    views = list(batches(toy["train"], method.args.batch_size, 0, len(VALUES), True))
     with torch.no_grad():
         for batch in views:
             means.append(conv(batch.images).mean(dim=(0, 2, 3)))
@@ -153,7 +152,7 @@ def test_batch_norm_is_recomputed(toy):
 
 def test_the_rate_stays_at_its_highest_after_the_warm_up(toy):
     method = method_of(swad, toy)
-    batch = next(D.batches(toy["train"], 32, 0, 0, True))
+    batch = next(batches(toy["train"], 32, 0, 0, True))
     for epoch, want in ((0, 0.123), (1, method.args.lr), (5, method.args.lr)):
         method.optimizer.param_groups[0]["lr"] = 0.123
         method.step(batch._replace(epoch=epoch))
@@ -163,15 +162,15 @@ def test_the_rate_stays_at_its_highest_after_the_warm_up(toy):
 def test_a_restart_finds_the_average(toy, tmp_path):
     """State through a file, then the same epochs and the same average, bit for bit."""
     whole, _ = walk(toy, VALUES[:6])
-    R.save(tmp_path / "x.pt", **{k: v.state_dict() for k, v in whole.saved.items()})
-    saved = torch.load(tmp_path / "x.pt", weights_only=True)
+    save(tmp_path / "x.pt", {k: v.state_dict() for k, v in whole.saved.items()})
+    saved = restore(tmp_path / "x.pt")
     other = method_of(swad, toy, "--epochs", "6")
     for name, part in other.saved.items():
-        R.restore(part, saved[name], tmp_path)
+        put_back(part, saved[name], tmp_path)
     for method in (whole, other):
         method.args.epochs = 7
         method.student.train()
-        for batch in list(D.batches(toy["train"], 32, 0, 6, True))[:3]:
+        for batch in list(batches(toy["train"], 32, 0, 6, True))[:3]:
             method.step(batch)
         method.end_epoch(6, {"loss": 0.5})
         method.finish()
@@ -186,7 +185,7 @@ def test_one_epoch_and_no_teacher(toy):
     assert not swad.Method.needs_teacher
     args = arguments(swad)
     method = swad.Method(args, toy, swad.Network(args, "convnet2", 6))
-    method.step(next(D.batches(toy["train"], 32, seed=0)))
+    method.step(next(batches(toy["train"], 32, seed=0)))
     method.end_epoch(0, {"loss": 1.0})
     method.finish()
     assert list(method.valley()) == [0]
