@@ -1,28 +1,170 @@
-"""Pictures, labels and groups, as batches on the device.
+"""Pictures, labels and groups, as batches on the device; and how files are written and read again.
 
     data = load("ham10000", "data/ham10000", size=64)     # three splits of uint8 pictures
     for batch in batches(data["train"], 64, seed=0, epoch=3, augment=True): ...
 
-Order and augmentation are functions of (seed, epoch) alone: two methods with the same seed see the
-same views, and a run that was killed continues exactly, because there is no random state to lose.
+Order and augmentation depend on (seed, epoch) alone: two methods with the same seed see the same
+views, and a run that was killed continues exactly, because there is no random state to lose.
 
-Which files make a data set, and how a picture is decoded, is said in readers.py.
+Which files make a data set is said in datasets/, in one file for each.
 """
 
+import concurrent.futures
+import contextlib
+import difflib
 import hashlib
+import importlib
+import io
+import json
+import math
+import os
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from filelock import FileLock, Timeout
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tqdm import tqdm
 
-from readers import DATASETS, InputError, atomic, decode_all
+## Each file in datasets/ is a data set: whoever adds a file adds a name.
+FILES = Path(__file__).with_name("datasets").glob("[a-z]*.py")
+DATASETS = sorted(path.stem.replace("_", "-") for path in FILES)
+CACHE_VERSION = 1  # raised when pictures are decoded differently, so that old files are not used
 
-# ==================================================================================================
-# Splits and batches
-# ==================================================================================================
+
+class InputError(ValueError):
+    """Something that the user gave us is wrong; the message says what, where, and what to do."""
+
+
+class Diverged(InputError):
+    """A loss or an output has become infinite or NaN."""
+
+
+def check_finite(values, where):
+    """Raise Diverged, naming them, if some of the values {name: number} are not finite."""
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise Diverged(f"{', '.join(bad)} in {where}: use a smaller --lr or smaller loss weights")
+
+
+def near(name, known, cutoff=0.6):
+    """The names in `known` most like `name`, as a text for an error message; "" if none is."""
+    return ", ".join(difflib.get_close_matches(name, known, 3, cutoff))
+
+
+# ===== FILES ======================================================================================
+
+
+def digest(content):
+    """12 hex digits that stand for a value: anything that JSON can hold, and tensors."""
+
+    def of_tensor(tensor):
+        return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+    text = json.dumps(content, sort_keys=True, default=of_tensor)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def locked(path):
+    """One process at a time for `path`; the others wait. A killed process leaves no lock behind."""
+    path = Path(path)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            print(f"another process works on {path}: waiting for its end", flush=True)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def explained(path):
+    """Turn an error of the operating system, such as a full disk, into a sentence on `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or choose another "
+            "folder, and start again; what was complete before is still there"
+        ) from None
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """A temporary name beside `path`, which becomes `path` if the block ends well.
+
+    So a file is whole or absent. Callers hold a lock, so that the name is nobody else's.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # on the disk before it gets its name
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def save(path, content):
+    """Write `content`, a text, bytes or anything for torch.save, into the file `path`.
+
+    Raises InputError if that is impossible; a file that was there before stays as it was.
+    """
+    if isinstance(content, str):
+        content = content.encode()
+    elif not isinstance(content, bytes):
+        torch.save(content, buffer := io.BytesIO())  # torch.save does not say that a disk is full
+        content = buffer.getvalue()
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def restore(path, device="cpu"):
+    """What `save` wrote into `path`, a .json file or one of torch.save; no code in it is run."""
+    try:
+        if Path(path).suffix == ".json":
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # damaged files raise all kinds of errors
+        raise InputError(
+            f"{path} is damaged, or not a file of these scripts, or holds code "
+            f"({type(error).__name__}): delete it"
+        ) from None
+
+
+def put_back(part, state, path):
+    """Load a state_dict from the file `path` into a network, an optimiser or the like."""
+    try:
+        part.load_state_dict({name: value for name, value in state.items() if name != "epoch"})
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = (str(error) or "nothing there").splitlines()[0]
+        raise InputError(
+            f"{path} does not fit ({reason}): another version of these scripts made it; delete it"
+        ) from None
+
+
+def made_once(path, make, device="cpu"):
+    """What `make()` returns, read from the file `path`, which the first process that asks makes."""
+    with locked(path.parent):
+        if not path.exists():
+            save(path, make())
+        path.with_name("checkpoint.pt").unlink(missing_ok=True)  # of its training
+    return restore(path, device)
+
+
+# ===== SPLITS AND BATCHES =========================================================================
 
 
 @dataclass
@@ -45,6 +187,16 @@ class Split:
     def images(self):
         """The pictures themselves, (N, 3, H, W) uint8."""
         return self.store[self.rows].permute(0, 3, 1, 2)
+
+    def hash(self, groups=True):
+        """16 hex digits for ids, labels, groups (if asked for) and the pixels of every picture."""
+        content = hashlib.sha256("\n".join(self.ids).encode())
+        for rows in self.rows.split(1024):  # one sum for each picture
+            sums = self.store[rows].sum(dim=(1, 2, 3), dtype=torch.int64)
+            content.update(sums.cpu().numpy().tobytes())
+        content.update(self.labels.cpu().numpy().tobytes())
+        content.update(self.groups.cpu().numpy().tobytes() if groups else b"")
+        return content.hexdigest()[:16]
 
     def subset(self, index):
         """The pictures at positions `index` (K,) as a split of their own: a group, a meta set."""
@@ -76,20 +228,9 @@ class Data:
         return self.splits[split]
 
     def hash(self, *names, groups=True):
-        """16 hex digits of SHA-256 over ids, labels and groups of the splits `names` (default all),
-        and over the sum of all pixels in their first 1,000 pictures.
-
-        Equal hashes say that two runs trained and were tested on the same pictures.
-        """
-        digest = hashlib.sha256(f"{self.name} {self.size}".encode())
-        for name in names or self.splits:
-            split = self[name]
-            digest.update("\n".join([name, *split.ids]).encode())
-            pixels = split.store[split.rows[:1000]].sum(dtype=torch.int64).item()
-            digest.update(str(pixels).encode())
-            digest.update(split.labels.cpu().numpy().tobytes())
-            digest.update(split.groups.cpu().numpy().tobytes() if groups else b"")
-        return digest.hexdigest()[:16]
+        """12 hex digits for the splits `names` (default: all), which stand for their pictures."""
+        parts = [self[name].hash(groups) for name in names or self.splits]
+        return digest([self.name, self.size, names, parts])
 
     def describe(self):
         """What was left out, and a table: classes x groups of each split, as numbers and rates."""
@@ -118,12 +259,14 @@ class Data:
             where = ((split.labels == c) & (split.groups == g)).nonzero()[:, 0]
             name = f"{self.classes[c]}\n{self.group_names[g]}\n{len(where)} in training"
             pen.text((6, k * side + 4), name, "black", font)
-            for n, image in enumerate(split.subset(where[:: -(-len(where) // shown) or 1]).images):
+            for n, image in enumerate(
+                split.subset(where[:: math.ceil(len(where) / shown) or 1]).images
+            ):
                 picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
                 picture = picture.resize((side - 2, side - 2), Image.Resampling.NEAREST)
                 sheet.paste(picture, (text + n * side, k * side))
         path = Path(folder) / f"contact-sheet-{self.name}-{self.hash()}.png"
-        with atomic(path) as temporary:
+        with replacing(path) as temporary:
             sheet.save(temporary, "PNG")
         print(f"wrote {path}")
 
@@ -146,6 +289,7 @@ class Batch(NamedTuple):
     index: torch.Tensor  # (B,) int64, positions in the split
     epoch: int  # from 0
     step: int  # from 0 in each epoch
+    answers: tuple = None  # features and logits of a teacher, where they are known already
 
 
 def balanced_order(labels, groups, rng):
@@ -189,7 +333,7 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
     line, column = torch.arange(height, device=where), torch.arange(width, device=where)
     ## One long row is subtracted faster than three numbers again and again.
     mean, std = (t.flatten().repeat(width) for t in (split.mean, split.std))  # (3·W,)
-    for step in range(-(-n // batch_size) if seed is None else n // batch_size):
+    for step in range(math.ceil(n / batch_size) if seed is None else n // batch_size):
         now = slice(step * batch_size, (step + 1) * batch_size)
         index = order[now]  # (B,)
         if augment:
@@ -211,6 +355,100 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
         images = images.permute(0, 3, 1, 2)  # (B, 3, H, W), "channels last" in memory: faster
         index = index.to(device, non_blocking=True)
         yield Batch(images, split.labels[index], split.groups[index], index, epoch, step)
+
+
+# ===== FROM FILES TO PIXELS =======================================================================
+
+
+def in_grey(images):
+    """(..., 3) uint8 in grey: all three channels are the brightness, as PIL rounds it (mode L)."""
+    red, green, blue = (images[..., k].astype(np.uint32) for k in range(3))
+    luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16  # 0.299, 0.587, 0.114 of 2¹⁶
+    return np.repeat(luma[..., None].astype(np.uint8), 3, axis=-1)
+
+
+def decode(file, size, box=None, grey=False):
+    """One picture as (size, size, 3) uint8: upright, RGB, the centre square, antialiased.
+
+    box: (left, top, right, bottom), to see only that part of it; grey: without its colours.
+    """
+    with Image.open(file) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits of grey: convert() would clip nearly all to white
+            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+        image = image.convert("RGB").crop(box) if box else image.convert("RGB")
+        square = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return in_grey(square) if grey else square
+
+
+def decode_all(table, size, folder, skip_bad):
+    """All pictures of a table, decoded once: memory-mapped (N, size, size, 3) uint8; {id: fault}.
+
+    The file is keyed by names, file sizes, side, views and CACHE_VERSION, and appears only when
+    complete.
+    Raises InputError, naming a picture that cannot be read, unless `skip_bad`.
+    """
+    sizes = [os.path.getsize(f) if f else -1 for f in table.files]
+    views = table.views or [()] * len(sizes)
+    key = json.dumps([CACHE_VERSION, size, table.ids, sizes] + ([views] if table.views else []))
+    folder = folder if os.access(folder, os.W_OK) else Path("runs")  # a read-only data folder
+    path = folder / f"decoded-{size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    faults_path = path.with_suffix(".json")
+    with locked(path):
+        if not (path.exists() and faults_path.exists()):
+            start, faults = time.time(), {}
+            with replacing(path) as temporary:
+                shape = (len(table.ids), size, size, 3)
+                images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+                if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+                    ## The file has a length but no place yet. On a full disk a write to its memory
+                    ## would end the process with SIGBUS; asked for now, it is an error with a name.
+                    with open(temporary, "rb+") as handle:
+                        os.posix_fallocate(handle.fileno(), 0, os.path.getsize(temporary))
+
+                def decode_one(n):
+                    try:
+                        if table.files[n] is None:
+                            raise FileNotFoundError("no such file")
+                        images[n] = decode(table.files[n], size, *views[n])
+                    except Exception as why:  # decoders raise all kinds of errors
+                        faults[table.ids[n]] = str(why)
+
+                with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+                    todo = pool.map(decode_one, range(len(table.ids)))
+                    list(tqdm(todo, "decoding", len(table.ids), leave=False, disable=None))
+                images.flush()
+                refuse_faults(faults, len(table.ids), skip_bad)
+                save(faults_path, json.dumps(faults))
+            print(f"decoded {len(table.ids)} pictures in {time.time() - start:.1f} s into {path}")
+    try:
+        faults = json.loads(faults_path.read_text())
+        images = np.lib.format.open_memmap(path, "c")  # "c": torch wants to write, the file stays
+        if (images.shape, images.dtype) != ((len(table.ids), size, size, 3), np.uint8):
+            raise ValueError(f"it holds {images.dtype} {images.shape}")
+        if not isinstance(faults, dict) or not faults.keys() <= set(table.ids):
+            raise ValueError("its list of faults is another's")
+    except (OSError, EOFError, ValueError) as error:  # cut short, or not ours
+        raise InputError(
+            f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
+        ) from None
+    refuse_faults(faults, len(table.ids), skip_bad)
+    return images, faults
+
+
+def refuse_faults(faults, total, skip_bad):
+    """Raises InputError for unreadable pictures {id: fault}, naming one, unless `skip_bad`."""
+    if faults and not skip_bad:
+        name = min(faults)
+        raise InputError(
+            f"{len(faults)} of {total} pictures cannot be read, the first is {name} "
+            f"({faults[name]}): mend or replace them, or leave them out with --skip-bad"
+        )
+
+
+def defaults(name):
+    """What a run on the data set `name` uses where its command line says nothing: a dict."""
+    return importlib.import_module(f"datasets.{name.replace('-', '_')}").DEFAULTS
 
 
 def first_of_each_cell(table, most):
@@ -243,28 +481,27 @@ def load(
     skip_bad=False,
     smoke=False,
 ):
-    """The data set `name` (a key of readers.DATASETS) in the folder `root`, as Data.
+    """The data set `name`, one of DATASETS, in the folder `root`, as Data.
 
     size    pixels per side;  target, sensitive  what is a label and a group: see the reader
     fold    None for the data set's own split, or 0..4;  skew  of cifar10s, see its reader
     smoke   only the first 40 pictures of each class and group in each split
     Raises InputError, in one sentence, for anything wrong with folder, table or pictures.
     """
-    kind, device = DATASETS[name], torch.device(device)
-    size = kind.size if size is None else size
-    if fold not in (None, 0, 1, 2, 3, 4):
-        raise InputError(f"--fold {fold} does not exist: choose 0, 1, 2, 3 or 4")
+    usual, device = defaults(name), torch.device(device)
+    size = size or usual["image_size"]
     root = Path(root or f"data/{name}")
     if not name.startswith("toy") and not root.is_dir() and not download:
         raise InputError(
             f"the folder {root} does not exist: pass the folder that holds the {name} files as "
             "--data-dir"
         )
-    if skew is not None and kind.skew is None:
-        raise InputError(f"--skew is for cifar10s alone, {name} is as it is: leave it out")
-    more = {} if kind.skew is None else {"skew": kind.skew if skew is None else skew}
-    chosen = (target or kind.target, sensitive or kind.sensitive, fold, download)
-    table = kind.read(root, *chosen, **more)
+    if skew is not None and "skew" not in usual:
+        raise InputError(f"--skew is not for {name}: leave it out")
+    more = {"skew": usual["skew"] if skew is None else skew} if "skew" in usual else {}
+    chosen = (target or usual["target"], sensitive or usual["sensitive"], fold, download)
+    reader = importlib.import_module(f"datasets.{name.replace('-', '_')}")
+    table = reader.read(root, *chosen, **more)
     if smoke:
         table = first_of_each_cell(table, 40)
     images, notes = table.images, dict(table.notes)
@@ -301,25 +538,10 @@ def load(
                 "another group or class, or leave it out"
             )
     train = splits["train"]
-    some = train.store[train.rows[:: -(-len(train) // 2000)]].float()  # plenty for six numbers
+    some = train.store[
+        train.rows[:: math.ceil(len(train) / 2000)]
+    ].float()  # plenty for six numbers
     for split in splits.values():
         split.mean = some.mean(dim=(0, 1, 2))[:, None, None].to(device)
         split.std = some.std(dim=(0, 1, 2))[:, None, None].clamp(min=1).to(device)
     return Data(name, table.classes, table.group_names, size, splits, notes)
-
-
-def load_for(args):
-    """`load` with the settings of a run."""
-    return load(
-        args.dataset,
-        args.data_dir,
-        args.image_size,
-        target=args.target,
-        sensitive=args.sensitive,
-        fold=args.fold,
-        skew=args.skew,
-        device=args.device,
-        download=args.download,
-        skip_bad=args.skip_bad,
-        smoke=args.smoke,
-    )

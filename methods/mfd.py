@@ -43,68 +43,167 @@ in accuracy as well.
 # ===== 1. IMPORTS (shared) ========================================================================
 
 import argparse
-import copy
+import hashlib
+import io
+import json
 import math
+import os
+import platform
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
-import data as D  # noqa: E402
-import metrics as M  # noqa: E402
-import networks as N  # noqa: E402
-import runs as R  # noqa: E402
+import metrics
+from data import DATASETS, InputError, batches, check_finite, defaults, digest, load, locked
+from data import made_once, near, put_back, restore, save
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
 
 
+def number(low, high=math.inf, kind=float):
+    """A type for argparse: an `int` or `float` from `low` to `high`, neither infinite nor NaN."""
+
+    def read(text):
+        value = kind(text)  # argparse explains the ValueError of a text that is no number
+        if not low <= value <= high or value == math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
+        return value
+
+    read.__name__ = "number" if kind is float else "whole number"
+    return read
+
+
 def settings():
-    """The command line. Defaults that depend on the data set are filled in by runs.complete."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    """The command line. A setting without a default gets the data set's own in `parse`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [--setting value ...], explained by %(prog)s --help",
+    )
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
-    add("--dataset", default="toy", choices=D.DATASETS, help="toy is embedded, others are files")
+    share, count = number(0, 1), number(1, kind=int)
+    add("--dataset", default="toy", choices=DATASETS, help="the toy is drawn, others are read")
     add("--data-dir", help="folder of the data set's files (default: data/NAME)")
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
     add("--skip-bad", action=switch, default=False, help="leave out unreadable pictures")
     add("--describe", action=switch, default=False, help="only show the data: table, contact sheet")
-    add("--image-size", type=int, help="pixels a side (default: by data set, see README)")
-    add("--target", help="what is learnt, such as dx or Smiling (choices: by data set, see README)")
-    add("--sensitive", help="what makes a group, such as sex+age or Male (choices: see README)")
-    add("--skew", type=float, help="cifar10s: share of a class in its usual style (default: 0.95)")
-    add("--fold", type=int, help="test on part 0..4 of five (default: the data set's own split)")
+    add("--image-size", type=number(8, 1024, int), help="pixels a side (default: by data set)")
+    add("--target", help="what is learnt, such as dx or Smiling (choices: datasets/NAME.py)")
+    add("--sensitive", help="what makes a group, such as sex+age or Male (see datasets/NAME.py)")
+    add("--skew", type=share, help="cifar10s: share of a class in its usual style (default: 0.95)")
+    add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
     add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--student", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
-    add("--epochs", type=int, default=12, help="passes over the training pictures")
-    add("--batch-size", type=int, default=64, help="pictures per step (RepDistiller: 64)")
-    add("--lr", type=float, default=0.05, help="highest learning rate of SGD (RepDistiller: 0.05)")
-    add("--weight-decay", type=float, default=5e-4, help="of SGD (RepDistiller: 5e-4)")
-    add("--alpha", type=float, default=0.9, help="α: of L_KD, 1 - α of CE (RepDistiller: 0.9)")
-    add("--temperature", type=float, default=4.0, help="T: softens the outputs (RepDistiller: 4)")
-    add("--seed", type=int, default=0, help="of weights, order and augmentation; the teacher's too")
+    add("--epochs", type=count, default=12, help="passes over the training pictures")
+    add("--batch-size", type=number(2, kind=int), default=64, help="pictures (RepDistiller: 64)")
+    add("--lr", type=number(1e-12), default=0.05, help="highest learning rate (RepDistiller: 0.05)")
+    add("--weight-decay", type=number(0), default=5e-4, help="of SGD (RepDistiller: 5e-4)")
+    add("--alpha", type=share, default=0.9, help="α: weight of L_KD, CE has 1 - α (RepDistiller)")
+    ## Beyond T = 1000 the softened outputs differ by less than float32 can tell.
+    softer = "T: divides the logits (RepDistiller: 4)"
+    add("--temperature", type=number(1e-6, 1000), default=4.0, help=softer)
+    add("--seed", type=number(0, 2**32 - 1, int), default=0, help="of weights, order and views")
     add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
     add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
-    add("--compile", action=switch, default=False, help="networks by torch.compile: for GPUs")
-    add("--out", default="results", help="folder of the results; runs/ appears beside it")
-    add("--live-teacher", action=switch, default=False, help="read no answers of earlier runs")
-    add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
-    add("--export", action=switch, default=False, help="also write the student for deployment")
+    add("--compile", action=switch, default=False, help="make networks faster on GPUs")
+    add("--live-teacher", action=switch, default=False, help="keep no answers of the teacher")
+    add("--out", default="runs", help="folder for all that a run leaves behind")
     add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
+    add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     # ----- the method's own -----------------------------------------------------------------------
     parser.set_defaults(alpha=0.0)  # published without L_KD
-    add("--mfd-weight", type=float, default=3.0, help="λ: weight of L_MMD (published: 3 or 7)")
-    add("--sigma", type=float, default=1.0, help="σ: width of the kernel, times m (published: 1)")
+    add("--mfd-weight", type=number(0), default=3.0, help="λ: weight of L_MMD (published: 3 or 7)")
+    add(
+        "--sigma",
+        type=number(1e-6),
+        default=1.0,
+        help="σ: width of the kernel, times m (published: 1)",
+    )
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 
 
+def parse(argv=None):
+    """The settings of a run; what the command line leaves out comes from the data set."""
+    args = settings().parse_args(argv)
+    for name, value in defaults(args.dataset).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.smoke:
+        args.epochs, args.batch_size = min(args.epochs, 2), min(args.batch_size, 32)
+        args.lr /= 5  # a few steps are too few to warm up to more
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=args.device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
+    return args
+
+
+def chosen(args):
+    """{setting: value} of all settings that change a result: not where files are, and the like."""
+    others = ("describe", "device", "download", "live_teacher", "out", "restart")
+    return {k: v for k, v in vars(args).items() if k not in others and not k.endswith("_dir")}
+
+
 # ===== 3. NETWORKS AND PLAIN TRAINING (shared) ====================================================
+
+
+def convnet(width):
+    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions."""
+    stages, inputs = [], 3
+    for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
+        stage = []
+        for _ in range(depth):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            inputs = outputs
+        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
+
+
+OWN_NETWORKS = {}  # {name: function of the picture size}: a method may add some in section 4
+
+
+def torchvision_network(name, size, pretrained):
+    """A classifier of torchvision; raises InputError for unknown names and absent weights."""
+    import torchvision  # takes 1.6 seconds, longer than all other imports: only where it is needed
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        similar = near(name, [*known, *OWN_NETWORKS, "convnet8", "convnet32"], 0.3)
+        raise InputError(f"no network is called {name!r}: did you mean {similar}?")
+    sized = {"image_size": size} if name.startswith("vit_") else {}
+    ## A file of weights may hold code, which loading it would run. This forbids that.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
+    except Exception as error:  # no connection; a size that the weights are not for; a bad file
+        if not pretrained:
+            raise
+        raise InputError(
+            f"the weights of {name} cannot be had ({str(error).splitlines()[0]}): connect once, or "
+            f"copy their file into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
+        ) from None
+    if name.startswith("resnet") and size <= 32 and not pretrained:
+        ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if name.startswith("squeezenet"):  # its classifier is a convolution, we need a linear layer
+        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
+    if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
+        net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
+    return net
 
 
 class Network(nn.Module):
@@ -115,13 +214,29 @@ class Network(nn.Module):
 
     def __init__(self, args, name, num_classes):
         super().__init__()
-        self.name, self.bf16 = name, args.precision == "bf16"
-        self.body = N.body(name, args.image_size, args.pretrained, args.compile)
+        self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
+        width = name.removeprefix("convnet")
+        try:
+            if name in OWN_NETWORKS:
+                self.body = OWN_NETWORKS[name](size)
+            elif width != name and width.isdecimal() and int(width):
+                self.body = convnet(int(width))
+            else:
+                self.body = torchvision_network(name, size, args.pretrained)
+            with torch.no_grad():
+                self.body.eval()(torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError) as error:  # too small, or no multiple of its patches
+            raise InputError(
+                f"{name} cannot take pictures of {size} pixels a side "
+                f"({str(error).splitlines()[0]}): choose another network or --image-size"
+            ) from None
+        if args.compile:
+            self.body.compile()
         last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
-        width = self.body.get_submodule(last).in_features
+        features = self.body.get_submodule(last).in_features
         self.body.set_submodule(last, nn.Identity())
-        self.head = nn.Linear(width, num_classes)
-        self.to(memory_format=torch.channels_last)  # faster convolutions
+        self.head = nn.Linear(features, num_classes)
+        self.train().to(memory_format=torch.channels_last)  # faster convolutions
 
     def forward(self, images):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
@@ -130,28 +245,27 @@ class Network(nn.Module):
         return (feats.float(), logits.float()) if self.bf16 else (feats, logits)
 
 
-class CrossEntropy:
-    """Plain training of one network, by which teachers are made; Method builds on its five hooks.
+class PlainTraining:
+    """Training of one network by cross-entropy alone. Teachers are trained so; Method builds on it.
 
-    prepare     before all else: a search that several processes of one run may share
-    __init__    extra networks, optimisers and further teachers
+    __init__    extra networks and optimisers, further teachers
     step        the whole algorithm for one batch; returns the losses by name
     end_epoch   schedules and outer updates, with the metrics on validation
     finish      what remains to be done to the student after the last epoch
     """
 
-    @staticmethod
-    def prepare(args, data):
-        pass
+    needs_teacher = False
+    can_compile = True
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
+        self.split = data["train"]  # the pictures to train on
         ## `fit` moves the learning rate of every parameter group between 0 and its initial_lr.
         groups = [{"params": list(student.parameters()), "initial_lr": args.lr}]
         self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, weight_decay=args.weight_decay)
-        self.saved = {"student": student, "optimizer": self.optimizer}  # what a restart needs
-        self.reported = {}  # other networks to be tested at the end, by name
-        self.extra = {}  # what else the result shall say
+        self.saved = {"student": student, "optimizer": self.optimizer}  # goes into checkpoints
+        self.reported = {}  # other networks that are tested at the end, by name
+        self.extra = {}  # further entries of the result
 
     def update(self, loss):
         """One step down the gradient of `loss`."""
@@ -218,7 +332,10 @@ def mmd_loss(feats_s, feats_t, labels, groups, sigma):
     in_cell = in_class * (groups[:, None] == groups)  # (B, B), 0 or 1
     size = in_cell.sum(dim=1)  # (B,) how many samples are in the cell of sample n
     in_class, in_cell = in_class / in_class.sum(dim=1, keepdim=True), in_cell / size[:, None]
-    mean = lambda rows, kernel, columns: ((rows @ kernel) * columns).sum(dim=1)  # (B,)
+
+    def mean(rows, kernel, columns):
+        return ((rows @ kernel) * columns).sum(dim=1)  # (B,)
+
     # Eq. (5), the same for all samples of a cell
     mmd = mean(in_class, k_tt, in_class) + mean(in_cell, k_ss, in_cell)  # (B,)
     mmd = mmd - 2 * mean(in_class, k_ts, in_cell)  # (B,)
@@ -227,15 +344,13 @@ def mmd_loss(feats_s, feats_t, labels, groups, sigma):
     return (mmd / size).sum()
 
 
-class Method(CrossEntropy):
+class Method(PlainTraining):
     """Distillation by Eq. (7)."""
 
     needs_teacher = True
 
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
-        if not args.sigma > 0:
-            raise D.InputError("--sigma must be above 0")
         width_s, width_t = student.head.in_features, teacher.network.head.in_features
         self.regressor = nn.Identity()  # equal widths need none
         if width_s != width_t:
@@ -263,160 +378,272 @@ class Method(CrossEntropy):
 # ===== 5. FIT AND EVALUATE (shared) ===============================================================
 
 
-def evaluate(model, data, part, replicates=0):
+def measure(model, data, part, replicates=0):
     """Logits (N, C) of `model` on data[part], and every metric of metrics.py."""
     model.eval()
     with torch.no_grad():
-        logits = torch.cat([model(batch.images)[1] for batch in D.batches(data[part], 256)])
+        logits = torch.cat([model(batch.images)[1] for batch in batches(data[part], 256)])
     ## Logits are stored as float16. Rounded before anything is computed from them, they give the
     ## same numbers again later; three digits are finer than any of our intervals.
     logits = logits.half().float().cpu().numpy()
-    R.check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
-    return logits, M.evaluate(**data.truth(part), logits=logits, replicates=replicates)
+    check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
+    return logits, metrics.evaluate(**data.truth(part), logits=logits, replicates=replicates)
 
 
 ## Which epoch counts? Three rules, fixed in advance, all reported: the last ("last"), the one with
 ## the best AUROC on validation, and the one with the best AUROC of the worst group there.
 RULES = {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"}
+LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
 
 
-def fit(args, data, method, path, label, rules=RULES):
-    """Train method.student for args.epochs, going on from the checkpoint `path` if there is one.
+def fit(args, data, method, label, checkpoint=None, rules=RULES):
+    """Train method.student for args.epochs, from the epoch on that the file `checkpoint` holds.
 
     Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
     log, states, best, seconds = [], {}, dict.fromkeys(rules, -math.inf), []
-    made_of = R.made_of(args, label)
-    if path.exists():
-        saved = R.load(path, made_of, args.device)  # or a clear sentence if it is another's
-        log, states, best, seconds = (saved[k] for k in ("log", "states", "best", "seconds"))
+    if checkpoint and checkpoint.exists():
+        progress = restore(checkpoint, args.device)
         for name, part in method.saved.items():
-            R.restore(part, saved["parts"].get(name), path)
-    model, steps = method.student, len(data["train"]) // args.batch_size
-    snapshot = lambda: {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+            put_back(part, progress["parts"].get(name), checkpoint)
+        log, states, best, seconds = (progress[k] for k in ("log", "states", "best", "seconds"))
+    model, size, steps = method.student, args.batch_size, len(method.split) // args.batch_size
+
+    def snapshot(epoch):
+        state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        return {"epoch": epoch, **state}
+
     for epoch in range(len(log), args.epochs):
         start, sums = time.time(), {}
+        answers = method.teacher and method.teacher.begin_epoch(args, method.split, epoch)
         torch.manual_seed(args.seed * 100_003 + epoch)  # dropout, too, depends on (seed, epoch)
         model.train()
-        views = (args.batch_size, args.seed, epoch, True, args.balance)
-        for batch in D.batches(data["train"], *views):
-            R.mark(batch, data["train"], views)  # by this a teacher knows what it has seen before
-            ## An epoch of warm-up spares fresh weights, then half a cosine ends at 0.
+        views = batches(method.split, size, args.seed, epoch, augment=True, balance=args.balance)
+        for batch in tqdm(views, label, steps, leave=False, disable=None):
+            if answers:
+                rows = slice(batch.step * size, (batch.step + 1) * size)
+                batch = batch._replace(answers=tuple(part[rows] for part in answers))
+            ## The learning rate rises for an epoch, because large steps would spoil fresh weights.
+            ## Then it falls along half a cosine and ends at 0.
             done = epoch + batch.step / steps  # in epochs
             scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
             for group in method.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
             for name, loss in method.step(batch).items():
-                sums[name] = sums.get(name, 0) + loss.detach()  # no .item(): the device runs on
+                sums[name] = sums.get(name, 0) + loss.detach()  # .item() would stop the device
         losses = {name: float(total) / steps for name, total in sums.items()}
-        speed = steps * args.batch_size / (time.time() - start)
-        R.check_finite(losses, f"epoch {epoch + 1} of the {label}")
-        _, validation = evaluate(model, data, "val")
+        rate = steps * size / (time.time() - start)
+        check_finite(losses, f"epoch {epoch + 1} of the {label} (the last checkpoint is kept)")
+        _, validation = measure(model, data, "val")
         method.end_epoch(epoch, validation)
         for rule, metric in rules.items():
             if (validation[metric] or 0) > best[rule]:
-                best[rule], states[rule] = validation[metric] or 0, {"epoch": epoch, **snapshot()}
+                best[rule], states[rule] = validation[metric] or 0, snapshot(epoch)
         seconds.append(time.time() - start)
-        log.append({"epoch": epoch, **losses, "val": {k: validation[k] for k in R.LOGGED}})
-        print(R.log_line(label, args.epochs, log[-1], speed, seconds[-1]), flush=True)
-        parts = {name: part.state_dict() for name, part in method.saved.items()}
-        progress = {"log": log, "states": states, "best": best, "seconds": seconds}
-        R.save(path, made_of=made_of, parts=parts, **progress)
+        log.append({"epoch": epoch, **losses, "val": {name: validation[name] for name in LOGGED}})
+        shown = {name: validation[name] for name in ("auroc", "auroc_worst_group", "mean_deo")}
+        words = [f"{k} {math.nan if v is None else v:.3f}" for k, v in (losses | shown).items()]
+        left = (args.epochs - epoch - 1) * seconds[-1]
+        words.append(f"{rate:.0f} images/s, {left // 60:.0f}:{left % 60:02.0f} left")
+        print(f"{label} {epoch + 1}/{args.epochs}:", ", ".join(words), flush=True)
+        if checkpoint:
+            parts = {name: part.state_dict() for name, part in method.saved.items()}
+            progress = {"log": log, "states": states, "best": best, "seconds": seconds}
+            save(checkpoint, progress | {"parts": parts})
     method.finish()
-    return {"last": {"epoch": args.epochs - 1, **snapshot()}, **states}, log, seconds
+    return {"last": snapshot(args.epochs - 1), **states}, log, seconds
 
 
 # ===== 6. TEACHER (shared) ========================================================================
 
 
-class Teacher:
-    """A trained network that never changes: no gradient reaches it, its batch norm stands still."""
+def data_folder(args):
+    """The folder of all runs on a data set; smoke runs have another one."""
+    return Path(args.out) / ("smoke" if args.smoke else "") / args.dataset
 
-    def __init__(self, network, answers=R.live):
-        self.network, self.answers = network.eval().requires_grad_(False), answers
+
+class Teacher:
+    """A trained network that never changes: no gradient reaches it, its batch norm stands still.
+
+    Order and views of the pictures depend on (seed, epoch) alone. So all methods ask a teacher the
+    same questions. The first run writes its answers to an epoch into a file, the others read them.
+    """
+
+    epoch_bytes, folder_bytes = 512 * 2**20, 8 * 2**30  # the most that is kept
+
+    def __init__(self, network, folder=None):
+        self.network = network.eval().requires_grad_(False)
+        self.folder = folder  # of the answers; None: each step asks the network itself
+        self.split, self.views = None, None  # whose answers these are, and their digest
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
-        ## Whatever the method, equal views get equal answers: only the first run computes them.
+        if batch.answers:
+            return batch.answers
         with torch.no_grad():
-            return self.answers(self.network, batch)
+            return self.network(batch.images)
+
+    def begin_epoch(self, args, split, epoch):
+        """The answers to all views of an epoch, (N, D') and (N, C), or None if they are not kept.
+
+        ## They are computed batch by batch, so that they are bit by bit what a step would compute.
+        """
+        if (
+            not self.folder
+            or 4 * len(split) * sum(self.network.head.weight.shape) > self.epoch_bytes
+        ):
+            return None
+        if split is not self.split:  # only once, because it reads every pixel
+            made_of = [split.hash(), self.network.state_dict(), args.batch_size, args.seed]
+            made_of += [args.balance, args.precision, args.device, torch.__version__]
+            self.split, self.views = split, digest(made_of)
+
+        def ask():
+            views = batches(split, args.batch_size, args.seed, epoch, True, args.balance)
+            feats, logits = zip(*(self(batch) for batch in views))
+            return torch.cat(feats), torch.cat(logits)
+
+        answers = made_once(self.folder / self.views / f"epoch-{epoch + 1:03}.pt", ask, args.device)
+        with locked(self.folder):  # the oldest answers make room for these
+            files = sorted(self.folder.rglob("*.pt"), key=lambda file: -file.stat().st_mtime)
+            totals = np.cumsum([file.stat().st_size for file in files])  # the newest first
+            for file in [f for f, total in zip(files, totals) if total > self.folder_bytes]:
+                file.unlink()
+        return answers
 
 
 def get_teacher(args, data):
-    """The teacher for these pictures, network and seed: trained now, or earlier by any script."""
+    """The teacher for these pictures, network and seed, and how many seconds its training took.
+
+    It is trained now if no script has done so before.
+    """
     names = "teacher image_size pretrained epochs batch_size lr weight_decay seed precision".split()
-    made_of = {name: getattr(args, name) for name in names}
-    made_of["pictures"] = data.hash("train", groups=False)  # it never sees a group
-    path = R.runs_folder(args) / "teachers" / f"{args.teacher}-{R.digest(made_of)}.pt"
+    recipe = {name: getattr(args, name) for name in names}
+    recipe["pictures"] = data.hash("train", groups=False)  # it never sees a group
+    folder = data_folder(args) / "teachers" / f"{args.teacher}-{digest(recipe)}"
     torch.manual_seed(args.seed)
     network = Network(args, args.teacher, len(data.classes)).to(args.device)
 
     def train():
-        ## Its training sees what the name of its file tells, nothing else. --balance is the
-        ## student's: the teacher is as biased as its data.
-        plain = argparse.Namespace(**made_of, device=args.device, balance=False)
-        method, unfinished = CrossEntropy(plain, data, network), path.with_suffix(".checkpoint")
-        states, log, seconds = fit(plain, data, method, unfinished, "teacher", rules={})
+        ## Nothing but the recipe decides what it learns. --balance is for students alone, so that
+        ## the teacher is as biased as its data.
+        plain = argparse.Namespace(**recipe, device=args.device, balance=False)
+        method, checkpoint = PlainTraining(plain, data, network), folder / "checkpoint.pt"
+        states, log, seconds = fit(plain, data, method, "teacher", checkpoint, rules={})
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}
 
-    saved = R.once(path, made_of, train)
-    R.restore(network, saved["state"], path)
-    answers = R.live if args.live_teacher else R.Memory(R.runs_folder(args) / "answers")
-    return Teacher(network, answers), saved["seconds"]
+    trained = made_once(folder / "teacher.pt", train)
+    put_back(network, trained["state"], folder)
+    print(f"the teacher, {args.teacher}, is ready in {folder}")
+    answers = None if args.live_teacher else folder / "answers"
+    return Teacher(network, answers), trained["seconds"]
 
 
 # ===== 7. MAIN (shared) ===========================================================================
 
 
+def load_pictures(args):
+    """The data set that the settings name."""
+    names = "target sensitive fold skew device download skip_bad smoke".split()
+    more = {name: getattr(args, name) for name in names}
+    return load(args.dataset, args.data_dir, args.image_size, **more)
+
+
 def main():
-    parser = settings()
-    args = R.complete(parser.parse_args())
-    usual = ["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"]
-    usual = R.complete(parser.parse_args(usual))
-    data = D.load_for(args)
+    args = parse()
+    if args.compile and not Method.can_compile:
+        raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
+    data = load_pictures(args)
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
-    args.run = run = R.Run(__file__, args, usual, data)
-    if args.restart or not run.result.exists():  # before the lock: processes may share this
-        Method.prepare(args, data)
-    with R.locked(run.folder):  # a second process on this run waits, and then finds the result
-        result = run.finished(args.restart) or work(args, data, run)
-    if args.export:
-        run.export(Network(args, args.student, len(data.classes)))
-    R.show(result)
+    ## The folder's name tells which settings were changed, and its digest covers all settings and
+    ## pictures. Another setting has another folder, so that no run overwrites another one.
+    usual = parse(["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"])
+    changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
+    name = "-".join(f"{k}_{v}".replace("/", "_") for k, v in changed.items())[:100] or "default"
+    settings = chosen(args) | {"pictures": data.hash()}
+    folder = data_folder(args) / Path(__file__).stem / f"{name}-{digest(settings)}-seed{args.seed}"
+    path = folder / "result.json"
+    if args.restart:
+        path.unlink(missing_ok=True)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    if path.exists():
+        print(f"{path} is there already; --restart makes it anew")
+    else:
+        train_and_test(args, data, folder, {"settings": settings, "changed": changed})
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    result = restore(path)
+    columns = {"teacher": result.get("teacher"), "student": result["last"]}
+    columns = {name: model["test"] for name, model in columns.items() if model}
+    print(metrics.show(columns, result["classes"], result["group_names"]))
 
 
-def work(args, data, run):
-    """Teacher, student, test. Writes the result and returns it."""
+def train_and_test(args, data, folder, about):
+    """Train teacher and student, test them, and write student, logits and, last, the result."""
     start = time.time()
     torch.manual_seed(args.seed)  # all methods start from the same student
     student = Network(args, args.student, len(data.classes)).to(args.device)
     teacher, teacher_seconds = get_teacher(args, data) if Method.needs_teacher else (None, 0.0)
     torch.manual_seed(args.seed + 1)
     method = Method(args, data, student, teacher)
-    states, log, seconds = fit(args, data, method, run.checkpoint, "student")
+    with locked(folder):  # a second process on this run waits, and then finds the result
+        if (folder / "result.json").exists():
+            return
+        states, log, seconds = fit(args, data, method, "student", folder / "checkpoint.pt")
 
-    ## The test split is touched here, once, when nothing is left to choose.
-    result, logits = {"log": log, **method.extra}, {}
-    networks = {"teacher": teacher.network} if teacher else {}
-    networks |= method.reported | dict.fromkeys(states, student)
-    for name, network in networks.items():
-        if name in states:
-            R.restore(network, states[name], name)
-        _, val = evaluate(network, data, "val")
-        logits[name], test = evaluate(network, data, "test", 100 if args.smoke else 1000)
-        epoch = states.get(name, {}).get("epoch")
-        result[name] = {"epoch": epoch, **R.size_of(network), "val": val, "test": test}
+        ## The test split is touched here, once, when nothing is left to choose.
+        result, logits, test = {}, {}, data["test"]
+        networks = {"teacher": teacher.network} if teacher else {}
+        for name, network in (networks | method.reported | dict.fromkeys(states, student)).items():
+            if name in states:
+                put_back(network, states[name], name)
+            _, on_val = measure(network, data, "val")
+            logits[name], on_test = measure(network, data, "test", 100 if args.smoke else 1000)
+            tensors = network.state_dict().values()
+            result[name] = {
+                "epoch": states.get(name, {}).get("epoch"),
+                "network": network.name,
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "megabytes": sum(t.numel() * t.element_size() for t in tensors) / 1e6,
+                "val": on_val,
+                "test": on_test,
+            }
 
-    ## How fast could this student train at best? The bare step on one batch, again and again.
-    bare = CrossEntropy(args, data, copy.deepcopy(student).train())
-    times = {"total": time.time() - start, "teacher": teacher_seconds, "epochs": seconds}
-    return run.write(result, logits, states, times | R.speed(args, data["train"], bare, seconds))
+        gpu = torch.cuda.get_device_name(args.device) if "cuda" in args.device else None
+        times = {
+            "total": time.time() - start,
+            "teacher": teacher_seconds,
+            "epochs": seconds,
+            "images_per_second": len(method.split) * len(seconds) / sum(seconds),
+            "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+        ## Latency as on a small device: one picture, one thread.
+        threads, picture = torch.get_num_threads(), torch.zeros(1, 3, data.size, data.size)
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            student.cpu().eval()
+            times["cpu_latency_ms"] = 1000 * metrics.seconds_per_call(lambda: student(picture), 20)
+        torch.set_num_threads(threads)
+
+        code = b"".join(Path(m.__file__).read_bytes() for m in (sys.modules[__name__], metrics))
+        about |= {"method": Path(__file__).stem, "source": hashlib.sha256(code).hexdigest()[:16]}
+        about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}
+        scale = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
+        save(folder / "student.pt", about | scale)
+        truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
+        arrays = {name: values.astype(np.float16) for name, values in logits.items()}
+        np.savez_compressed(packed := io.BytesIO(), **arrays, **truth, subjects=test.subjects)
+        save(folder / "logits.npz", packed.getvalue())
+        result = about | {"log": log} | method.extra | result | {"times": times}
+        save(folder / "result.json", json.dumps(result, indent=1, allow_nan=False))
+    print(f"wrote {folder / 'result.json'}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except D.InputError as error:
+    except InputError as error:
         sys.exit(f"{Path(__file__).name}: {error}")

@@ -1,0 +1,121 @@
+"""What the files of this folder share. Each of them is one data set, and all have the same order:
+
+    a manual      what it is, where it is to be had, how its files lie, labels, groups and split
+    DEFAULTS      what a run uses where its command line says nothing
+    read          a function from the folder of the files to a Table
+
+A reader opens no picture. It says which files there are, their labels, groups and split, and what
+it left out and why; data.py decodes them. To add a data set, copy csv.py and change it.
+"""
+
+import csv
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data import InputError
+
+
+@dataclass
+class Table:
+    """What a folder holds, one entry for each picture."""
+
+    files: list  # paths; None where the picture is missing
+    ids: list  # unique names
+    labels: np.ndarray  # (N,) int64 codes into classes
+    groups: np.ndarray  # (N,) int64 codes into group_names
+    subjects: np.ndarray  # (N,) texts: pictures of one lesion or person never part
+    split: np.ndarray  # (N,) texts train / val / test, or "" = not used
+    classes: list
+    group_names: list
+    notes: dict = field(default_factory=dict)  # what was left out and why, with counts
+    images: np.ndarray = None  # (N, H, W, 3) uint8 where no picture file is to be decoded
+    views: list = None  # N tuples, what `decode` is told besides file and size: (box, in grey?)
+
+
+def read_rows(path, columns):
+    """The rows of a table with a header, as dicts; commas or tabs, with or without a BOM."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            delimiter = "\t" if "\t" in handle.readline() else ","
+            handle.seek(0)
+            reader = csv.DictReader(handle, delimiter=delimiter)
+            header, rows = reader.fieldnames or ["nothing"], list(reader)
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: save the table as CSV (UTF-8)") from None
+    except csv.Error as error:
+        raise InputError(f"{path} is no table ({error}): look for a quote without an end") from None
+    missing = [c for c in columns if c not in header]
+    if missing:
+        raise InputError(
+            f"{path} has no column {missing[0]!r}: it needs {', '.join(columns)} and has "
+            f"{', '.join(header)}"
+        )
+    if not rows:
+        raise InputError(f"{path} has a header but no rows: fill it in")
+    for line, row in enumerate(rows, 2):
+        if None in row or any(row[c] is None for c in columns):
+            few = "more" if None in row else "fewer"
+            raise InputError(f"{path}, line {line}: {few} fields than the header has columns")
+    ids, counts = np.unique([row[columns[0]] for row in rows], return_counts=True)
+    if (counts > 1).any():
+        raise InputError(
+            f"{path} names '{ids[counts.argmax()]}' {counts.max()} times ({(counts > 1).sum()} "
+            "names are not unique): keep one row for each picture"
+        )
+    return rows
+
+
+def codes(values, names):
+    """Texts as codes into `names`, (N,) int64."""
+    place = {name: k for k, name in enumerate(names)}
+    return np.array([place[v] for v in values], dtype=np.int64)
+
+
+def contents(folder):
+    """The first names in a folder, for an error message."""
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:5]) or "nothing"
+
+
+def find(root, names, advice, below=False):
+    """The first of `names` that is in the folder `root` or, with `below`, in one of its folders.
+
+    Raises InputError, which says in which folder nearby it is, or else gives `advice`.
+    """
+    for name in names:
+        for path in sorted([*root.glob(name), *(root.glob(f"*/{name}") if below else ())]):
+            return path
+    nearby = [root.parent, root.parent.parent, *sorted(root.glob("*"))]
+    places = [place for place in nearby if any((place / name).exists() for name in names)]
+    there = f"it is in {places[0]}, pass that folder as --data-dir" if places else advice
+    raise InputError(f"{root} has no {' or '.join(names)} (it holds {contents(root)}): {there}")
+
+
+def refuse_choices(name, fold, target="label", sensitive="group"):
+    """For data sets that come in one way only, or (without the last two) with one split only."""
+    if fold is not None:
+        raise InputError(f"{name} has one split, its own: leave out --fold")
+    if (target, sensitive) != ("label", "group"):
+        raise InputError(f"{name} has one label and one group: leave out --target, --sensitive")
+
+
+def split_by_subject(subjects, fold, shares=(0.7, 0.1, 0.2), seed=0):
+    """(N,) of "train" / "val" / "test", whole subjects at a time.
+
+    Without a fold: `shares` of the subjects. Fold k in 0..4: the subjects are dealt into five
+    parts; part k is the test set and an eighth of the rest (a tenth of all) the validation set, so
+    that five runs test every picture once.
+    """
+    names = np.unique(subjects)
+    names = names[np.random.RandomState(seed).permutation(len(names))]
+    if fold is None:
+        n_test, n_val = round(shares[2] * len(names)), round(shares[1] * len(names))
+        test, val = names[:n_test], names[n_test : n_test + n_val]
+    else:
+        test = np.array_split(names, 5)[fold]
+        rest = names[~np.isin(names, test)]
+        val = rest[: len(rest) // 8]
+    split = np.where(np.isin(subjects, val), "val", "train")
+    split[np.isin(subjects, test)] = "test"
+    return split

@@ -1,0 +1,115 @@
+"""celeba: 202,599 faces with 40 attributes (Liu et al., 2015); a part of them will do.
+
+WHERE. https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; its agreement bars passing copies on.
+FILES. img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt and, if you have it,
+identity_CelebA.txt, together or in Anno/, Eval/, Img/ as packed. Rows without a picture and
+pictures without a row are left out and counted.
+LABELS and GROUPS. --target and --sensitive: any attributes, crossed with +, such as Male+Young,
+which makes four groups.
+SPLIT. The official one. Persons, where identity_CelebA.txt is there, are the bootstrap's clusters.
+LICENCE. For non-commercial research; cite the paper.
+"""
+
+import itertools
+import os
+
+import numpy as np
+
+from data import InputError, near
+from datasets import Table, contents, find, refuse_choices
+
+DEFAULTS = {
+    "image_size": 64,
+    "teacher": "resnet50",
+    "student": "resnet18",
+    "target": "Attractive",
+    "sensitive": "Male",
+}
+PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+
+
+def read_list(path, lines, width, keep=(0,)):
+    """{picture: the fields `keep` of its line}; each line is a picture and `width` numbers."""
+    rows = {}
+    for n, line in lines:
+        name, *fields = line.split() or [""]
+        if len(fields) != width or not all(f.removeprefix("-").isdecimal() for f in fields):
+            raise InputError(
+                f"{path}, line {n}: not a picture and {width} numbers, the file is cut off or "
+                f"damaged: get it anew from {PAGE}"
+            )
+        rows[name] = [int(fields[k]) for k in keep]
+    return rows
+
+
+def read(root, target, sensitive, fold, download):
+    """The Table of all pictures that have a row; what is missing is counted."""
+    refuse_choices("celeba", fold)
+    advice = f"get it from {PAGE} and unpack it there"
+    path = find(root, ["list_attr_celeba.txt"], advice, below=True)
+    count, header, *lines = [*path.read_text(errors="replace").strip().split("\n"), "", ""]
+    known, lines = header.split(), lines[:-2]
+    if count.strip() != str(len(lines)):
+        raise InputError(
+            f"{path} has {len(lines)} rows, but its first line says {count.strip()[:20]!r}: it is "
+            f"cut off, get it anew from {PAGE}; or write there how many you want"
+        )
+    chosen = {"target": target.split("+"), "sensitive": sensitive.split("+")}
+    for flag, name in ((flag, name) for flag, names in chosen.items() for name in names):
+        if name not in known:
+            raise InputError(
+                f"--{flag} {name!r} is no attribute of CelebA: did you mean {near(name, known, 0)}?"
+            )
+    both = chosen["target"] + chosen["sensitive"]
+    if len(set(both)) < len(both):
+        raise InputError(f"--target {target} --sensitive {sensitive}: name each attribute once")
+    keep = [known.index(name) for name in both]
+    rows = read_list(path, enumerate(lines, 3), len(known), keep)
+
+    folder = find(root, ["img_align_celeba"], advice, below=True)
+    if (folder / folder.name).is_dir():  # as some programs unpack it
+        folder = folder / folder.name
+    found = {name for name in os.listdir(folder) if name.endswith(".jpg")}
+    ids = sorted(found & set(rows))
+    if not ids:
+        raise InputError(
+            f"{folder} has none of the pictures of {path.name}, such as {next(iter(rows), '?')} "
+            f"(it holds {contents(folder)}): put them there"
+        )
+    path = find(root, ["list_eval_partition.txt"], advice, below=True)
+    parts = read_list(path, enumerate(path.read_text(errors="replace").splitlines(), 1), 1)
+    wrong = [i for i in ids if parts.get(i) not in ([0], [1], [2])]
+    if wrong:
+        raise InputError(
+            f"{path} does not say 0, 1 or 2 for {wrong[0]}, nor for "
+            f"{len(wrong) - 1} others: get it anew from {PAGE}"
+        )
+    persons = {}
+    for path in [*root.glob("identity_CelebA.txt"), *root.glob("*/identity_CelebA.txt")]:
+        persons = read_list(path, enumerate(path.read_text(errors="replace").splitlines(), 1), 1)
+
+    positive = np.array([rows[i] for i in ids]) == 1  # (N, attributes)
+    n = len(chosen["target"])
+
+    def code(bits):  # (N, attributes) to (N,): the first attribute counts most
+        return bits @ 2 ** np.arange(bits.shape[1])[::-1]
+
+    def names(attributes):
+        signs = ((f"not {name}", name) for name in attributes)
+        return [", ".join(values) for values in itertools.product(*signs)]
+
+    return Table(
+        [folder / i for i in ids],
+        ids,
+        code(positive[:, :n]),
+        code(positive[:, n:]),
+        np.array([str(persons[i][0]) if i in persons else i for i in ids]),
+        np.array([("train", "val", "test")[parts[i][0]] for i in ids]),
+        names(chosen["target"]),
+        names(chosen["sensitive"]),
+        {
+            "left out: rows without a picture": len(set(rows) - found),
+            "left out: pictures without a row": len(found - set(rows)),
+            "pictures of unknown persons": sum(i not in persons for i in ids),
+        },
+    )
