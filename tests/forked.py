@@ -6,6 +6,7 @@ A server process imports torch, torchvision and optuna once, and forks itself fo
     script = Script("ckd", "--smoke", cwd=folder)        the same, while it runs; script.kill()
 """
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -21,10 +22,20 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = sorted(path.stem for path in (ROOT / "methods").glob("*.py"))
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["forked", "torch._dynamo", "torchvision", "optuna", "scipy.stats", "filelock", "PIL.Image"]
 )
+
+
+def small(script):
+    """The flags of a run of a second on the pictures of conftest.make_pictures in pictures/."""
+    flags = ["--dataset", "csv", "--data-dir", "pictures", "--image-size", "16", "--smoke"]
+    flags += ["--teacher", "convnet4", "--batch-size", "8", "--device", "cpu"]
+    if importlib.import_module(script).settings().get_default("student"):  # FairTune's transformer
+        return [*flags, "--source", "csv", "--source-dir", "pictures"]
+    return [*flags, "--student", "convnet2"]
 
 
 def main_of(path, flags, folder, environment, outputs, tell, before):
