@@ -8,7 +8,7 @@ A reader opens no picture. It says which files there are, their labels, groups a
 it left out and why; data.py decodes them. To add a data set, copy csv.py and change it.
 """
 
-import csv
+from csv import DictReader, Error  # not "import csv": datasets.csv is a module of this folder
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,11 +39,11 @@ def read_rows(path, columns):
         with open(path, newline="", encoding="utf-8-sig") as handle:
             delimiter = "\t" if "\t" in handle.readline() else ","
             handle.seek(0)
-            reader = csv.DictReader(handle, delimiter=delimiter)
+            reader = DictReader(handle, delimiter=delimiter)
             header, rows = reader.fieldnames or ["nothing"], list(reader)
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: save the table as CSV (UTF-8)") from None
-    except csv.Error as error:
+    except Error as error:
         raise InputError(f"{path} is no table ({error}): look for a quote without an end") from None
     missing = [c for c in columns if c not in header]
     if missing:
