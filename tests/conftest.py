@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-import readers
+import datasets.cifar10s
+import datasets.wider
 from data import load
 
 DX = ["nv", "mel", "nv", "bkl", "nv", "bcc", "akiec", "nv", "vasc", "df"]
@@ -78,7 +79,7 @@ def make_cifar10s(root):
     official ones: k is the k-th picture of its part."""
     for part, number in (("train", 200), ("test", 20)):
         for k, c in enumerate(np.random.default_rng(number).permutation(number) % 10):
-            folder = root / part / readers.CIFAR_CLASSES[c]
+            folder = root / part / datasets.cifar10s.CLASSES[c]
             folder.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), colour(k)).save(folder / f"{k:05}.png")
 
@@ -120,7 +121,7 @@ def make_wider(root):
     """Six images of each of the 30 events: two for training, two for validation, two for tests.
     The people stand beside each other, 4 x 10 pixels each, image n in colours from 10 n on."""
     contents, number = {"trainval": [], "test": []}, 0
-    events = [event for events in readers.WIDER_CLASSES.values() for event in events]
+    events = [event for events in datasets.wider.CLASSES.values() for event in events]
     for part in ("train", "val", "test"):
         for event in events * 2:
             people = wider_people(number)

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path.stem for path in (ROOT / "methods").glob("*.py"))
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["forked", "torch._dynamo", "torchvision", "optuna", "scipy.stats", "filelock", "PIL.Image"]
+    ["forked", "torch._dynamo", "torchvision", "optuna", "alembic.command", "PIL.Image", "pytest"]
+    + ["sqlalchemy.dialects.sqlite", "optuna.storages._rdb.models", "scipy.stats", "filelock"]
 )
 
 

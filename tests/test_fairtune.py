@@ -1,13 +1,12 @@
 """What a bit frees, against the authors' code; the search: its objective, pruning, resuming after
 a kill, two processes on one study; and that the last run uses what the search has found."""
 
+import copy
 import json
+import math
 import shutil
-import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import fairtune
 import numpy as np
@@ -15,13 +14,12 @@ import optuna
 import pytest
 import torch
 from conftest import arguments
+from forked import SERVER, Script, small
 
-import data as D
-import metrics as M
-import runs as R
+import metrics
+from data import Diverged, InputError, load
 
-ROOT = Path(__file__).resolve().parent.parent
-PARITY = dict(np.load(ROOT / "tests" / "parity" / "medical.npz"))
+PARITY = dict(np.load(Path(__file__).parent / "parity" / "medical.npz"))
 
 
 def network(*flags, name="vit_tiny"):
@@ -56,39 +54,47 @@ def test_bits_stand_for_norms_attention_and_mlp_of_each_block():
 
 
 @pytest.mark.parametrize("bits", ["0" * 12, "1" * 12, "100010001110"])
-def test_what_is_frozen_stays_bit_by_bit(toy, tmp_path, bits):
+def test_what_is_frozen_stays_bit_by_bit(toy, bits):
     """Neither weight decay nor batch norm's statistics move it; what is free does move."""
     args = arguments(fairtune, "--weight-decay", "0.5")
     net = network()
     start = {k: v.clone() for k, v in net.state_dict().items()}
     method = fairtune.Tuning(args, toy, net, bits, 1e-2)
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
-    fairtune.fit(args, toy, method, tmp_path / "checkpoint.pt", "test")
+    fairtune.fit(args, toy, method, "test")
     for name, value in net.state_dict().items():
         assert torch.equal(value, start[name]) == (name not in trained), name
     assert any("running_mean" in name for name in start)  # batch norm is there
+
+
+def objective(name, validation):
+    """The value of a trial whose epoch had these metrics on validation."""
+    method = object.__new__(fairtune.Tuning)  # without networks: their metrics are given
+    method.args, method.trial = arguments(fairtune, "--objective", name), None
+    method.end_epoch(0, validation)
+    return method.value
 
 
 def test_the_objective_is_that_of_the_whole_split():
     """The authors' AUC of the data set, not their mean over batches."""
     truth = {"labels": PARITY["metrics/in/label"], "groups": PARITY["metrics/in/attr2"]}
     logits = PARITY["fairtune/in/logits"]
-    ours = M.evaluate(**truth, logits=logits, num_classes=2, num_groups=2, replicates=0)
+    ours = metrics.evaluate(**truth, logits=logits, num_classes=2, num_groups=2, replicates=0)
     areas = [ours["auroc"], *(group["auroc"] for group in ours["groups"])]
     whole = PARITY["fairtune/out/dataset_auc_overall_M_F"]
     np.testing.assert_allclose(areas, whole, rtol=1e-12)
     assert abs(areas - PARITY["fairtune/out/batchmean_auc_overall_M_F"]).min() > 0.003
-    assert R.defined(ours, "auroc_worst_group") == pytest.approx(whole.min(), rel=1e-12)
+    assert objective("auroc_worst_group", ours) == pytest.approx(whole.min(), rel=1e-12)
     worst = [-np.log(np.exp(row[y]) / np.exp(row).sum()) for row, y in zip(logits, truth["labels"])]
     worst = max(np.mean(np.array(worst)[truth["groups"] == g]) for g in (0, 1))
-    assert R.defined(ours, "loss_worst_group") == pytest.approx(worst, rel=1e-6)
+    assert objective("loss_worst_group", ours) == pytest.approx(worst, rel=1e-6)
 
 
 def test_an_undefined_objective_is_explained():
-    lonely = M.evaluate(labels=[0, 1, 1], groups=[0, 0, 1], logits=np.eye(2)[[0, 1, 1]],
-                        num_classes=2, num_groups=2, replicates=0)  # fmt: skip
-    with pytest.raises(D.InputError, match="auroc_gap is undefined.*group 1 has no sample"):
-        R.defined(lonely, "auroc_gap")
+    few = {"labels": [0, 1, 1], "groups": [0, 0, 1], "logits": np.eye(2)[[0, 1, 1]]}
+    lonely = metrics.evaluate(**few, num_classes=2, num_groups=2, replicates=0)
+    with pytest.raises(InputError, match="auroc_gap is undefined.*group 1 has no sample"):
+        objective("auroc_gap", lonely)
 
 
 @pytest.mark.parametrize(
@@ -97,11 +103,10 @@ def test_an_undefined_objective_is_explained():
         (("--mask", "0101"), "12 bits"),
         (("--mask", "01010101010x"), "12 bits"),
         (("--mask", "search", "--trials", "0"), "1 or more"),
-        (("--mask", "all", "--trials", "-1"), "1 or more"),
     ],
 )
 def test_bad_masks_are_refused(toy, flags, message):
-    with pytest.raises(D.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         fairtune.search(arguments(fairtune, *flags), toy, network())
 
 
@@ -110,11 +115,10 @@ def test_bad_masks_are_refused(toy, flags, message):
     [
         (("--student", "convnet8"), "convnet8 has no transformer blocks"),
         (("--dataset", "csv"), "vit_tiny must be pre-trained.*--source"),
-        (("--student", "vit_tiny", "--pretrained"), "vit_tiny"),
     ],
 )
 def test_networks_that_cannot_be_tuned_are_refused(toy, flags, message):
-    with pytest.raises(D.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         fairtune.theta_0(arguments(fairtune, *flags), toy)
 
 
@@ -124,137 +128,158 @@ def test_named_masks_without_a_search(toy):
         assert fairtune.search(args, toy, network()) == (bits, args.lr, [])
 
 
-# ----- runs.shared_search alone, with an attempt that trains nothing ------------------------------
-
-SPACE = {"x": optuna.distributions.FloatDistribution(0, 1)}
+# ----- the search alone, with trials that train nothing -------------------------------------------
 
 
-def settings(folder, trials=12):
-    run = SimpleNamespace(folder=folder, settings={})
-    return SimpleNamespace(trials=trials, smoke=False, seed=0, run=run)
+def cost(lr):
+    """What a pretended trial reaches with this learning rate: 1e-4 is best."""
+    return (math.log10(lr) + 4) ** 2
 
 
-def halving(trial, checkpoint):
-    """Nearer to 0.3 is better; three epochs, all reported."""
-    for epoch in (1, 2, 3):
-        trial.report((trial.params["x"] - 0.3) ** 2, epoch)
-        if trial.should_prune():
-            raise optuna.TrialPruned
-    return (trial.params["x"] - 0.3) ** 2
+def pretended_fit(args, data, method, label, checkpoint=None, rules=()):
+    """Three epochs with the same validation, all reported."""
+    for epoch in range(args.epochs):
+        lr = method.optimizer.param_groups[0]["initial_lr"]
+        method.end_epoch(epoch, {args.objective: cost(lr)})
 
 
-HOW = {"direction": "minimize", "pruner": optuna.pruners.SuccessiveHalvingPruner(1, 2)}
+@pytest.fixture
+def pretend(monkeypatch):
+    monkeypatch.setattr(fairtune, "fit", pretended_fit)
 
 
-def test_pruning_saves_epochs_and_the_best_is_the_best(tmp_path):
-    best, trials = R.shared_search(settings(tmp_path), halving, SPACE, False, **HOW)
+def settings(out, *flags, trials=12):
+    """Arguments of a search of `trials` trials, six epochs each."""
+    args = arguments(fairtune, "--out", str(out), "--trials", str(trials), *flags)
+    args.smoke, args.epochs = False, 6
+    return args
+
+
+def test_pruning_saves_epochs_and_the_best_is_the_best(toy, tmp_path, pretend):
+    start = network()
+    bits, lr, trials = fairtune.search(settings(tmp_path), toy, start)
     ended = [trial for trial in trials if trial["state"] == "complete"]
     assert len(trials) == 12 and 0 < len(ended) < 12
-    assert sum(len(trial["values"]) for trial in trials) < 12 * 3
-    assert best == min(ended, key=lambda trial: trial["values"][-1])["params"]
-    up = {**HOW, "direction": "maximize"}
-    far, others = R.shared_search(settings(tmp_path / "up"), halving, SPACE, False, **up)
-    assert abs(far["x"] - 0.3) > abs(best["x"] - 0.3)
-    again = R.shared_search(settings(tmp_path), halving, SPACE, False, **HOW)
-    assert again == (best, trials)  # it is there: nothing is tried anew
+    assert sum(len(trial["values"]) for trial in trials) < 12 * 6
+    best = dict(min(ended, key=lambda trial: trial["values"][-1])["params"])
+    assert lr == best.pop("lr") and bits == "".join(str(best[name]) for name in sorted(best))
+    assert fairtune.RATES[0] <= lr <= fairtune.RATES[1]
+    up = settings(tmp_path, "--objective", "auroc")
+    assert cost(fairtune.search(up, toy, start)[1]) > cost(lr)  # what is larger is better here
+    again = fairtune.search(settings(tmp_path), toy, start)
+    assert again == (bits, lr, trials)  # it is there: nothing is tried anew
+    other = copy.deepcopy(start)
+    other.head.bias.data += 1  # another θ₀ is another search
+    assert len(list(tmp_path.rglob("study.db"))) == 2
+    fairtune.search(settings(tmp_path, trials=1), toy, other)
+    assert len(list(tmp_path.rglob("study.db"))) == 3
 
 
-def test_a_trial_that_diverges_does_not_end_the_search(tmp_path):
-    def attempt(trial, checkpoint):
-        if trial.number in (0, 3):
-            raise R.NotFinite("loss is nan")
-        return halving(trial, checkpoint)
+def test_a_trial_that_diverges_does_not_end_the_search(toy, tmp_path, monkeypatch, capsys):
+    def diverging(*args, **more):
+        if len(calls) in bad:
+            calls.append("bad")
+            raise Diverged("loss is nan")
+        calls.append("good")
+        pretended_fit(*args, **more)
 
-    best, trials = R.shared_search(settings(tmp_path), attempt, SPACE, False, **HOW)
-    assert [t["state"] for t in trials].count("pruned") >= 2 and trials[0]["values"] == []
-    always = lambda trial, checkpoint: attempt(SimpleNamespace(number=0), checkpoint)
-    with pytest.raises(D.InputError, match="no trial came to its end"):
-        R.shared_search(settings(tmp_path / "none", 2), always, SPACE, False, **HOW)
+    monkeypatch.setattr(fairtune, "fit", diverging)
+    calls, bad = [], (0, 3)
+    _, lr, trials = fairtune.search(settings(tmp_path, trials=5), toy, network())
+    assert [t["values"] for t in trials].count([]) == 2 and trials[0]["state"] == "pruned"
+    assert len(calls) == 5 and "trial 3 ends here: loss is nan" in capsys.readouterr().out
+    calls, bad = [], range(9)
+    with pytest.raises(InputError, match="no trial came to its end"):
+        fairtune.search(settings(tmp_path / "none", trials=2), toy, network())
 
 
-def test_a_search_that_stops_goes_on_with_the_same_trials(tmp_path):
+def test_a_search_that_stops_goes_on_with_the_same_trials(toy, tmp_path, monkeypatch, pretend):
     """An error in the fifth trial; the trial is repeated, and the end is that of an undisturbed
-    search. With `anew` all begins again."""
-    whole = R.shared_search(settings(tmp_path / "whole"), halving, SPACE, False, **HOW)
+    search. With --restart all begins again."""
+    start = network()
+    whole = fairtune.search(settings(tmp_path / "whole", trials=8), toy, start)
     calls = []
 
-    def break_once(trial, checkpoint):
-        calls.append(trial.params["x"])
+    def break_once(args, data, method, *more, **others):
+        calls.append(method.optimizer.param_groups[0]["initial_lr"])
         if len(calls) == 5:
             raise MemoryError
-        return halving(trial, checkpoint)
+        pretended_fit(args, data, method, *more, **others)
 
-    args = settings(tmp_path / "broken")
+    monkeypatch.setattr(fairtune, "fit", break_once)
+    args = settings(tmp_path / "broken", trials=8)
     with pytest.raises(MemoryError):
-        R.shared_search(args, break_once, SPACE, False, **HOW)
-    assert R.shared_search(args, break_once, SPACE, False, **HOW) == whole
-    assert calls[4] == calls[5] and len(calls) == 13
-    R.shared_search(args, break_once, SPACE, True, **HOW)
-    assert len(calls) == 25
+        fairtune.search(args, toy, start)
+    assert fairtune.search(args, toy, start) == whole
+    assert calls[4] == calls[5] and len(calls) == 9
+    args.restart = True
+    assert fairtune.search(args, toy, start) == whole and len(calls) == 17
 
 
-WORKER = """
-import sys, time
-sys.path[:0] = {paths!r}
-from pathlib import Path
-import runs as R, test_fairtune as T
-def slow(trial, checkpoint):
-    print(trial.number, flush=True)
-    time.sleep({seconds})
-    return T.halving(trial, checkpoint)
-R.shared_search(T.settings(Path({folder!r}), 8), slow, T.SPACE, False, **T.HOW)
-"""
+def search_slowly(folder, seconds, tell):
+    """In a process of its own: a search whose trials take `seconds`, and what it tried."""
+
+    def slow(args, data, method, label, *more, **others):
+        tell.send(label)
+        time.sleep(seconds)
+        pretended_fit(args, data, method, label)
+
+    fairtune.fit = slow
+    torch.set_num_threads(1)
+    data = load("csv", folder / "pictures", 16)
+    torch.manual_seed(0)
+    args = settings(folder / "runs", "--dataset", "csv", "--image-size", "16", trials=6)
+    args.device = "cpu"
+    tell.send(fairtune.search(args, data, fairtune.Network(args, "vit_tiny", 3)))
 
 
-def worker(folder, seconds):
-    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "methods")]
-    code = WORKER.format(paths=paths, folder=str(folder), seconds=seconds)
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-
-
-def test_two_processes_share_a_study_and_one_dies(tmp_path):
-    """The first is killed in a trial: the other repeats it and ends all eight, without waiting."""
-    first, second = worker(tmp_path, 3600), worker(tmp_path, 0.3)
-    for process in (first, second):  # has begun a trial; the first would stay in it for an hour
-        while not process.stdout.readline().strip().isdigit():
-            pass  # it says that it waits for the study
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    assert second.wait(timeout=1800) == 0
-    (path,) = tmp_path.glob("*/study.db")
-    trials = optuna.load_study(study_name="search", storage=f"sqlite:///{path}").get_trials()
-    states = [trial.state.name for trial in trials]
-    assert states.count("FAIL") == 1 and len(states) == 9 and "RUNNING" not in states
-    assert len({trial.user_attrs["worker"] for trial in trials}) == 2
-    assert len({trial.params["x"] for trial in trials if trial.state.name != "FAIL"}) == 8
+def test_two_processes_share_a_search_and_one_dies(originals, tmp_path):
+    """The first is killed in a trial: the other repeats it and ends all six."""
+    shutil.copytree(originals / "csv", tmp_path / "pictures")
+    runs = []
+    for seconds in (3600, 0.2):
+        ours, theirs = SERVER.Pipe(duplex=False)
+        process = SERVER.Process(target=search_slowly, args=(tmp_path, seconds, theirs))
+        process.start()
+        theirs.close()
+        runs.append((process, ours, [ours.recv()]))  # has begun a trial
+    (first, _, (stuck,)), (second, ours, tried) = runs
+    while len(tried) < 5:  # all but that of the first
+        tried.append(ours.recv())
+    assert not ours.poll(1), "it waits for the first, and does not repeat what another one tries"
+    first.kill()
+    tried += [ours.recv(), ours.recv()]
+    second.join()
+    *tried, (_, _, trials) = tried
+    draws = [label.split()[1] for label in tried]
+    assert draws == ["1", "2", "3", "4", "5", "0"] and stuck.startswith("trial 0 ")
+    assert len(trials) == 6 and len({trial["params"]["lr"] for trial in trials}) == 6
+    (path,) = tmp_path.rglob("study.db")
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{path}")
+    states = [trial.state.name for trial in study.get_trials()]
+    assert states.count("FAIL") == 1 and len(states) == 7 and "RUNNING" not in states
 
 
 # ----- the script, as a user starts it ------------------------------------------------------------
 
 
-def start(out):
-    command = [sys.executable, "-u", ROOT / "methods" / "fairtune.py", "--smoke", "--out", out]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def result(out):
-    (path,) = out.rglob("*.json")
+def result(folder):
+    (path,) = folder.rglob("result.json")
     content = json.loads(path.read_text())
     return {name: value for name, value in content.items() if name != "times"}
 
 
-def test_killed_runs_go_on_and_two_runs_share_the_trials(tmp_path):
+def test_killed_runs_go_on_and_two_runs_share_the_trials(originals, tmp_path):
     """One run killed in its first trial and started again; then two at once: the same result."""
-    out = tmp_path / "killed" / "results"
-    run = start(out)
-    for line in run.stdout:
-        if line.startswith("trial 0"):
-            break
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    assert start(out).communicate()[0].count("wrote") == 1
-    killed = result(out)
-    search, last = killed["search"], killed["last"]
+    killed, both = tmp_path / "killed", tmp_path / "both"
+    for folder in (killed, both):
+        shutil.copytree(originals / "csv", folder / "pictures")
+    run = Script("fairtune", *small("fairtune"), cwd=killed)
+    run.wait_for("trial 0")
+    run.kill()
+    done = Script("fairtune", *small("fairtune"), cwd=killed).wait()
+    assert done.stdout.count("wrote") == 1, done.stderr
+    search, last = result(killed)["search"], result(killed)["last"]
     assert [trial["state"] for trial in search["trials"]].count("complete") >= 1
     ## The last run has the bits and the rate of the best trial, and so its value, digit by digit.
     ended = [trial for trial in search["trials"] if trial["state"] == "complete"]
@@ -264,11 +289,12 @@ def test_killed_runs_go_on_and_two_runs_share_the_trials(tmp_path):
     assert "".join(map(str, bits)) == search["bits"]
     assert last["val"]["loss_worst_group"] == best["values"][-1]
 
-    both = tmp_path / "both" / "results"
-    shutil.copytree(
-        out.parent / "runs" / "smoke" / "toy-source", both.parent / "runs" / "smoke" / "toy-source"
-    )
-    ends = [run.communicate()[0] for run in [start(both), start(both)]]
-    assert sum("wrote" in end for end in ends) == 1  # one trains, the other finds the result
-    assert sum("is there already" in end for end in ends) == 1
+    runs = [Script("fairtune", *small("fairtune"), cwd=both) for _ in range(2)]
+    ends = [run.wait() for run in runs]
+    assert [end.returncode for end in ends] == [0, 0], ends
+    texts = [end.stdout for end in ends]
+    assert sum("wrote" in text for text in texts) == 1  # one trains, the other finds the result
+    assert sum(text.count("student 1/2") for text in texts) == 1
+    for trial in range(3):
+        assert sum(f"trial {trial} " in text for text in texts) == 1  # no trial is tried twice
     assert len(result(both)["search"]["trials"]) == 3
