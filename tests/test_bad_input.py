@@ -1,15 +1,15 @@
 """Bad input gives one clear sentence and an exit code that is not 0, never a traceback.
 
-Most cases run the real script inside this process, as if it were the main program; a few, and the
-runs that must come out equal, are processes of their own.
+Most cases run the real script inside this process, as if it were the main program; the runs that
+must come out equal are processes of their own.
 """
 
+import importlib
 import json
 import os
 import runpy
 import shutil
 import struct
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -18,52 +18,44 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pictures, read_table, write_table
+from forked import run_script
 from PIL import Image
 
-import data as D
-import readers
-import runs
+import data as data_module
+from data import InputError, load
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "methods" / "ckd.py"
+METHODS = Path(__file__).resolve().parent.parent / "methods"
+SCRIPTS = sorted(path.stem for path in METHODS.glob("*.py"))
 HAM, CSV = "HAM10000_metadata.csv", "labels.csv"
-SMALL = ["--image-size", "16", "--teacher", "convnet4", "--student", "convnet2", "--smoke",
-         "--device", "cpu"]  # fmt: skip
+SMALL = "--smoke --device cpu --image-size 16 --teacher convnet4 --student convnet2".split()
 
 
-def one_sentence(text):
+def one_sentence(text, script="ckd"):
     """The message of the script, which must be a single line."""
-    assert text.startswith("ckd.py: ") and "Traceback" not in text
+    assert text.startswith(f"{script}.py: ") and "Traceback" not in text
     assert len(text.strip().splitlines()) == 1 and len(text) > 30
     return text
 
 
-def outcome(*arguments):
+def outcome(*arguments, script="ckd"):
     """Run the script in this process: the sentence with which it ends, or None if all is well."""
-    before = sys.argv, sys.path[:]
+    path, before = METHODS / f"{script}.py", (sys.argv, sys.path[:])
     try:
-        sys.argv = [str(SCRIPT), *map(str, arguments)]
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        sys.argv = [str(path), *map(str, arguments)]
+        runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:  # a text: Python prints it to stderr and exits with 1
         assert isinstance(end.code, str), f"exit code {end.code}"
-        return one_sentence(end.code)
+        return one_sentence(end.code, script)
     finally:
         sys.argv, sys.path[:] = before
     return None
 
 
-def process(*arguments, cwd):
-    """Run the script as a user does."""
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=one_thread, capture_output=True, text=True)
-
-
-# ---------------------------------------------------------------- what can be wrong with the files
+# ----- what can be wrong with the files: functions that spoil a folder `root` ---------------------
 
 
 def rows(table, change):
-    """A fault: `change(list of rows)` in a table, in place or as a new list."""
+    """`change(list of rows)` in a table, in place or as a new list."""
 
     def spoil(root):
         content = read_table(root / table)
@@ -73,45 +65,97 @@ def rows(table, change):
 
 
 def cell(table, line, column, value):
-    """A fault: another value in one cell; lines are counted as editors do."""
+    """Another value in one cell; lines are counted as editors do."""
     return rows(table, lambda content: content[line - 2].update({column: value}))
 
 
-def text(table, change):
-    """A fault: `change(text)` of a table."""
-    return lambda root: (root / table).write_text(change((root / table).read_text()))
+def column(table, name, value=None):
+    """Another value in a whole column; None: the column is not there."""
 
+    def change(content):
+        for row in content:
+            row.pop(name) if value is None else row.update({name: value})
 
-def without(table, column):
-    return rows(table, lambda content: [row.pop(column) for row in content] and None)
+    return rows(table, change)
 
 
 def repeat(table, line):
     return rows(table, lambda content: content.insert(0, dict(content[line - 2])))
 
 
-def cut(file):
-    """A fault: the second half of a picture is missing."""
+def text(table, change):
+    """`change(text)` of a table."""
+    return lambda root: (root / table).write_text(change((root / table).read_text()))
+
+
+def swap(table, old, new):
+    """Other words in the text of a table, at their first place."""
+    return text(table, lambda content: content.replace(old, new, 1))
+
+
+def lines(table, place, new=()):
+    """Other lines at a place (a slice) of a text file; none: they are cut out."""
 
     def spoil(root):
-        image = Image.effect_noise((60, 60), 90).convert("RGB")
-        image.save(root / file)
-        content = (root / file).read_bytes()
-        (root / file).write_bytes(content[: len(content) // 2])
+        content = (root / table).read_text().split("\n")
+        content[place] = new
+        (root / table).write_text("\n".join(content))
+
+    return spoil
+
+
+def header_only(table):
+    return text(table, lambda content: content.splitlines()[0] + "\n")
+
+
+def gone(*names):
+    """Files or folders that are not there."""
+
+    def spoil(root):
+        for path in [path for name in names for path in root.glob(name)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return spoil
+
+
+def no_folder(root):
+    shutil.rmtree(root)
+
+
+def file(name, content):
+    """A file with this content, bytes."""
+    return lambda root: (root / name).write_bytes(content)
+
+
+def move(name, place):
+    return lambda root: (root / name).rename(root / place)
+
+
+def both(*faults):
+    return lambda root: [fault(root) for fault in faults]
+
+
+def cut(name):
+    """The second half of a picture is missing."""
+
+    def spoil(root):
+        Image.effect_noise((60, 60), 90).convert("RGB").save(root / name)
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[: len(content) // 2])
 
     return spoil
 
 
 def bomb(root):
-    """A fault: a small PNG that says it has 10 billion pixels."""
+    """A small PNG that says it has 10 billion pixels."""
     content = (root / "pictures/018.png").read_bytes()
     head = b"IHDR" + struct.pack(">II", 100_000, 100_000) + content[24:29]
     head += struct.pack(">I", zlib.crc32(head))
     (root / "pictures/018.png").write_bytes(content[:12] + head + content[33:])
 
 
-def keep_subfolder(root):
-    """A fault: the data set lies one folder deeper than the user says."""
+def deeper(root):
+    """The data set lies one folder deeper than the user says."""
     for child in list(root.iterdir()):
         (root / "deeper").mkdir(exist_ok=True)
         child.rename(root / "deeper" / child.name)
@@ -123,148 +167,42 @@ def part_of(row):
 
 
 def divided(change):
-    """labels.csv with a split, and change(part, row) made to every row of it."""
+    """labels.csv with a split; then change(part, row) is called for every row."""
 
     def divide(content):
         for row in content:
-            change(part_of(row), row)
-        return [{**row, "split": part_of(row)} for row in content]
+            row["split"] = part_of(row)
+            change(row["split"], row)
 
     return rows(CSV, divide)
 
 
 def moved(line, part):
     """labels.csv with a split, in which one row is moved to another part."""
-
-    def divide(content):
-        divided = [{**row, "split": part_of(row)} for row in content]
-        divided[line - 2]["split"] = part
-        return divided
-
-    return rows(CSV, divide)
+    return both(divided(lambda part, row: None), cell(CSV, line, "split", part))
 
 
-HAM_FAULTS = {  # name: (fault, more arguments, what the sentence must contain)
-    "missing folder": (shutil.rmtree, [], ["does not exist", "--data-dir"]),
-    "one level deeper": (keep_subfolder, [], ["no HAM10000_metadata.csv", "{root}/deeper"]),
-    "no table": (lambda r: (r / HAM).unlink(), [],
-                 ["no HAM10000_metadata.csv", "HAM10000_images_part_1", "doi.org", "--download"]),
-    "no pictures": (lambda r: [shutil.rmtree(p) for p in r.glob("*part*")], [],
-                    ["none of its pictures", "HAM10000_images_part_1"]),
-    "one part missing": (lambda r: shutil.rmtree(r / "HAM10000_images_part_2"), [],
-                         ["pictures cannot be read", "ISIC_0000001", "--skip-bad"]),
-    "truncated": (cut("HAM10000_images_part_2/ISIC_0000017.jpg"), [],
-                  ["1 of 117", "ISIC_0000017", "truncated", "--skip-bad"]),
-    "sex": (cell(HAM, 5, "sex", "Male"), [], ["sex is 'Male'", "ISIC_0"]),
-    "age": (cell(HAM, 5, "age", "old"), [], ["age is 'old'", "ISIC_0"]),
-    "negative age": (cell(HAM, 5, "age", "-1"), [], ["age is '-1'", "ISIC_0"]),
-    "age that is no number": (cell(HAM, 5, "age", "nan"), [], ["age is 'nan'", "ISIC_0"]),
-    "dx": (cell(HAM, 5, "dx", "wart"), [], ["dx is 'wart'", "akiec"]),
-    "twice": (repeat(HAM, 9), [], ["ISIC_", "2 times"]),
-    "no lesion_id": (without(HAM, "lesion_id"), [], ["no column 'lesion_id'", "image_id"]),
-    "no image_id": (without(HAM, "image_id"), [], ["no column 'image_id'", "lesion_id"]),
-    "header only": (text(HAM, lambda t: t.splitlines()[0] + "\n"), [], [HAM, "no rows"]),
-    "no group left": (rows(HAM, lambda c: [r.update(sex="male") for r in c] and None), [],
-                      ["'female' has no picture", "split of ham10000"]),
-    "target": (None, ["--target", "cancer"], ["--target 'cancer'", "malignant+bcc", "dx"]),
-    "sensitive": (None, ["--sensitive", "gender"], ["--sensitive 'gender'", "sex", "age"]),
-    "sensitive twice": (None, ["--sensitive", "sex+sex"], ["--sensitive 'sex+sex'"]),
-    "fold": (None, ["--fold", "5"], ["--fold 5", "0, 1, 2, 3 or 4"]),
-}  # fmt: skip
-
-CSV_FAULTS = {
-    "missing folder": (shutil.rmtree, [], ["does not exist", "--data-dir"]),
-    "one level deeper": (keep_subfolder, [], ["no labels.csv", "deeper"]),
-    "no table": (lambda r: (r / CSV).unlink(), [], ["no labels.csv", "it holds pictures"]),
-    "truncated JPEG": (cut("pictures/017.jpg"), [], ["1 of 96", "pictures/017.jpg", "truncated"]),
-    "truncated PNG": (cut("pictures/018.png"), [], ["1 of 96", "pictures/018.png", "truncated"]),
-    "decompression bomb": (bomb, [], ["1 of 96", "pictures/018.png", "bomb"]),
-    "empty picture": (lambda r: (r / "pictures/017.jpg").write_bytes(b""), [],
-                      ["1 of 96", "pictures/017.jpg"]),
-    "text as picture": (lambda r: (r / "pictures/017.jpg").write_text("a cat"), [],
-                        ["1 of 96", "pictures/017.jpg"]),
-    "missing pictures": (lambda r: [(r / f"pictures/{n}.jpg").unlink() for n in ("017", "033")], [],
-                         ["2 of 96", "pictures/017.jpg", "no such file"]),
-    "twice": (repeat(CSV, 9), [], ["'pictures/007.jpg' 2 times"]),
-    "no label": (without(CSV, "label"), [], ["no column 'label'", "it needs file, label, group"]),
-    "header only": (text(CSV, lambda t: t.splitlines()[0] + "\n"), [], [CSV, "no rows"]),
-    "empty table": (text(CSV, lambda t: ""), [], [CSV, "no column 'file'"]),
-    "semicolons": (text(CSV, lambda t: t.replace(",", ";")), [], [CSV, "file;label;group"]),
-    "Latin-1": (lambda r: (r / CSV).write_bytes((r / CSV).read_bytes().replace(b"cat", b"ch\xe2t")),
-                [], [CSV, "UTF-8"]),
-    "UTF-16": (lambda r: (r / CSV).write_text((r / CSV).read_text(), "utf-16"), [], [CSV, "UTF-8"]),
-    "short row": (text(CSV, lambda t: t.replace("008.png,", "008.png\n", 1)), [],
-                  [CSV, "line 10", "fewer fields"]),
-    "long row": (text(CSV, lambda t: t.replace("008.png", "0,08.png", 1)), [],
-                 [CSV, "line 10", "more fields"]),
-    "open quote": (text(CSV, lambda t: t.replace("pictures/008", '"pictures/008', 1)), [],
-                   [CSV, "line 10"]),
-    "open quote in a long table": (
-        text(CSV, lambda t: t.replace("pictures/008", '"pictures/008', 1) + 20_000 * "x.png,a,b\n"),
-        [], [CSV, "quote"]),
-    "empty label": (cell(CSV, 10, "label", ""), [], [CSV, "line 10", "label"]),
-    "blank group": (cell(CSV, 10, "group", "  "), [], [CSV, "line 10", "group"]),
-    "empty name": (cell(CSV, 10, "file", ""), [], [CSV, "line 10", "file"]),
-    "outside": (cell(CSV, 10, "file", "../x.png"), [], [CSV, "line 10", "../x.png"]),
-    "very long name": (cell(CSV, 10, "file", "x" * 5000), [], ["1 of 96"]),
-    "NUL in a name": (text(CSV, lambda t: t.replace("008.png", "0\0.png", 1)), [], []),
-    "one class": (rows(CSV, lambda c: [r.update(label="cat") for r in c] and None), [],
-                  ["'cat'", "two classes"]),
-    "group absent": (divided(lambda part, row: part == "val" and row.update(group="indoor")), [],
-                     ["'outdoor' has no picture in the val split"]),
-    "class absent": (
-        divided(lambda part, row: part == "train" and row["label"] == "fox" and
-                row.update(label="cat")),
-        [], ["'fox' has no picture in the train split"]),
-    "split word": (moved(7, "dev"), [], ["split 'dev'", "train, val or test"]),
-    "empty split": (moved(7, " "), [], ["split ''", "train, val or test"]),
-    "subject in test and val": (moved(5, "test"), [], ["subject 'p1'"]),
-    "subject in train and val": (moved(5, "train"), [], ["subject 'p1'"]),
-    "subject with a space": (
-        rows(CSV, lambda c: [{**r, "split": "train" if n == 3 else part_of(r),
-                              "subject": r["subject"] + " " * (n == 3)} for n, r in enumerate(c)]),
-        [], ["subject 'p1'"]),
-    "target": (None, ["--target", "species"], ["no column 'species'", "label, group"]),
-    "sensitive": (None, ["--sensitive", "sex"], ["no column 'sex'", "label, group"]),
-    "fold": (None, ["--fold", "-1"], ["--fold -1", "0, 1, 2, 3 or 4"]),
-    "batch": (None, ["--no-smoke", "--batch-size", "500"], ["batch of 500", "--batch-size"]),
-    "teacher": (None, ["--teacher", "resnet19"], ["'resnet19'", "resnet18"]),
-    "student": (None, ["--student", "shufflenet_v2_x0_6"], ["shufflenet_v2_x0_5"]),
-    "student convnet": (None, ["--student", "convnet"], ["'convnet'", "convnet8"]),
-    "student convnet0": (None, ["--student", "convnet0"], ["convnet0"]),
-    "small pictures": (None, ["--teacher", "alexnet"], ["alexnet", "16"]),
-    "patches": (None, ["--student", "vit_b_16", "--image-size", "24"], ["vit_b_16", "24"]),
-    "image size 2": (None, ["--image-size", "2"], ["--image-size", "at least 8"]),
-    "image size 0": (None, ["--image-size", "0"], ["--image-size", "at least 8"]),
-    "epochs 0": (None, ["--epochs", "0"], ["--epochs", "at least 1"]),
-    "batch size 1": (None, ["--batch-size", "1"], ["--batch-size", "at least 2"]),
-    "alpha 2": (None, ["--alpha", "2"], ["--alpha", "0 to 1"]),
-    "alpha nan": (None, ["--alpha", "nan"], ["--alpha"]),
-    "temperature 0": (None, ["--temperature", "0"], ["--temperature", "at least"]),
-    "negative lr": (None, ["--lr", "-0.1"], ["--lr", "at least"]),
-    "exploding lr": (None, ["--lr", "1e30"], ["loss", "epoch 1", "--lr"]),
-    "negative weight decay": (None, ["--weight-decay", "-1"], ["--weight-decay", "at least 0"]),
-    "negative seed": (None, ["--seed", "-1"], ["--seed", "at least 0"]),
-    "seed too large": (None, ["--seed", "1000000000000000"], ["--seed", "at most"]),
-    "device without a driver": (None, ["--device", "cuda:99"], ["--device cuda:99", "cpu"]),
-    "unknown device": (None, ["--device", "gpu"], ["--device gpu", "cpu"]),
-    "device without numbers": (None, ["--device", "meta"], ["--device meta", "cpu"]),
-}  # fmt: skip
+def no_outdoor_in_validation(part, row):
+    if part == "val":
+        row["group"] = "indoor"
 
 
-def lines(table, change):
-    """A fault: `change(list of lines)` of a text file, in place."""
+def no_fox_in_training(part, row):
+    if part == "train" and row["label"] == "fox":
+        row["label"] = "cat"
 
-    def spoil(root):
-        content = (root / table).read_text().split("\n")
-        change(content)
-        (root / table).write_text("\n".join(content))
 
-    return spoil
+def one_subject_with_a_space(part, row):
+    if row["file"] == "pictures/003.jpg":
+        row.update(split="train", subject=row["subject"] + " ")
+
+
+def latin_1(root):
+    (root / CSV).write_bytes((root / CSV).read_bytes().replace(b"cat", b"ch\xe2t"))
 
 
 def images(change, part="trainval"):
-    """A fault: `change(list of images)` of one of WIDER's JSON files, in place."""
+    """`change(list of images)` of one of WIDER's JSON files, in place."""
 
     def spoil(root):
         path = root / f"wider_attribute_{part}.json"
@@ -275,168 +213,230 @@ def images(change, part="trainval"):
     return spoil
 
 
-def move(name, place):
-    return lambda root: (root / name).rename(root / place)
+def first_person(change):
+    return images(lambda content: change(content[0]["targets"][0]))
 
 
-CIFAR_FAULTS = {
-    "missing folder": (shutil.rmtree, [], ["does not exist", "--data-dir"]),
-    "one level deeper": (keep_subfolder, [],
-                         ["neither cifar-10-batches-py nor train", "pass {root}/deeper as"]),
-    "empty folder": (lambda r: [shutil.rmtree(r / p) for p in ("train", "test")], [],
-                     ["it holds nothing", "cs.toronto.edu", "--download"]),
-    "no test": (lambda r: shutil.rmtree(r / "test"), [], ["{root}/test has no folder"]),
-    "no cats": (lambda r: shutil.rmtree(r / "train/cat"), [], ["{root}/train has no folder 'cat'"]),
-    "empty class": (lambda r: [p.unlink() for p in (r / "train/cat").iterdir()], [], ["'cat'"]),
-    "another class": (lambda r: (r / "test/kitten").mkdir(), [],
-                      ["{root}/test/kitten", "airplane, automobile", "folder of its class"]),
-    "picture without label": (lambda r: shutil.copy(next((r / "train/cat").iterdir()),
-                                                    r / "train/x.png"), [], ["{root}/train/x.png"]),
-    "truncated": (lambda r: [p.write_bytes(b"PNG") for p in (r / "test/cat").iterdir()],
-                  [], ["4 of", "test/cat/000", "--skip-bad"]),
-    "not unpacked": (lambda r: [shutil.rmtree(r / p) for p in ("train", "test")]
-                     and (r / "cifar-10-python.tar.gz").touch(), [],
-                     ["it holds cifar-10-python.tar.gz", "--download"]),
-    "no batches": (lambda r: [shutil.rmtree(r / p) for p in ("train", "test")]
-                   and (r / "cifar-10-batches-py").mkdir(), [],
-                   ["{root}/cifar-10-batches-py is damaged or incomplete", "--download"]),
-    "skew": (None, ["--skew", "1.5"], ["--skew 1.5", "between 0 and 1"]),
-    "target": (None, ["--target", "animal"], ["one label and one group"]),
-    "fold": (None, ["--fold", "0"], ["cifar10s has one split"]),
-}  # fmt: skip
-
-ATTR, EVAL = "list_attr_celeba.txt", "list_eval_partition.txt"
-CELEBA_FAULTS = {
-    "missing folder": (shutil.rmtree, ["--download"], [ATTR, "holds nothing", "mmlab"]),
-    "no attributes": (lambda r: (r / ATTR).unlink(), [],
-                      [f"no {ATTR}", "identity_CelebA.txt", "mmlab.ie.cuhk.edu.hk"]),
-    "no partition": (lambda r: (r / EVAL).unlink(), [], [f"no {EVAL}", "mmlab"]),
-    "no pictures": (lambda r: shutil.rmtree(r / "img_align_celeba"), [],
-                    ["no img_align_celeba", "unpack"]),
-    "other pictures": (lambda r: [p.rename(p.with_suffix(".png"))
-                                  for p in (r / "img_align_celeba").iterdir()], [],
-                       ["none of the pictures", "000001.jpg", "000001.png"]),
-    "truncated": (cut("img_align_celeba/000017.jpg"), [], ["1 of", "000017.jpg", "truncated"]),
-    "truncated list": (lines(ATTR, lambda c: c.__delitem__(slice(50, None))), [],
-                       [ATTR, "48 rows", "'90'", "cut off"]),
-    "truncated line": (lines(ATTR, lambda c: c.__setitem__(-2, c[-2][:15])), [],
-                       [ATTR, "line 92", "5 numbers"]),
-    "words": (lines(ATTR, lambda c: c.__setitem__(9, "000008.jpg 1 1 yes 1 -1")), [],
-              [ATTR, "line 10"]),
-    "empty list": (lines(ATTR, lambda c: c.clear()), [], [ATTR, "0 rows"]),
-    "binary list": (lambda r: (r / ATTR).write_bytes(bytes(range(256))), [], [ATTR, "first line"]),
-    "truncated partition": (lines(EVAL, lambda c: c.__delitem__(slice(85, None))), [],
-                            [EVAL, "0, 1 or 2 for 000086.jpg", "4 others"]),
-    "partition 3": (lines(EVAL, lambda c: c.__setitem__(9, "000010.jpg 3")), [],
-                    [EVAL, "000010.jpg"]),
-    "broken identities": (lines("identity_CelebA.txt", lambda c: c.__setitem__(4, "000005")), [],
-                          ["identity_CelebA.txt, line 5"]),
-    "target": (None, ["--target", "smiling"], ["--target 'smiling'", "did you mean Smiling"]),
-    "sensitive": (None, ["--sensitive", "Male+Yuong"], ["--sensitive 'Yuong'", "mean Young"]),
-    "the same": (None, ["--target", "Male"], ["name each attribute once"]),
-    "fold": (None, ["--fold", "0"], ["celeba has one split"]),
-    "skew": (None, ["--skew", "0.9"], ["--skew is for cifar10s alone"]),
-}  # fmt: skip
-
-TRAINVAL = "wider_attribute_trainval.json"
-WIDER_FAULTS = {
-    "missing folder": (shutil.rmtree, [], ["does not exist"]),
-    "no images": (lambda r: shutil.rmtree(r / "Image"), [], ["no Image", "mmlab.ie.cuhk.edu.hk"]),
-    "other images": (move("Image/train", "Image/training"), [], ["cannot be read", "no such file"]),
-    "images one level deeper": (lambda r: [(r / "Image").rename(r / "x"), (r / "Image").mkdir(),
-                                           (r / "x").rename(r / "Image/Image")], [],
-                                ["none of the images", "train/", "it holds Image"]),
-    "no JSON for tests": (lambda r: (r / "wider_attribute_test.json").unlink(), [],
-                          ["no wider_attribute_test.json", "mmlab"]),
-    "truncated JSON": (text(TRAINVAL, lambda t: t[:-100]), [], [TRAINVAL, "no JSON", "cut off"]),
-    "no list": (text(TRAINVAL, lambda t: "[]"), [], [TRAINVAL, "no list 'images'"]),
-    "no key images": (text(TRAINVAL, lambda t: t.replace('"images"', '"pictures"')), [],
-                      [TRAINVAL, "no list 'images'"]),
-    "no file_name": (images(lambda c: c[5].pop("file_name")), [],
-                     [TRAINVAL, "image 5", "KeyError: 'file_name'"]),
-    "no targets": (images(lambda c: c[5].pop("targets")), [], ["image 5", "'targets'"]),
-    "no bbox": (images(lambda c: c[0]["targets"][0].pop("bbox")), [], ["image 0", "'bbox'"]),
-    "short bbox": (images(lambda c: c[0]["targets"][0]["bbox"].pop()), [],
-                   ["image 0", "4 numbers"]),
-    "gender 2": (images(lambda c: c[0]["targets"][0]["attribute"].insert(0, 2)), [],
-                 ["image 0", "-1, 0 or 1"]),
-    "no attributes": (images(lambda c: c[0]["targets"][0]["attribute"].clear()), [],
-                      ["image 0", "IndexError"]),
-    "another event": (images(lambda c: c[5].update(file_name="train/99--X/1.jpg")), [],
-                      ["image 5", "train/99--X/1.jpg"]),
-    "test in training": (images(lambda c: c[5].update(file_name="test/0--Parade/1.jpg")), [],
-                         ["image 5", "test/0--Parade/1.jpg"]),
-    "outside": (images(lambda c: c[5].update(file_name="train/0--Parade/../../../1.jpg")), [],
-                ["image 5"]),
-    "a word": (images(lambda c: c.__setitem__(5, "x")), [], ["image 5"]),
-    "twice": (images(lambda c: c.append(c[0])), [], ["train/", "is there twice"]),
-    "target": (None, ["--target", "scene"], ["event or event-person", "gender"]),
-    "sensitive": (None, ["--sensitive", "age"], ["event or event-person", "gender"]),
-    "fold": (None, ["--fold", "0"], ["wider has one split"]),
-}  # fmt: skip
+def fifth_image(name):
+    return images(lambda content: content[5].update(file_name=name))
 
 
-def check(dataset, root, tmp_path, fault, arguments, contains):
-    if fault:
-        fault(root)
-    out = tmp_path / "out" / "results"
-    message = outcome("--dataset", dataset, "--data-dir", root, *SMALL, "--out", out, *arguments)
-    assert message, "the run came to its end"
-    for words in contains:
-        assert words.format(root=root) in message
-    ## Nothing half-done is left: no result, and no file of pixels that a later run would trust.
-    assert not list(out.rglob("*.json")) and not list(tmp_path.rglob("*.tmp"))
+TWO = "HAM10000_images_part_2"
+PARTS = gone("train", "test")  # of CIFAR-10
+ATTR, EVAL, WHO = "list_attr_celeba.txt", "list_eval_partition.txt", "identity_CelebA.txt"
+TRAINVAL, FACES = "wider_attribute_trainval.json", "img_align_celeba"
+NESTED = both(move("Image", "x"), lambda r: (r / "Image").mkdir(), move("x", "Image/Image"))
+A, B, NEW = "--target", "--sensitive", "--data-dir"
 
-
-READERS = {  # data set: the fixture with its miniature, and its faults
-    "ham10000": ("ham10000", HAM_FAULTS),
-    "csv": ("pictures", CSV_FAULTS),
-    "cifar10s": ("cifar10", CIFAR_FAULTS),
-    "celeba": ("celeba", CELEBA_FAULTS),
-    "wider": ("wider", WIDER_FAULTS),
+FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words of the sentence)
+    "ham10000": {
+        "missing folder": (no_folder, "", f"does not exist | {NEW}"),
+        "one level deeper": (deeper, "", f"has no {HAM} | it is in {{root}}/deeper, pass that"),
+        "no table": (gone(HAM), "", f"no {HAM} | HAM10000_images_part_1 | doi.org | --download"),
+        "no pictures": (gone("*part*"), "", "none of its pictures | HAM10000_images_part_1"),
+        "one part missing": (gone(TWO), "", "cannot be read | ISIC_0000001 | --skip-bad"),
+        "cut": (cut(f"{TWO}/ISIC_0000017.jpg"), "", "1 of 117 | ISIC_0000017 | truncated"),
+        "sex": (cell(HAM, 5, "sex", "Male"), "", "sex is 'Male' | ISIC_0"),
+        "age": (cell(HAM, 5, "age", "old"), "", "age is 'old' | ISIC_0"),
+        "negative age": (cell(HAM, 5, "age", "-1"), "", "age is '-1' | ISIC_0"),
+        "age that is no number": (cell(HAM, 5, "age", "nan"), "", "age is 'nan' | ISIC_0"),
+        "dx": (cell(HAM, 5, "dx", "wart"), "", "dx is 'wart' | akiec"),
+        "twice": (repeat(HAM, 9), "", "ISIC_ | 2 times"),
+        "no lesion_id": (column(HAM, "lesion_id"), "", "no column 'lesion_id' | image_id"),
+        "no image_id": (column(HAM, "image_id"), "", "no column 'image_id' | lesion_id"),
+        "header only": (header_only(HAM), "", f"{HAM} | no rows"),
+        "men": (column(HAM, "sex", "male"), "", "'female' has no picture | split of ham10000"),
+        "target": (None, f"{A} cancer", f"{A} 'cancer' | malignant+bcc | dx"),
+        "sensitive": (None, f"{B} gender", f"{B} 'gender' | sex | age"),
+        "sensitive twice": (None, f"{B} sex+sex", f"{B} 'sex+sex'"),
+    },
+    "csv": {
+        "missing folder": (no_folder, "", f"does not exist | {NEW}"),
+        "one level deeper": (deeper, "", f"has no {CSV} | it is in {{root}}/deeper"),
+        "no table": (gone(CSV), "", f"has no {CSV} | it holds pictures"),
+        "cut JPEG": (cut("pictures/017.jpg"), "", "1 of 96 | pictures/017.jpg | truncated"),
+        "cut PNG": (cut("pictures/018.png"), "", "1 of 96 | pictures/018.png | truncated"),
+        "decompression bomb": (bomb, "", "1 of 96 | pictures/018.png | bomb"),
+        "empty picture": (file("pictures/017.jpg", b""), "", "1 of 96 | pictures/017.jpg"),
+        "text as picture": (file("pictures/017.jpg", b"a cat"), "", "1 of 96 | pictures/017.jpg"),
+        "gone": (gone("*/017.jpg", "*/033.jpg"), "", "2 of 96 | pictures/017.jpg | no such file"),
+        "twice": (repeat(CSV, 9), "", "'pictures/007.jpg' 2 times"),
+        "no label": (column(CSV, "label"), "", "no column 'label' | it needs file, label, group"),
+        "header only": (header_only(CSV), "", f"{CSV} | no rows"),
+        "empty table": (file(CSV, b""), "", f"{CSV} | no column 'file'"),
+        "semicolons": (text(CSV, lambda t: t.replace(",", ";")), "", f"{CSV} | file;label;group"),
+        "Latin-1": (latin_1, "", f"{CSV} | UTF-8"),
+        "UTF-16": (file(CSV, "file,label,group".encode("utf-16")), "", f"{CSV} | UTF-8"),
+        "short row": (swap(CSV, "008.png,", "008.png\n"), "", f"{CSV}, line 10 | fewer fields"),
+        "long row": (swap(CSV, "008.png", "0,08.png"), "", f"{CSV}, line 10 | more fields"),
+        "open quote": (swap(CSV, "pictures/008", '"pictures/008'), "", f"{CSV}, line 10"),
+        "open quote in a long table": (
+            text(CSV, lambda t: t.replace("res/008", '"res/008', 1) + 20_000 * "x.png,a,b\n"),
+            "",
+            CSV,
+        ),
+        "empty label": (cell(CSV, 10, "label", ""), "", f"{CSV}, line 10: label"),
+        "blank group": (cell(CSV, 10, "group", "  "), "", f"{CSV}, line 10: group"),
+        "empty name": (cell(CSV, 10, "file", ""), "", f"{CSV}, line 10: file"),
+        "outside": (cell(CSV, 10, "file", "../x.png"), "", f"{CSV}, line 10 | ../x.png"),
+        "very long name": (cell(CSV, 10, "file", "x" * 5000), "", "1 of 96"),
+        "NUL in a name": (swap(CSV, "008.png", "0\0.png"), "", ""),
+        "one class": (column(CSV, "label", "cat"), "", "'cat' | two classes"),
+        "no group": (divided(no_outdoor_in_validation), "", "'outdoor' has no picture in the val"),
+        "no class": (divided(no_fox_in_training), "", "'fox' has no picture in the train split"),
+        "split word": (moved(7, "dev"), "", "split 'dev' | train, val or test"),
+        "empty split": (moved(7, " "), "", "split '' | train, val or test"),
+        "subject in test and val": (moved(5, "test"), "", "subject 'p1'"),
+        "subject in train and val": (moved(5, "train"), "", "subject 'p1'"),
+        "subject with a space": (divided(one_subject_with_a_space), "", "subject 'p1'"),
+        "target": (None, f"{A} species", "no column 'species' | label, group"),
+        "sensitive": (None, f"{B} sex", "no column 'sex' | label, group"),
+        "batch": (None, "--no-smoke --batch-size 500", "batch of 500 | --batch-size"),
+        "teacher": (None, "--teacher resnet19", "'resnet19' | resnet18"),
+        "student": (None, "--student shufflenet_v2_x0_6", "shufflenet_v2_x0_5"),
+        "student convnet": (None, "--student convnet", "'convnet' | convnet8"),
+        "student convnet0": (None, "--student convnet0", "convnet0"),
+        "small pictures": (None, "--teacher alexnet", "alexnet | 16"),
+        "patches": (None, "--student vit_b_16 --image-size 24", "vit_b_16 | 24"),
+        "exploding lr": (None, "--lr 1e30", "loss | epoch 1 | --lr"),
+        "device without a driver": (None, "--device cuda:99", "--device cuda:99 | cpu"),
+        "unknown device": (None, "--device gpu", "--device gpu | cpu"),
+        "device without numbers": (None, "--device meta", "--device meta | cpu"),
+        "skew": (None, "--skew 0.9", "--skew is not for csv"),
+    },
+    "cifar10s": {
+        "missing folder": (no_folder, "", f"does not exist | {NEW}"),
+        "one level deeper": (deeper, "", "cifar-10-batches-py or train | it is in {root}/deeper"),
+        "empty folder": (PARTS, "", "it holds nothing | cs.toronto.edu | --download"),
+        "no test": (gone("test"), "", "{root}/test has no folder"),
+        "no cats": (gone("train/cat"), "", "{root}/train has no folder 'cat'"),
+        "empty class": (gone("train/cat/*"), "", "'cat'"),
+        "another class": (
+            lambda r: (r / "test/kitten").mkdir(),
+            "",
+            "{root}/test/kitten | airplane, automobile | folder of its class",
+        ),
+        "picture without label": (file("train/x.png", b"PNG"), "", "{root}/train/x.png"),
+        "bad": (
+            lambda r: [p.write_bytes(b"PNG") for p in (r / "test/cat").iterdir()],
+            "",
+            "4 of | test/cat/000 | --skip-bad",
+        ),
+        "not unpacked": (
+            both(PARTS, file("cifar-10-python.tar.gz", b"")),
+            "",
+            "it holds cifar-10-python.tar.gz | --download",
+        ),
+        "no batches": (
+            both(PARTS, lambda r: (r / "cifar-10-batches-py").mkdir()),
+            "",
+            "{root}/cifar-10-batches-py is damaged or incomplete | --download",
+        ),
+        "skew 0": (None, "--skew 0", "--skew 0.0 | between 0 and 1"),
+        "skew 1": (None, "--skew 1", "--skew 1.0 | between 0 and 1"),
+        "target": (None, f"{A} animal", "one label and one group"),
+        "fold": (None, "--fold 0", "cifar10s has one split"),
+    },
+    "celeba": {
+        "missing folder": (no_folder, "--download", f"{ATTR} | holds nothing | mmlab"),
+        "no attributes": (gone(ATTR), "", f"no {ATTR} | {WHO} | mmlab.ie.cuhk.edu.hk"),
+        "no partition": (gone(EVAL), "", f"no {EVAL} | mmlab"),
+        "no pictures": (gone(FACES), "", f"no {FACES} | unpack"),
+        "other pictures": (
+            lambda r: [p.rename(p.with_suffix(".png")) for p in (r / FACES).iterdir()],
+            "",
+            "none of the pictures | 000001.jpg | 000001.png",
+        ),
+        "cut": (cut(f"{FACES}/000017.jpg"), "", "1 of | 000017.jpg | truncated"),
+        "cut list": (lines(ATTR, slice(50, None)), "", f"{ATTR} | 48 rows | '90' | cut off"),
+        "cut line": (lines(ATTR, slice(-2, -1), ["000090.jpg 1 1"]), "", "line 92 | 5 numbers"),
+        "words": (lines(ATTR, slice(9, 10), ["8.jpg 1 1 yes 1 -1"]), "", f"{ATTR}, line 10"),
+        "empty list": (file(ATTR, b""), "", f"{ATTR} | 0 rows"),
+        "binary list": (file(ATTR, bytes(range(256))), "", f"{ATTR} | first line"),
+        "cut partition": (lines(EVAL, slice(85, None)), "", f"{EVAL} | 000086.jpg | 4 others"),
+        "partition 3": (lines(EVAL, slice(9, 10), ["000010.jpg 3"]), "", f"{EVAL} | 000010.jpg"),
+        "broken identities": (lines(WHO, slice(4, 5), ["000005"]), "", f"{WHO}, line 5"),
+        "target": (None, f"{A} smiling", f"{A} 'smiling' | did you mean Smiling"),
+        "sensitive": (None, f"{B} Male+Yuong", f"{B} 'Yuong' | mean Young"),
+        "the same": (None, f"{A} Male", "name each attribute once"),
+        "fold": (None, "--fold 0", "celeba has one split"),
+        "skew": (None, "--skew 0.9", "--skew is not for celeba"),
+    },
+    "wider": {
+        "missing folder": (no_folder, "", "does not exist"),
+        "no images": (gone("Image"), "", "no Image | mmlab.ie.cuhk.edu.hk"),
+        "other images": (move("Image/train", "Image/x"), "", "cannot be read | no such file"),
+        "deeper": (NESTED, "", "none of the images | train/ | it holds Image"),
+        "no tests": (gone("*test.json"), "", "no wider_attribute_test.json | mmlab"),
+        "cut JSON": (text(TRAINVAL, lambda t: t[:-100]), "", f"{TRAINVAL} | no JSON | cut off"),
+        "no list": (file(TRAINVAL, b"[]"), "", f"{TRAINVAL} | no list 'images'"),
+        "no key": (swap(TRAINVAL, '"images"', '"x"'), "", f"{TRAINVAL} | no list 'images'"),
+        "no name": (images(lambda c: c[5].pop("file_name")), "", "image 5 | KeyError: 'file_name'"),
+        "no targets": (images(lambda c: c[5].pop("targets")), "", "image 5 | 'targets'"),
+        "no bbox": (first_person(lambda p: p.pop("bbox")), "", "image 0 | 'bbox'"),
+        "short bbox": (first_person(lambda p: p["bbox"].pop()), "", "image 0 | 4 numbers"),
+        "gender 2": (first_person(lambda p: p["attribute"].insert(0, 2)), "", "image 0 | 0 or 1"),
+        "no attributes": (first_person(lambda p: p["attribute"].clear()), "", "0 | IndexError"),
+        "another event": (fifth_image("train/99--X/1.jpg"), "", "image 5 | train/99--X/1.jpg"),
+        "test in training": (fifth_image("test/0--P/1.jpg"), "", "image 5 | test/0--P/1.jpg"),
+        "outside": (fifth_image("train/0--P/../../../1.jpg"), "", "image 5"),
+        "a word": (images(lambda c: c.__setitem__(5, "x")), "", "image 5"),
+        "twice": (images(lambda c: c.append(c[0])), "", "train/ | is there twice"),
+        "target": (None, f"{A} scene", "event or event-person | gender"),
+        "sensitive": (None, f"{B} age", "event or event-person | gender"),
+        "fold": (None, "--fold 0", "wider has one split"),
+    },
 }
 
 
 @pytest.mark.parametrize(
-    ("dataset", "name"), [(d, name) for d, (_, faults) in READERS.items() for name in faults]
+    ("dataset", "name"), [(dataset, name) for dataset, faults in FAULTS.items() for name in faults]
 )
-def test_faults_of_each_data_set(dataset, name, request, tmp_path, monkeypatch):
+def test_faults_of_each_data_set(dataset, name, originals, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fixture, faults = READERS[dataset]
-    check(dataset, request.getfixturevalue(fixture), tmp_path, *faults[name])
+    root = shutil.copytree(originals / dataset, tmp_path / dataset)
+    fault, arguments, words = FAULTS[dataset][name]
+    if fault:
+        fault(root)
+    message = outcome("--dataset", dataset, "--data-dir", root, *SMALL, *arguments.split())
+    assert message, "the run came to its end"
+    for expected in words.split(" | "):
+        assert expected.format(root=root) in message
+    ## Nothing half-done is left: no result, and no file of pixels that a later run would trust.
+    assert not list(tmp_path.rglob("result.json")) and not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_folder_of_pictures_is_not_the_data_set(
-    ham10000, pictures, cifar10, celeba, wider, tmp_path
-):
-    for dataset, folder, contains in (
-        ("celeba", celeba / "img_align_celeba", f"it is in {celeba}, pass that folder"),
-        ("wider", wider / "Image", f"it is in {wider}, pass that folder"),
-        ("wider", wider / "Image" / "train", f"it is in {wider}, pass that folder"),
-        ("cifar10s", cifar10 / "train", f"pass {cifar10} as --data-dir"),
-        ("ham10000", ham10000 / "HAM10000_images_part_1", f"it is in {ham10000}, pass that folder"),
-        ("csv", pictures / "pictures", "no labels.csv"),
+def test_a_folder_of_pictures_is_not_the_data_set(originals, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, words in (
+        ("celeba/img_align_celeba", "it is in {root}, pass that folder"),
+        ("wider/Image", "it is in {root}, pass that folder"),
+        ("wider/Image/train", "it is in {root}, pass that folder"),
+        ("cifar10s/train", "it is in {root}, pass that folder"),
+        ("ham10000/HAM10000_images_part_1", "it is in {root}, pass that folder"),
+        ("csv/pictures", "no labels.csv"),
     ):
-        assert contains in outcome("--dataset", dataset, "--data-dir", folder, *SMALL,
-                                   "--out", tmp_path / "out" / "results")  # fmt: skip
+        dataset = folder.split("/")[0]
+        message = outcome("--dataset", dataset, "--data-dir", originals / folder, *SMALL)
+        assert words.format(root=originals / dataset) in message
 
 
 def test_bad_pictures_are_left_out_on_request_and_recorded(ham10000, pictures):
     cut("pictures/017.jpg")(pictures)
-    (pictures / "pictures/033.jpg").unlink()
-    cut("HAM10000_images_part_2/ISIC_0000017.jpg")(ham10000)
+    gone("pictures/033.jpg")(pictures)
+    cut(f"{TWO}/ISIC_0000017.jpg")(ham10000)
     for name, root, bad, total in (
         ("csv", pictures, ["pictures/017.jpg", "pictures/033.jpg"], 96),
         ("ham10000", ham10000, ["ISIC_0000017"], 117),  # three of 120 without sex or age
     ):
         for _ in range(2):  # decoded now, decoded before
-            data = D.load(name, root, 16, skip_bad=True)
+            data = load(name, root, 16, skip_bad=True)
             assert data.notes["left out: unreadable"] == bad
             ids = [i for split in data.splits.values() for i in split.ids]
             assert len(ids) == total - len(bad) and not set(ids) & set(bad)
             assert str(bad) in data.describe()
-        with pytest.raises(D.InputError, match=f"{len(bad)} of .*{bad[0]}"):
-            D.load(name, root, 16)  # the file of pixels is there, but so is the fault
+        with pytest.raises(InputError, match=f"{len(bad)} of .*{bad[0]}"):
+            load(name, root, 16)  # the file of pixels is there, but so is the fault
 
 
 @pytest.mark.parametrize("fault", [RuntimeError, EOFError, KeyError, OSError, ValueError])
@@ -446,56 +446,95 @@ def test_whatever_a_decoder_raises_the_picture_is_named(pictures, monkeypatch, f
             raise fault("corrupt")
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr(readers, "decode", decode)
-    with pytest.raises(D.InputError, match="1 of 96 .*pictures/017.jpg .*corrupt"):
-        D.load("csv", pictures, 16)
-
-
-def test_a_size_beyond_all_memory_is_refused(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "decode", lambda *_: 1 / 0)  # a picture would take 30 gigabytes
-    message = outcome("--dataset", "csv", "--data-dir", pictures, *SMALL, "--image-size", "100000",
-                      "--out", tmp_path / "out" / "results")  # fmt: skip
-    assert "--image-size" in message and "at most" in message
+    monkeypatch.setattr(data_module, "decode", decode)
+    with pytest.raises(InputError, match="1 of 96 .*pictures/017.jpg .*corrupt"):
+        load("csv", pictures, 16)
 
 
 @pytest.mark.parametrize("place", [".", "below", "below/that"])
 def test_results_that_cannot_be_written_are_refused_before_training(pictures, tmp_path, place):
     (tmp_path / "file").write_text("not a folder")
-    message = outcome("--dataset", "csv", "--data-dir", pictures, *SMALL,
-                      "--out", tmp_path / "file" / place)  # fmt: skip
+    out = tmp_path / "file" / place
+    message = outcome("--dataset", "csv", "--data-dir", pictures, *SMALL, "--out", out)
     assert message and str(tmp_path / "file") in message
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_a_wrong_student_is_refused_before_the_teacher_is_trained(pictures, tmp_path):
-    message = outcome("--dataset", "csv", "--data-dir", pictures, *SMALL, "--student", "resnet19",
-                      "--out", tmp_path / "out" / "results")  # fmt: skip
-    assert "resnet18" in message
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_wrong_student_is_refused_by_every_script_before_anything_is_trained(
+    script, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["--dataset", "csv", "--data-dir", pictures, *SMALL]
+    assert "resnet18" in outcome(*command, "--student", "resnet19", script=script)
     assert not list(tmp_path.rglob("*.pt"))
 
 
-# --------------------------------------------------------- unusual, but right: these come to an end
+# ----- what argparse refuses: a line on how to use the script, a sentence, exit code 2 ------------
+
+
+def refused(script, capsys, *arguments):
+    """The sentence with which a script refuses these arguments."""
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(script).parse([str(argument) for argument in arguments])
+    usage, sentence = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and usage.startswith("usage: ") and ": error: " in sentence
+    return sentence
+
+
+OUT_OF_RANGE = """
+    --image-size 7, 0, 1025, 100000, 16.5    --epochs 0, -1, 1.5    --batch-size 1, 0
+    --lr 0, -0.1    --weight-decay -1    --alpha -0.1, 1.1    --temperature 0, -1, 1001
+    --seed -1, 1000000000000000    --fold -1, 5    --skew -0.1, 1.5
+"""
+
+
+@pytest.mark.parametrize("values", [part for part in OUT_OF_RANGE.split("    ") if part.strip()])
+def test_numbers_out_of_range_are_refused(values, capsys):
+    flag, *values = values.replace(",", "").split()
+    for value in values:
+        sentence = refused("ckd", capsys, f"{flag}={value}")
+        assert f"argument {flag}: " in sentence and value in sentence
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_number_of_every_script_is_checked(script, capsys):
+    module = importlib.import_module(script)
+    numbers = [a for a in module.settings()._actions if a.type and a.type is not str]
+    assert len(numbers) >= 10
+    for action in numbers:
+        flag = action.option_strings[-1]
+        for value in ("nan", "inf", "-inf", "-1e9", "1e400", "x", "", " "):
+            assert f"argument {flag}: " in refused(script, capsys, f"{flag}={value}")
+
+
+def test_unknown_names_are_refused_with_the_known_ones(capsys):
+    assert "ham10000" in refused("ckd", capsys, "--dataset", "ham1000")
+    assert "bf16" in refused("ckd", capsys, "--precision", "float16")
+    assert "--apha" in refused("ckd", capsys, "--apha", "0.5")
+    assert "argument --lr: expected one argument" in refused("ckd", capsys, "--lr")
+    assert "ignored explicit argument 'False'" in refused("ckd", capsys, "--smoke=False")
+
+
+# ----- unusual, but right: these come to an end ---------------------------------------------------
 
 
 def picture(mode, size=(40, 30), ending=".png", **how):
-    """A change: the first picture of another kind."""
+    """A change: the first picture is of another kind."""
 
     def replace(root):
         image = Image.new(mode, size, 200 if len(Image.new(mode, (1, 1)).getbands()) == 1 else None)
         image.save(root / "pictures" / f"unusual{ending}", **how)
-        rows(CSV, lambda content: content[0].update(file=f"pictures/unusual{ending}"))(root)
+        cell(CSV, 2, "file", f"pictures/unusual{ending}")(root)
 
     return replace
 
 
 def renamed(name):
     """A change: the first picture has another name."""
-
-    def rename(root):
-        (root / "pictures" / "000.png").rename(root / "pictures" / name)
-        rows(CSV, lambda content: content[0].update(file=f"pictures/{name}"))(root)
-
-    return rename
+    return both(
+        move("pictures/000.png", f"pictures/{name}"), cell(CSV, 2, "file", f"pictures/{name}")
+    )
 
 
 def upside_down(root):
@@ -507,6 +546,12 @@ def upside_down(root):
 def one_class_in_a_group(part, row):
     if part == "test" and row["group"] == "indoor":
         row["label"] = "cat"
+
+
+def one_picture_in_a_group(root):
+    divided(lambda part, row: None)(root)
+    kept = [r for r in read_table(root / CSV) if r["split"] != "test" or r["group"] == "outdoor"]
+    write_table(root / CSV, kept + [read_table(root / CSV)[8]])
 
 
 UNUSUAL = {
@@ -535,14 +580,7 @@ UNUSUAL = {
     "gap in the labels": text(CSV, lambda t: t.replace("cat", "0").replace("dog", "7")),
     "gap in the groups": text(CSV, lambda t: t.replace("indoor", "3").replace("outdoor", "900")),
     "group with one class in the test": divided(one_class_in_a_group),
-    "group with one picture in the test": rows(
-        CSV,
-        lambda content: [
-            {**r, "split": part_of(r)}
-            for n, r in enumerate(content)
-            if part_of(r) != "test" or r["group"] == "outdoor" or n == 8
-        ],
-    ),
+    "group with one picture in the test": one_picture_in_a_group,
 }
 
 
@@ -550,161 +588,134 @@ UNUSUAL = {
 def test_unusual_input_is_read(name, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     UNUSUAL[name](pictures)
-    data = D.load("csv", pictures, 16)
+    data = load("csv", pictures, 16)
     assert sum(map(len, data.splits.values())) >= 70 and len(data.group_names) == 2
     if name.startswith("group with one"):  # what has no value is undefined, not 0
-        command = [
-            "--dataset",
-            "csv",
-            "--data-dir",
-            pictures,
-            *SMALL,
-            "--out",
-            tmp_path / "results",
-        ]
-        assert outcome(*command) is None
-        (result,) = (tmp_path / "results").rglob("*.json")
+        assert outcome("--dataset", "csv", "--data-dir", pictures, *SMALL) is None
+        (result,) = Path("runs").rglob("result.json")
         test = json.loads(result.read_text())["last"]["test"]
         assert test["groups"][data.group_names.index("indoor")]["auroc"] is None
 
 
-# ------------------------------------------------------ files of earlier runs, damaged or another's
+# ----- files of earlier runs, damaged or another's ------------------------------------------------
 
 
 class Code:
     """A pickle that writes a file when it is opened."""
 
     def __reduce__(self):
-        return (open, ("trap", "w"))
+        return open, ("trap", "w")
 
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory):
-    """What a finished run and one killed during the teacher's training have left."""
+    """What a finished run and the checkpoints before its end have left, in pictures/ and runs/."""
     folder = tmp_path_factory.mktemp("left")
     make_pictures(folder / "pictures")
-    save = runs.save
+    save = data_module.save
 
-    def keep(path, **content):
-        save(path, **content)
-        if path.suffix == ".checkpoint" or path.name == "checkpoint.pt":
-            shutil.copy(path, folder / path.name)
+    def keep(path, content):
+        save(path, content)
+        if path.name == "checkpoint.pt":
+            shutil.copy(path, path.with_name("kept"))
 
-    command = ["--dataset", "csv", "--data-dir", folder / "pictures", *SMALL]
+    flags = ["--dataset", "csv", "--data-dir", folder / "pictures", *SMALL]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "save", keep)
-        assert outcome(*command, "--out", folder / "results") is None
-    for found in list(folder.glob("*heckpoint*")):  # back to where a killed run has them
-        (home,) = (folder / "runs").rglob("teachers" if found.suffix == ".checkpoint" else "ckd/*0")
-        found.rename(home / found.name)
+        patch.setattr(data_module, "save", keep)
+        assert outcome(*flags, "--out", folder / "runs") is None
+    for kept in list(folder.rglob("kept")):
+        kept.rename(kept.with_name("checkpoint.pt"))
     return folder
 
 
-FILES = {  # what is damaged: what has to be away so that it is read, words of the sentence
-    "decoded-*.npy": ([], ["delete it", "decoded again"]),
-    "decoded-*.json": ([], ["delete it", "decoded again"]),
-    "*-seed0.json": ([], ["delete it", "--restart"]),
-    "teachers/*.pt": (["*-seed0.json", "checkpoint.pt"], ["delete it"]),
-    "teachers/*.checkpoint": (["*-seed0.json", "checkpoint.pt", "teachers/*.pt"], ["delete it"]),
-    "checkpoint.pt": (["*-seed0.json"], ["delete it"]),
+RESULT, OWN = "ckd/*/result.json", "ckd/*/checkpoint.pt"
+FILES = {  # what is damaged: what must be away so that it is read
+    "pictures/decoded-*.npy": [],
+    "pictures/decoded-*.json": [],
+    RESULT: [],
+    OWN: [RESULT],
+    "teacher.pt": [RESULT, OWN],
+    "teachers/*/checkpoint.pt": [RESULT, OWN, "teacher.pt"],
+    "epoch-001.pt": [RESULT, OWN],
 }
-OTHERS = ["student.pt", "teachers/*.pt", "teachers/*.checkpoint", "checkpoint.pt", "*-seed0.json"]
-DAMAGES = ["empty", "text", "cut", "code", "list", *OTHERS]
+DAMAGES = ["empty", "text", "cut", "code"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_files_of_earlier_runs(name, damage, left, tmp_path, monkeypatch):
-    """Teachers, checkpoints, results and pixels: cut short, with code, of another kind."""
-    if name == damage:
-        return
+    """Pixels, results, checkpoints, teachers and answers."""
     folder = shutil.copytree(left, tmp_path / "left")
     monkeypatch.chdir(tmp_path)
-    find = lambda pattern: next(folder.rglob(pattern))
-    file = find(name)
-    if damage in OTHERS:
-        shutil.copy(find(damage), file)
-    elif damage == "cut":
-        os.truncate(file, os.path.getsize(file) // 2)
+    spoilt = next(folder.rglob(name))
+    if damage == "cut":
+        os.truncate(spoilt, os.path.getsize(spoilt) // 2)
     elif damage == "code":
-        torch.save({"made_of": {}, "x": Code()}, file)
-    elif damage == "list":
-        file.write_text("[1, 2]") if file.suffix == ".json" else torch.save([1, 2], file)
+        torch.save({"state": Code()}, spoilt)
     else:
-        file.write_text("" if damage == "empty" else "this is no such file")
-    away, contains = FILES[name]
-    for pattern in away:
-        for other in folder.rglob(pattern):
-            other.unlink()
-    before = file.read_bytes()
-    message = outcome("--dataset", "csv", "--data-dir", folder / "pictures", *SMALL,
-                      "--out", folder / "results")  # fmt: skip
-    assert message and str(file.name).split(".")[0] in message
-    assert all(words in message for words in contains)
-    assert file.read_bytes() == before and not Path("trap").exists()
+        spoilt.write_text("" if damage == "empty" else "this is no such file")
+    gone(*(f"**/{pattern}" for pattern in FILES[name]))(folder)
+    before = spoilt.read_bytes()
+    flags = ["--dataset", "csv", "--data-dir", folder / "pictures", *SMALL]
+    message = outcome(*flags, "--out", folder / "runs")
+    assert message and str(spoilt.with_suffix("")) in message and "delete it" in message
+    assert spoilt.read_bytes() == before and not Path("trap").exists()
 
 
-@pytest.mark.parametrize("wrong", ["another network's", "other classes", "other pictures"])
-def test_a_teacher_under_a_wrong_name_is_refused(wrong, left, tmp_path, monkeypatch):
-    folder = shutil.copytree(left, tmp_path / "left")
+@pytest.mark.parametrize("change", [["--teacher", "convnet8"], ["--target", "age"]])
+def test_a_teacher_under_a_wrong_name_is_refused(change, left, tmp_path, monkeypatch):
+    """Another network, other classes: what a person copies by hand. Runs themselves cannot."""
     monkeypatch.chdir(tmp_path)
-    other = shutil.copytree(left / "pictures", tmp_path / "others")
-    change = {
-        "another network's": ["--teacher", "convnet8"],
-        "other classes": ["--target", "age"],
-        "other pictures": [],
-    }[wrong]
-    if wrong == "other classes":
-        text(CSV, lambda t: t.replace(",10\n", ",5\n"))(other)
-    if wrong == "other pictures":
-        for file in (other / "pictures").iterdir():
-            Image.effect_noise((20, 20), 90).convert("RGB").save(file)
-    command = ["--dataset", "csv", *SMALL]
-    assert outcome(*command, "--data-dir", other, "--out", tmp_path / "results", *change) is None
-    (made,), (ours,) = (list(f.rglob("teachers/*.pt")) for f in (tmp_path / "runs", folder))
-    shutil.copy(made, ours)
-    for pattern in ("*-seed0.json", "checkpoint.pt"):
-        for file in (folder / "results" if "json" in pattern else folder).rglob(pattern):
-            file.unlink()
-    message = outcome(*command, "--data-dir", folder / "pictures", "--out", folder / "results")
-    assert ours.name in message and "was made with other settings (" in message
+    folder = shutil.copytree(left, tmp_path / "left")
+    column(CSV, "age", "5")(folder / "pictures")
+    cell(CSV, 5, "age", "30")(folder / "pictures")
+    flags = ["--dataset", "csv", "--data-dir", folder / "pictures", *SMALL]
+    outcome(*flags, *change)
+    (other,), (ours,) = (list(f.rglob("teacher.pt")) for f in (tmp_path / "runs", left))
+    shutil.copy(other, folder / ours.relative_to(left))
+    gone(f"**/{RESULT}", f"**/{OWN}", "**/answers")(folder)
+    message = outcome(*flags, "--out", folder / "runs")
+    assert str(ours.relative_to(left).parent) in message and "does not fit" in message
 
 
-# ------------------------------------------------------------------------------------- whole runs
+# ----- whole runs ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):
-    """The same run in two folders, each a process of its own: (folder of pictures, two results)."""
-    folder = tmp_path_factory.mktemp("twice")
+    """The same run in two folders, each a process of its own: (folder of pictures, two runs)."""
+    folder, runs = tmp_path_factory.mktemp("twice"), []
     make_pictures(folder / "pictures")
-    results = []
     for name in ("first", "second"):
-        out = folder / name / "results"
-        done = process("--dataset", "csv", "--data-dir", folder / "pictures", *SMALL, "--out", out,
-                       cwd=folder)  # fmt: skip
+        (folder / name).mkdir()
+        flags = ["--dataset", "csv", "--data-dir", folder / "pictures", *SMALL]
+        done = run_script("ckd", *flags, cwd=folder / name)
         assert done.returncode == 0 and not done.stderr, done.stderr
         assert "teacher" in done.stdout and "wrote" in done.stdout
-        results += out.rglob("*.json")
-    assert len(results) == 2
-    return folder, results
+        runs += [path.parent for path in (folder / name).rglob("result.json")]
+    assert len(runs) == 2
+    return folder, runs
+
+
+def result_of(run):
+    return json.loads((run / "result.json").read_text())
 
 
 def test_the_same_command_twice_gives_the_same_result(twice):
-    _, files = twice
-    first, second = (json.loads(file.read_text()) for file in files)
+    _, runs = twice
+    first, second = map(result_of, runs)
     assert first.pop("times") != second.pop("times")
     assert first == second
-    arrays = [np.load(file.with_suffix(".npz")) for file in files]
+    arrays = [np.load(run / "logits.npz") for run in runs]
     assert sorted(arrays[0]) == sorted(arrays[1]) and "last" in arrays[0]
     for name in arrays[0]:
         np.testing.assert_array_equal(arrays[0][name], arrays[1][name])
 
 
 def test_a_result_tells_what_it_was_made_of(twice):
-    folder, (file, _) = twice
-    result, arrays = json.loads(file.read_text()), np.load(file.with_suffix(".npz"))
-    data = D.load("csv", folder / "pictures", 16, smoke=True)
+    folder, (run, _) = twice
+    result, arrays = result_of(run), np.load(run / "logits.npz")
+    data = load("csv", folder / "pictures", 16, smoke=True)
     assert result["settings"]["pictures"] == data.hash()
     assert result["classes"] == data.classes and result["group_names"] == data.group_names
     assert arrays["ids"].tolist() == data["test"].ids
@@ -713,65 +724,55 @@ def test_a_result_tells_what_it_was_made_of(twice):
     assert arrays["last"].shape == (len(data["test"]), 3)
 
 
-def test_a_finished_run_is_found_and_one_on_other_pictures_is_refused(twice, tmp_path, capsys):
-    folder, (file, _) = twice
+def test_a_finished_run_is_found_and_one_on_other_pictures_is_another_run(twice, tmp_path, capsys):
+    folder, (run, _) = twice
     root = shutil.copytree(folder / "pictures", tmp_path / "pictures")
-    shutil.copytree(folder / "first", tmp_path / "first")
-    command = ["--dataset", "csv", "--data-dir", root, *SMALL,
-               "--out", tmp_path / "first" / "results"]  # fmt: skip
-    copied = tmp_path / file.relative_to(folder)
+    shutil.copytree(folder / "first" / "runs", tmp_path / "runs")
+    flags = ["--dataset", "csv", "--data-dir", root, *SMALL, "--out", tmp_path / "runs"]
+    copied = tmp_path / run.relative_to(folder / "first") / "result.json"
     before = copied.read_bytes()
-    assert outcome(*command) is None
-    assert "is there already" in capsys.readouterr().out and copied.read_bytes() == before
+    assert outcome(*flags) is None
+    assert f"{copied} is there already" in capsys.readouterr().out
     ## Another label is another data set under the same name.
     cell(CSV, 10, "label", "dog" if read_table(root / CSV)[8]["label"] == "cat" else "cat")(root)
-    message = outcome(*command)
-    assert f"{copied} was made with other settings (pictures was" in message
-    assert "--restart" in message and copied.read_bytes() == before
-    assert outcome(*command, "--restart") is None
-    result = json.loads(copied.read_text())
-    assert result["settings"]["pictures"] == D.load("csv", root, 16, smoke=True).hash()
+    assert outcome(*flags) is None
+    assert copied.read_bytes() == before
+    (other,) = set(tmp_path.rglob("result.json")) - {copied}
+    pictures = load("csv", root, 16, smoke=True).hash()
+    assert result_of(other.parent)["settings"]["pictures"] == pictures
+    assert outcome(*flags, "--restart") is None and other.exists()
 
 
 def test_a_killed_run_is_not_continued_on_other_pictures(pictures, tmp_path, monkeypatch):
-    command = ["--dataset", "csv", "--data-dir", pictures, *SMALL]
-    write = runs.Run.write
+    save = data_module.save
 
-    def kill(*_):
-        raise KeyboardInterrupt
+    def die(path, content):
+        if path.name == "student.pt":
+            raise KeyboardInterrupt
+        save(path, content)
 
-    monkeypatch.setattr(runs.Run, "write", kill)
-    with pytest.raises(KeyboardInterrupt):
-        outcome(*command, "--out", tmp_path / "a" / "results")
-    monkeypatch.setattr(runs.Run, "write", write)
-    cell(CSV, 10, "group", "outdoor" if read_table(pictures / CSV)[8]["group"] == "indoor"
-         else "indoor")(pictures)  # fmt: skip
-    rows(CSV, lambda content: [{**r, "label": {"cat": "dog", "dog": "cat"}.get(r["label"], "fox")}
-                               for r in content])(pictures)  # fmt: skip
-    message = outcome(*command, "--out", tmp_path / "a" / "results")
-    assert "checkpoint.pt was made with other settings (pictures was" in message
-    assert "--restart" in message
+    flags = ["--dataset", "csv", "--data-dir", pictures, *SMALL]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data_module, "save", die)
+        outcome(*flags, "--out", tmp_path / "a")
+    assert len(list(tmp_path.rglob(OWN))) == 1
+    group = read_table(pictures / CSV)[8]["group"]
+    cell(CSV, 10, "group", {"indoor": "outdoor", "outdoor": "indoor"}[group])(pictures)
     results = []
-    for name in "ab":
-        assert outcome(*command, "--out", tmp_path / name / "results", "--restart") is None
-        (file,) = (tmp_path / name / "results").rglob("*.json")
-        results.append(json.loads(file.read_text()))
+    for out in (tmp_path / "a", tmp_path / "b"):
+        assert outcome(*flags, "--out", out) is None
+        (result,) = out.rglob("result.json")
+        results.append(result_of(result.parent))
         results[-1].pop("times")
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize(
-    "fault, arguments, contains",
-    [
-        (cut("pictures/017.jpg"), [], ["1 of 96", "pictures/017.jpg", "--skip-bad"]),
-        (None, ["--out", "labels.csv/x"], ["labels.csv"]),
-    ],
-    ids=["truncated", "out"],
-)
-def test_as_a_process_of_its_own(pictures, fault, arguments, contains):
-    if fault:
-        fault(pictures)
-    done = process("--dataset", "csv", "--data-dir", ".", *SMALL, *arguments, cwd=pictures)
-    assert done.returncode == 1
-    message = one_sentence(done.stderr)
-    assert all(words in message for words in contains)
+def test_as_a_process_of_its_own(pictures):
+    cut("pictures/017.jpg")(pictures)
+    for more, words in (
+        ([], "1 of 96 | pictures/017.jpg | --skip-bad"),
+        (["--skip-bad", "--out", "labels.csv/x"], "labels.csv"),
+    ):
+        done = run_script("ckd", "--dataset", "csv", "--data-dir", ".", *SMALL, *more, cwd=pictures)
+        assert done.returncode == 1
+        assert all(word in one_sentence(done.stderr) for word in words.split(" | "))
