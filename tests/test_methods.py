@@ -1,141 +1,475 @@
-"""Every script in methods/, found by looking: run, killed, resumed; the teacher is watched."""
+"""Every script in methods/, found by looking: started by a user, stopped and started again, on each
+data set; the names of its folders; the teacher, which never moves, and its answers, which are kept.
+"""
 
 import importlib
 import json
+import math
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import MAKERS
+from conftest import MAKERS, arguments
+from forked import SCRIPTS, run_script, small
+from PIL import Image
 
-import data as D
-import metrics as M
-import runs as R
+import metrics
+from data import DATASETS, InputError, batches, load, restore
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = sorted(path.stem for path in (ROOT / "methods").glob("*.py"))
-
-
-def run(module, monkeypatch, out, *flags):
-    """The script's main, in this process, on the toy in smoke mode with the smallest networks."""
-    small = ["--smoke", "--device", "cpu", "--teacher", "convnet8"]
-    if module.settings().get_default("student") is None:  # FairTune names its own: a transformer
-        small += ["--student", "convnet4"]
-    argv = [f"{module.__name__}.py", *small, "--out", str(out), *flags]
-    monkeypatch.setattr(sys, "argv", argv)
-    module.main()
+KINDS = [name for name in DATASETS if name != "toy-source"]  # that one is for pre-training alone
+FILES = [name for name in KINDS if name != "toy"]
+PAIRS = [("ckd", "toy")] + [(name, FILES[n % len(FILES)]) for n, name in enumerate(SCRIPTS)]
+STUDENTS = [name for name in SCRIPTS if importlib.import_module(name).Method.needs_teacher]
 
 
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory):
-    """One folder for all scripts, so that the teacher is trained once."""
-    return tmp_path_factory.mktemp("runs") / "results"
+def run(name, *flags):
+    """The script's main, in this process."""
+    module = importlib.import_module(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
+        module.main()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_smoke_run(name, teachers):
-    """As a user would: the real script, a result file, and metrics that its logits give again."""
-    command = [sys.executable, ROOT / "methods" / f"{name}.py", "--smoke", "--out", teachers]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=teachers.parent)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr and "student" in done.stdout
-    path = teachers / "smoke" / "toy" / name / "default-seed0.json"
-    result, arrays = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
-    assert result["method"] == name and result["settings"]["seed"] == 0
-    assert len(result["log"]) == result["settings"]["epochs"]
-    for model in {"last", "best_overall", "best_worst_group", "teacher"} & set(result):
-        again = M.evaluate(
-            labels=arrays["labels"],
-            groups=arrays["groups"],
-            logits=arrays[model],
-            num_classes=6,
-            num_groups=2,
-            clusters=arrays["subjects"],
-            replicates=100,
-        )
-        assert again == result[model]["test"]
-    assert np.array_equal(arrays["ids"], D.load("toy", smoke=True)["test"].ids)
+def result_of(folder):
+    """The result of the one run in a folder, without times."""
+    (path,) = Path(folder).rglob("result.json")
+    return {k: v for k, v in json.loads(path.read_text()).items() if k != "times"}
+
+
+def states_of(folder):
+    """The states of the student of the one run in a folder."""
+    (path,) = Path(folder).rglob("student.pt")
+    return restore(path)["states"]
+
+
+def assert_same(first, second):
+    """Two folders hold equal results and, bit by bit, equal students."""
+    assert result_of(first) == result_of(second)
+    first, second = states_of(first), states_of(second)
+    assert first.keys() == second.keys()
+    for rule, state in first.items():
+        for weight, value in state.items():
+            assert np.array_equal(value, second[rule][weight]), (rule, weight)
+
+
+# ----- every script, every data set ---------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def copies(originals, tmp_path_factory):
-    """The miniatures, in a place where decoded pixels may stay from one script to the next."""
+    """The miniatures, in a place where decoded pixels stay from one script to the next."""
     return shutil.copytree(originals, tmp_path_factory.mktemp("copies") / "all")
 
 
-@pytest.mark.parametrize("dataset", [kind for kind in D.DATASETS if not kind.startswith("toy")])
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_runs_on_every_data_set(name, dataset, copies, teachers, monkeypatch):
-    """On the miniature of the data set, which whoever adds a data set enters in conftest.MAKERS."""
-    assert dataset in MAKERS, f"conftest.MAKERS has no miniature of {dataset}"
-    module, flags = importlib.import_module(name), ["--epochs", "1", "--image-size", "32"]
-    if "source" in vars(module.settings().parse_args([])):  # FairTune learns something else first
-        flags += ["--source", "toy-source", "--trials", "1"]
-    where = ["--dataset", dataset, "--data-dir", str(copies / dataset)]
-    run(module, monkeypatch, teachers, *where, *flags)
-    (path,) = (teachers / "smoke" / dataset / name).glob("*.json")
-    result = json.loads(path.read_text())
-    assert result["settings"]["dataset"] == dataset and result["method"] == name
-    assert 0 < result["last"]["test"]["accuracy"] < 1 and result["last"]["test"]["auroc"] > 0
+def miniature(name, kind, copies):
+    """The flags of a short run of a script on the miniature of a data set."""
+    flags = dict(zip(*2 * [iter(flag for flag in small(name) if flag != "--smoke")]))
+    flags |= {"--dataset": kind, "--data-dir": str(copies / kind)}
+    if kind == "toy":
+        flags |= {"--image-size": "32", "--batch-size": "32"}
+        del flags["--data-dir"]
+    if "--source" in flags:  # FairTune learns something else first
+        flags |= {"--source-dir": str(copies / "csv"), "--trials": "2"}
+    return ["--smoke", *(word for pair in flags.items() for word in pair)]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_interrupted_run_ends_the_same(name, tmp_path, monkeypatch):
-    """Stopped in the second epoch and started again: the same weights and the same result."""
-    module = importlib.import_module(name)
-    run(module, monkeypatch, tmp_path / "whole" / "results")
-    step, steps = module.Method.step, []
+@pytest.mark.parametrize("name, kind", PAIRS)
+def test_a_run_as_a_user_starts_it(name, kind, copies, tmp_path):
+    """A run in a process of its own leaves a result whose numbers its logits and its student give
+    again; the same command finds it; stopped in the second epoch, it ends the same."""
+    assert kind == "toy" or kind in MAKERS, f"conftest.MAKERS has no miniature of {kind}"
+    module, flags = importlib.import_module(name), miniature(name, kind, copies)
+    done = run_script(name, *flags, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "wrote" in done.stdout and "auroc_worst_group" in done.stdout
+    (path,) = (tmp_path / "runs" / "smoke" / kind / name).rglob("result.json")
+    left = sorted(file.name for file in path.parent.iterdir() if file.suffix != ".lock")
+    assert left == ["logits.npz", "result.json", "student.pt"]
+    result, arrays = restore(path), np.load(path.with_name("logits.npz"))
+    assert result["method"] == name and result["settings"]["dataset"] == kind
+    assert len(result["log"]) == len(result["times"]["epochs"]) == result["settings"]["epochs"] == 2
+    args = module.parse(flags)
+    data = module.load_pictures(args)
+    assert arrays["ids"].tolist() == data["test"].ids
+    models = [model for model in result if model in arrays]
+    assert {"last", "best_overall", "best_worst_group"} <= set(models)
+    assert ("teacher" in models) == module.Method.needs_teacher
+    truth = {"labels": arrays["labels"], "groups": arrays["groups"]}
+    truth |= {"num_classes": len(result["classes"]), "num_groups": len(result["group_names"])}
+    for model in models:
+        assert 0 < result[model]["test"]["accuracy"] < 1 and result[model]["parameters"] > 100
+        again = metrics.evaluate(
+            **truth, logits=arrays[model], clusters=arrays["subjects"], replicates=100
+        )
+        assert again == result[model]["test"], model
+    student = module.Network(args, args.student, len(data.classes))
+    for rule, state in restore(path.with_name("student.pt"))["states"].items():
+        module.put_back(student, state, path)
+        logits, _ = module.measure(student, data, "test")
+        assert np.array_equal(logits, arrays[rule]), rule
+
+    before = path.read_bytes()
+    done = run_script(name, *flags, cwd=tmp_path)
+    assert "is there already" in done.stdout and path.read_bytes() == before
+    assert "student 1/2" not in done.stdout
+
+    step, other = module.Method.step, tmp_path / "stopped"
 
     def stop_late(self, batch):
-        steps.append(batch)
         if batch.epoch == 1 and batch.step == 2:
             raise KeyboardInterrupt
         return step(self, batch)
 
-    out = tmp_path / "broken" / "results"
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.Method, "step", stop_late)
         with pytest.raises(KeyboardInterrupt):
-            run(module, monkeypatch, out)
-    assert steps and not list(out.rglob("*.json"))
-    run(module, monkeypatch, out)
-    ends = []
-    for folder in ("whole", "broken"):
-        (path,) = (tmp_path / folder / "results").rglob("*.json")
-        (student,) = (tmp_path / folder).rglob("student.pt")
-        result = {k: v for k, v in json.loads(path.read_text()).items() if k != "times"}
-        ends.append((result, torch.load(student, weights_only=True)["states"]))
-    assert ends[0][0] == ends[1][0]
-    for rule, state in ends[0][1].items():
-        for weight, value in state.items():
-            assert np.array_equal(value, ends[1][1][rule][weight]), (rule, weight)
+            run(name, *flags, "--out", other)
+    assert not list(other.rglob("result.json")) and list(other.rglob("checkpoint.pt"))
+    run(name, *flags, "--out", other)
+    assert not list(other.rglob("checkpoint.pt"))
+    assert_same(other, tmp_path / "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_on_every_data_set(name, kind, copies, tmp_path):
+    run(name, *miniature(name, kind, copies), "--out", tmp_path)
+    result = result_of(tmp_path)
+    assert result["settings"]["dataset"] == kind and result["method"] == name
+    assert 0 < result["last"]["test"]["accuracy"] < 1 and result["last"]["test"]["auroc"] > 0
+
+
+@pytest.fixture(scope="module")
+def place(originals, tmp_path_factory):
+    """A folder with the csv miniature in pictures/."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(originals / "csv", folder / "pictures")
+    return folder
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    """The same folder as the current one, so that `small` works; use --out for a fresh one."""
+    monkeypatch.chdir(place)
+    return place
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_step_moves_the_student_and_never_the_teacher(name, tmp_path):
-    """No gradient reaches the teacher and its batch-norm statistics stand still."""
+def test_a_method_changes_its_student_and_nothing_else(name, here, tmp_path):
+    """No gradient reaches the teacher and its batch norm stands still; data and settings stay as
+    they were, and settings are plain values."""
     module = importlib.import_module(name)
-    if not module.Method.needs_teacher:
-        return
-    args = module.settings().parse_args(["--smoke", "--device", "cpu", "--out", str(tmp_path)])
-    args, data = R.complete(args), D.load("toy", smoke=True)
+    args = module.parse([*small(name), "--out", str(tmp_path)])
+    data = module.load_pictures(args)
+    settings, splits = dict(vars(args)), {part: vars(data[part]).copy() for part in data.splits}
+    assert all(isinstance(v, str | int | float | None) for v in settings.values()), settings
+    hashed, teacher = data.hash(), None
     torch.manual_seed(0)
-    teacher = module.Teacher(module.Network(args, "convnet8", 6))
-    student = module.Network(args, "convnet4", 6)
-    before = {k: v.clone() for k, v in teacher.network.state_dict().items()}
-    start = {k: v.clone() for k, v in student.state_dict().items()}
+    student = module.Network(args, args.student, 3)
+    if module.Method.needs_teacher:
+        teacher = module.Teacher(module.Network(args, args.teacher, 3))
+        before = {k: v.clone() for k, v in teacher.network.state_dict().items()}
     method = module.Method(args, data, student, teacher)
+    start = {k: v.clone() for k, v in student.state_dict().items()}
     student.train()
-    for batch in D.batches(data["train"], 32, seed=0, augment=True):
+    for batch in batches(method.split, 8, seed=0, augment=True):
         losses = method.step(batch)
         assert list(losses)[0] == "loss" and all(v.ndim == 0 for v in losses.values())
-    assert all(p.grad is None and not p.requires_grad for p in teacher.network.parameters())
-    for weight, value in teacher.network.state_dict().items():
-        assert torch.equal(value, before[weight]), weight
-    assert not teacher.network.training
     moved = [k for k, v in student.state_dict().items() if not torch.equal(v, start[k])]
-    assert "head.weight" in moved and "body.0.0.weight" in moved
+    assert "head.weight" in moved
+    if teacher:
+        assert "body.0.0.weight" in moved and not teacher.network.training
+        for p in teacher.network.parameters():
+            assert p.grad is None and not p.requires_grad
+        for weight, value in teacher.network.state_dict().items():
+            assert torch.equal(value, before[weight]), weight
+    assert vars(args) == settings and data.hash() == hashed
+    for part, fields in splits.items():
+        assert all(vars(data[part])[k] is v for k, v in fields.items()), part
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_compile_says_where_it_cannot_be(name, here, tmp_path):
+    module = importlib.import_module(name)
+    assert module.Method.can_compile != (name in ("bird", "fairtune"))
+    if not module.Method.can_compile:
+        with pytest.raises(InputError, match="--compile is not for this method"):
+            run(name, *small(name), "--compile", "--out", tmp_path)
+
+
+# ----- the name of a run's folder -----------------------------------------------------------------
+
+
+class Stop(Exception):
+    """Raised where a run would begin."""
+
+
+def folder_of(name, *flags, data=None):
+    """The folder in which this command would work, and what its result would say of itself."""
+    module = importlib.import_module(name)
+
+    def stop(args, data, folder, about):
+        raise Stop(folder, about)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_and_test", stop)
+        if data:
+            patch.setattr(module, "load_pictures", lambda args: data)
+        with pytest.raises(Stop) as stopped:
+            run(name, *flags)
+    return stopped.value.args
+
+
+OTHER_VALUES = {  # for each setting of all scripts that changes a result
+    "image_size": "24",
+    "target": "age",
+    "sensitive": "label",
+    "skew": "0.5",
+    "fold": "1",
+    "skip_bad": True,
+    "balance": True,
+    "teacher": "convnet8",
+    "student": "convnet8",
+    "pretrained": True,
+    "epochs": "1",
+    "batch_size": "4",
+    "lr": "0.5",
+    "weight_decay": "0.1",
+    "alpha": "0.5",
+    "temperature": "2.0",
+    "precision": "bf16",
+    "compile": True,
+}
+ELSEWHERE = {  # settings that change nothing but where files are and on what it runs
+    "data_dir": "pictures/../pictures",
+    "download": True,
+    "live_teacher": True,
+    "restart": True,
+    "out": "elsewhere",
+}
+
+
+def flags_of(name, value):
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, value]
+
+
+def test_another_setting_is_another_folder(here):
+    """Its name tells what was changed, and no two settings have the same digest."""
+    ckd = importlib.import_module("ckd")
+    args = ckd.parse(small("ckd"))
+    data = ckd.load_pictures(args)
+    folder, about = folder_of("ckd", *small("ckd"), data=data)
+    assert folder.parent == Path("runs/smoke/csv/ckd") and folder.name.endswith("-seed0")
+    usual = {"image_size": 16, "teacher": "convnet4", "student": "convnet2", "batch_size": 8}
+    assert about["changed"] == usual
+    assert folder.name.startswith("-".join(f"{k}_{v}" for k, v in usual.items()) + "-")
+    assert about["settings"]["pictures"] == data.hash()
+    seen, names = {folder.name}, {*OTHER_VALUES, *ELSEWHERE, "dataset", "smoke", "seed"}
+    assert names == {*vars(args)} - {"device", "describe"}
+    for name, value in OTHER_VALUES.items():
+        folder, about = folder_of("ckd", *small("ckd"), *flags_of(name, value), data=data)
+        value = 0.5 / 5 if name == "lr" else value  # smoke runs have a fifth
+        assert str(about["changed"][name]) == str(value)
+        assert name == "compile" or f"{name}_{value}" in folder.name, "long names are cut"
+        seen.add(folder.name)
+    assert len(seen) == 1 + len(OTHER_VALUES)
+    folder, about = folder_of("ckd", *small("ckd"), "--seed", "1", data=data)
+    assert folder.name.endswith("-seed1") and about["changed"] == usual
+    for name, value in ELSEWHERE.items():
+        folder, _ = folder_of("ckd", *small("ckd"), *flags_of(name, value), data=data)
+        assert folder.name in seen, name
+    for flags in (["--no-smoke"], ["--sensitive", "very/" * 60]):
+        folder, _ = folder_of("ckd", *small("ckd"), *flags, data=data)
+        assert folder.name not in seen and len(folder.name) < 130
+    assert folder_of("ckd", data=data)[0].name.startswith("default-")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_setting_of_a_method_is_in_the_digest(name):
+    module, ckd = importlib.import_module(name), importlib.import_module("ckd")
+    own = set(vars(module.settings().parse_args([]))) - set(vars(ckd.settings().parse_args([])))
+    assert set(module.chosen(module.parse([]))) == {
+        *ckd.chosen(ckd.parse([])),
+        *(setting for setting in own if not setting.endswith("_dir")),
+    }
+
+
+def test_another_picture_is_another_folder(place, tmp_path, monkeypatch):
+    """A picture, a label or a group that is not the same; the same ones elsewhere are the same."""
+    shutil.copytree(place / "pictures", tmp_path / "pictures")
+    table, folders = tmp_path / "pictures" / "labels.csv", []
+    for change in (
+        lambda: None,
+        lambda: Image.new("RGB", (33, 33), "red").save(tmp_path / "pictures/pictures/000.png"),
+        lambda: table.write_text(table.read_text().replace(",cat,indoor", ",dog,indoor", 1)),
+        lambda: table.write_text(table.read_text().replace(",fox,indoor", ",fox,outdoor", 1)),
+    ):
+        change()
+        monkeypatch.chdir(tmp_path)
+        folders.append(folder_of("ckd", *small("ckd"))[0].name)
+    assert len(set(folders)) == 4 and len({name.rpartition("-")[0] for name in folders}) == 4
+    monkeypatch.chdir(place)
+    assert folder_of("ckd", *small("ckd"))[0].name == folders[0]
+
+
+# ----- the answers of the teacher -----------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The batches, of at most eight, for which teachers had to ask their network."""
+    seen = []
+    for name in STUDENTS:
+        teacher = importlib.import_module(name).Teacher
+
+        def ask(self, batch, real=teacher.__call__):
+            if not batch.answers and len(batch.labels) <= 8:  # KD++ asks once about all pictures
+                seen.append(batch)
+            return real(self, batch)
+
+        monkeypatch.setattr(teacher, "__call__", ask)
+    return seen
+
+
+def answers_in(folder):
+    return sorted(path for path in Path(folder).rglob("epoch-*.pt"))
+
+
+@pytest.mark.parametrize(
+    "name, flags",
+    [(name, []) for name in STUDENTS] + [("ckd", ["--balance"]), ("bird", ["--alpha", "0.5"])],
+)
+def test_kept_answers_are_the_live_ones_bit_by_bit(name, flags, here, tmp_path, asked):
+    """Whole runs: a live teacher, one whose answers are kept, and one whose answers are there."""
+    command = [*small(name), *flags, "--out"]
+    run(name, *command, tmp_path / "live", "--live-teacher")
+    assert not answers_in(tmp_path)
+    steps, kept = len(asked), name not in ("at", "fitnet")  # these look inside the teacher
+    pictures = len(load("csv", "pictures", 16, smoke=True)["train"])
+    pictures -= math.ceil(pictures / 8) if name == "bird" else 0  # its meta set
+    assert steps == 2 * (pictures // 8)
+    asked.clear()
+    run(name, *command, tmp_path / "kept")
+    assert len(asked) == steps and len(answers_in(tmp_path)) == 2 * kept
+    assert_same(tmp_path / "live", tmp_path / "kept")
+    asked.clear()
+    if kept:
+        shutil.copytree(tmp_path / "kept", tmp_path / "again")
+        run(name, *command, tmp_path / "again", "--restart")
+        assert not asked
+        assert_same(tmp_path / "live", tmp_path / "again")
+
+
+def test_other_methods_and_settings_read_the_same_answers(here, tmp_path, asked):
+    """All that ask the same questions share them; others do not find theirs."""
+    run("ckd", *small("ckd"), "--out", tmp_path)
+    asked.clear()
+    for name, *flags in (["ckd", "--alpha", "0.5"], ["ckd", "--temperature", "1"], ["rkd"]):
+        run(name, *small(name), *flags, "--out", tmp_path)
+    assert not asked and len(answers_in(tmp_path)) == 2
+    for flags in ("--balance", "--batch-size=4", "--seed=1", "--lr=0.1", "--teacher=convnet8"):
+        run("ckd", *small("ckd"), *flags.split(), "--out", tmp_path)
+        assert asked, flags
+        asked.clear()
+    assert len(answers_in(tmp_path)) == 12
+
+
+def epoch(args, split, teacher, number=0):
+    """The teacher's answers to an epoch, (N, D') and (N, C), as `fit` has them."""
+    views = batches(split, args.batch_size, args.seed, number, augment=True, balance=args.balance)
+    feats, logits = zip(*(teacher(batch) for batch in views))
+    return torch.cat(feats), torch.cat(logits)
+
+
+@pytest.fixture
+def setting(toy, tmp_path):
+    """Settings, training pictures, and a function that makes a teacher whose answers are kept."""
+    ckd = importlib.import_module("ckd")
+    args = arguments(ckd)
+
+    def make(seed=0, **changed):
+        torch.manual_seed(seed)
+        network = ckd.Network(arguments(ckd), "convnet2", 6)
+        return ckd.Teacher(network, tmp_path / "answers")
+
+    return args, toy["train"], make
+
+
+def test_whatever_answers_depend_on_makes_other_files(setting, tmp_path):
+    """Each of these, changed alone, is answered as a live teacher does, and not from the file of
+    another one; the same again is read from its file."""
+    args, train, make = setting
+    files = 0
+
+    def check(what, args, split=train, teacher=None, number=0):
+        nonlocal files
+        teacher, files = teacher or make(), files + 1
+        for _ in range(2):
+            kept = teacher.begin_epoch(args, split, number)
+            assert all(map(torch.equal, kept, epoch(args, split, teacher, number))), what
+            assert len(answers_in(tmp_path)) == files, what
+
+    def settings_with(**changed):
+        changed_args = arguments(importlib.import_module("ckd"))
+        vars(changed_args).update(changed)
+        return changed_args
+
+    check("nothing", args)
+    check("epoch", args, number=1)
+    check("seed", settings_with(seed=1))
+    check("batch size", settings_with(batch_size=16))
+    check("balance", settings_with(balance=True))
+    check("teacher", args, teacher=make(seed=1))
+    statistics = make()
+    statistics.network.body[0][1].running_var.mul_(2)
+    check("a statistic of batch norm", args, teacher=statistics)
+    check("a part of the pictures", args, train.subset(range(len(train) - 40)))
+    check("another order", args, train.subset(torch.arange(len(train)).flip(0)))
+    changed = train.subset(range(len(train)))
+    changed.labels = train.labels.flip(0)
+    check("cells to draw from", settings_with(balance=True), changed)
+    changed = train.subset(range(len(train)))
+    changed.store = train.store.clone()
+    changed.store[train.rows[3], 0, 0, 0] ^= 1
+    check("one bit of one picture", args, changed)
+    changed = train.subset(range(len(train)))  # the same pictures in other hands: the same answers
+    files -= 1
+    check("nothing", args, changed)
+
+
+def test_a_batch_of_its_own_is_asked_live(setting):
+    """Kept answers are for the loop of `fit`; a method may ask about any other pictures."""
+    args, train, make = setting
+    teacher = make()
+    feats, logits = teacher.begin_epoch(args, train, 0)
+    batch = next(batches(train, args.batch_size, args.seed, 0, augment=True))
+    for own in (batch, batch._replace(images=batch.images.flip(3)), batch._replace(step=3)):
+        with torch.no_grad():
+            assert torch.equal(teacher(own)[1], teacher.network(own.images)[1])
+    known = batch._replace(answers=(feats[:3], logits[:3]))
+    assert all(map(torch.equal, teacher(known), (feats[:3], logits[:3])))
+
+
+def test_the_disk_for_answers_is_bounded(setting, tmp_path, monkeypatch):
+    """The oldest make room, the newest stay; an epoch that is too large is never kept."""
+    args, train, make = setting
+    teacher, seen = make(), []
+    teacher.begin_epoch(args, train, 0)
+    size = answers_in(tmp_path)[0].stat().st_size
+    monkeypatch.setattr(type(teacher), "folder_bytes", int(3.5 * size))
+    for number in range(1, 6):
+        teacher.begin_epoch(args, train, number)
+        seen.append([path.name for path in answers_in(tmp_path)])
+    assert seen[0] == ["epoch-001.pt", "epoch-002.pt"]
+    assert seen[-1] == ["epoch-004.pt", "epoch-005.pt", "epoch-006.pt"]
+    shape = len(train) * (8 + 6)  # features and logits
+    monkeypatch.setattr(type(teacher), "epoch_bytes", 4 * shape - 1)
+    assert teacher.begin_epoch(args, train, 9) is None
+    assert [path.name for path in answers_in(tmp_path)] == seen[-1]
+    monkeypatch.setattr(type(teacher), "epoch_bytes", 4 * shape)
+    assert teacher.begin_epoch(args, train, 9)
