@@ -21,15 +21,16 @@ Before that, ten steps of A and B from equal pictures must agree to 1e-5, and A 
 A live bit by bit. Rates are pictures per second of CPU time (all threads; on a GPU: per second).
 """
 
-# ruff: noqa: B023  (every function made in a loop is used up in its own round)
-
 import argparse
 import contextlib
 import copy
 import functools
+import importlib
+import importlib.metadata
 import io
 import json
 import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -50,10 +51,8 @@ import ckd  # noqa: E402
 import fairdi  # noqa: E402
 import fairtune  # noqa: E402
 
-import data as D  # noqa: E402
-import metrics as M  # noqa: E402
-import runs as R  # noqa: E402
-from readers import decode_all  # noqa: E402
+import metrics  # noqa: E402
+from data import batches, decode_all, defaults, save  # noqa: E402
 
 TARGETS = {  # quotient of rates: (least, on a GPU)
     "A live / D bare + T": (0.95, 0.85),
@@ -116,13 +115,22 @@ class Usual:
             self.step(images.to(device), labels.to(device))
 
 
+def machine(device):
+    """Where and with what the times were taken."""
+    gpu = torch.cuda.get_device_name(device) if "cuda" in device else None
+    return {
+        "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+    }
+
+
 class Bench:
     """The loops, on the first `steps` batches' worth of training pictures."""
 
     def __init__(self, args, steps, folder):
-        self.args, self.folder = args, Path(folder)
-        args.epochs, args.out = 1, str(self.folder / "results")
-        self.data = D.load_for(args)
+        self.args, self.folder, args.epochs = args, Path(folder), 1
+        self.data = ckd.load_pictures(args)
         train = self.data["train"]
         self.sizes = {name: len(split) for name, split in self.data.splits.items()}
         self.steps = min(steps, len(train) // args.batch_size)
@@ -132,26 +140,31 @@ class Bench:
         torch.manual_seed(args.seed)
         self.teacher = self.network(args.teacher).eval().requires_grad_(False)
         self.student = self.network(args.student)
-        self.batch = next(D.batches(self.data["train"], args.batch_size, args.seed, 0, True))
-        self.kept = ckd.Teacher(self.teacher, R.Memory(self.folder / "answers"))
+        self.batch = next(self.batches())
+        self.live = ckd.Teacher(self.teacher)
+        self.kept = ckd.Teacher(self.teacher, self.folder / "answers")
 
     def network(self, name):
         return ckd.Network(self.args, name, len(self.data.classes)).to(self.args.device)
 
+    def batches(self):
+        return batches(self.data["train"], self.args.batch_size, self.args.seed, 0, True)
+
     def method(self, teacher):
         return ckd.Method(self.args, self.data, copy.deepcopy(self.student).train(), teacher)
 
+    def plain(self, student):
+        return ckd.PlainTraining(self.args, self.data, student)
+
     def fit(self, teacher):
-        """An epoch by the scripts' own `fit`, without what comes after its last batch."""
-        method, none = self.method(teacher), dict.fromkeys([*R.LOGGED, *ckd.RULES.values()])
-        evaluate, save = ckd.evaluate, R.save
-        ckd.evaluate = lambda model, data, part: (None, none)
-        R.save = lambda path, **content: save(path, **content) if "answers" in content else None
+        """An epoch by the scripts' own `fit`, without the validation after its last batch."""
+        method, measure = self.method(teacher), ckd.measure
         try:
+            ckd.measure = lambda model, data, part: (None, dict.fromkeys(ckd.LOGGED))
             with contextlib.redirect_stdout(io.StringIO()):
-                ckd.fit(self.args, self.data, method, self.folder / "none.pt", "speed")
+                ckd.fit(self.args, self.data, method, "speed", rules={})
         finally:
-            ckd.evaluate, R.save = evaluate, save
+            ckd.measure = measure
         return method.student
 
     def usual(self, bf16=False):
@@ -165,45 +178,54 @@ class Bench:
 
     def loops(self):
         """{name: function that trains on, or prepares, self.images pictures}."""
-        args, repeat = self.args, range(self.steps)
-        plain = ckd.CrossEntropy(args, self.data, copy.deepcopy(self.student).train())
-        answer = functools.cache(lambda: ckd.Teacher(self.teacher)(self.batch))
-        given = self.method(lambda batch: answer())
-        pictures, usual = Pictures(self.data["train"]), self.usual()
+        args, pictures = self.args, Pictures(self.data["train"])
         workers = 0 if args.device == "cpu" else len(os.sched_getaffinity(0))
-        live = ckd.Teacher(self.teacher)
-        both = lambda: (live(self.batch), plain.step(self.batch))
-        views = (args.batch_size, args.seed, 0, True)
+        plain, usual = self.plain(copy.deepcopy(self.student).train()), self.usual()
+        distilled = self.method(self.live)
+        given = self.batch._replace(answers=self.live(self.batch))
+
+        def again(step, *batch):
+            for _ in range(self.steps):
+                step(*batch)
+
+        def with_teacher(batch):
+            self.live(batch)
+            plain.step(batch)
+
+        def data_alone():
+            for _ in self.batches():
+                pass
+
         loops = {
-            "A live": lambda: self.fit(live),
+            "A live": lambda: self.fit(self.live),
             "A remembered": lambda: self.fit(self.kept),
             "B usual": lambda: usual.epoch(pictures, workers),
-            "C bare": lambda: [plain.step(self.batch) for _ in repeat],
-            "C bare KD": lambda: [given.step(self.batch) for _ in repeat],
-            "D bare + T": lambda: [both() for _ in repeat],
-            "E data": lambda: [None for _ in D.batches(self.data["train"], *views)],
+            "C bare": lambda: again(plain.step, self.batch),
+            "C bare KD": lambda: again(distilled.step, given),
+            "D bare + T": lambda: again(with_teacher, self.batch),
+            "E data": data_alone,
         }
         if args.device != "cpu":
             fast, compiled = self.usual(bf16=True), copy.deepcopy(self.student).train()
             compiled.compile()
-            compiled = ckd.CrossEntropy(args, self.data, compiled)
+            compiled = self.plain(compiled)
             loops["B usual, bf16, channels last"] = lambda: fast.epoch(pictures, workers)
-            loops["C bare, compiled"] = lambda: [compiled.step(self.batch) for _ in repeat]
+            loops["C bare, compiled"] = lambda: again(compiled.step, self.batch)
         return loops
 
     def check(self):
         """Ten steps of A and B agree to 1e-5; a remembered epoch equals a live one bit by bit."""
-        ours, usual = self.method(ckd.Teacher(self.teacher)), self.usual()
+        ours, usual = self.method(self.live), self.usual()
         for group in (*ours.optimizer.param_groups, *usual.optimizer.param_groups):
             group["lr"] = self.args.lr / 10  # as in warm-up
-        worst, batches = 0.0, D.batches(self.data["train"], self.args.batch_size, 0, 0, True)
-        for batch, _ in zip(batches, range(10)):
-            one = ours.step(batch)["loss"].item()
-            other = usual.step(batch.images.contiguous(), batch.labels).item()
-            worst = max(worst, abs(one - other) / abs(one))
+        worst = 0.0
+        for batch, _ in zip(self.batches(), range(10)):
+            a = ours.step(batch)["loss"].item()
+            b = usual.step(batch.images.contiguous(), batch.labels).item()
+            worst = max(worst, abs(a - b) / abs(a))
         if self.args.precision == "float32" and worst > 1e-5:
             raise SystemExit(f"A and B differ by {worst:.1e} in ten steps")
-        states = [self.fit(ckd.Teacher(self.teacher)).state_dict()]
+        states = [self.fit(self.live).state_dict()]
         states += [self.fit(self.kept).state_dict() for _ in range(2)]  # the second reads the file
         equal = all(torch.equal(states[0][k], s[k]) for s in states[1:] for k in states[0])
         if self.args.device == "cpu" and not equal:
@@ -211,25 +233,26 @@ class Bench:
         return worst
 
 
-def timed(work, device):
-    """(CPU seconds of all threads, seconds)."""
-    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
-    wait()
+def timed(call, device="cpu"):
+    """What `call()` takes: (CPU seconds of all threads, seconds)."""
+    if device != "cpu":
+        torch.cuda.synchronize()
     cpu, wall = time.process_time(), time.perf_counter()
-    work()
-    wait()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def peak(work, device):
-    """Most megabytes that the process, or the GPU, has held during work(); None where unknown."""
+def peak(call, device):
+    """Most megabytes that the process, or the GPU, has held during call(); None where unknown."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-        work()
+        call()
         return torch.cuda.max_memory_allocated() / 1e6
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark falls
-        work()
+        call()
         return memory("VmHWM")
     except OSError:
         return None
@@ -247,9 +270,10 @@ def spread(values):
 
 def decoding(args, sizes, folder):
     """From files to pixels, into a fresh folder: how many pictures, how long, how large."""
-    kind, skew = D.DATASETS[args.dataset], {} if args.skew is None else {"skew": args.skew}
+    reader = importlib.import_module(f"datasets.{args.dataset.replace('-', '_')}")
+    skew = {"skew": args.skew} if "skew" in defaults(args.dataset) else {}
     root = Path(args.data_dir or f"data/{args.dataset}")
-    table = kind.read(root, args.target, args.sensitive, args.fold, False, **skew)
+    table = reader.read(root, args.target, args.sensitive, args.fold, False, **skew)
     if table.images is not None:  # drawn, not read
         return {"splits": sizes, "pictures": len(table.ids), "megabytes": table.images.nbytes / 1e6}
     start = time.process_time(), time.perf_counter()
@@ -274,7 +298,7 @@ def compare(args, own):
         which = 0 if args.device == "cpu" else 1
         rates = {name: [bench.images / t[which] for t in taken] for name, taken in times.items()}
         pairs = {k: [*k.split(" / "), *v] for k, v in TARGETS.items()}
-        result = {"machine": R.machine(args.device), "images_per_round": bench.images}
+        result = {"machine": machine(args.device), "images_per_round": bench.images}
         result |= {k: getattr(args, k) for k in "dataset image_size teacher student".split()}
         result["data"] = decoding(args, bench.sizes, folder)
         result |= {"precision": args.precision, "batch_size": args.batch_size, "agree": worst}
@@ -311,16 +335,21 @@ MODEL = (
 )
 
 
-def seconds(work, times=3):
-    return min(timed(work, "cpu")[0] for _ in range(times))
+def seconds(call, times=3):
+    """CPU seconds of the fastest of some calls."""
+    return min(timed(call)[0] for _ in range(times))
 
 
-def activations(work):
+def activations(call):
     """Megabytes that autograd keeps from the forward pass to the backward pass."""
     kept = {}
-    note = lambda tensor: kept.update({tensor.untyped_storage().data_ptr(): tensor}) or tensor
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        work()
+        call()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 1e6
 
 
@@ -339,108 +368,129 @@ def stretched(split, n, folder):
     return replace(split, **fields, ids=ids, subjects=subjects)
 
 
-def scaling(args):
+def take(views, many):
+    """Go through the first `many` batches."""
+    for _ in zip(range(many), views):
+        pass
+
+
+def grow_pictures(args, train, n, folder):
+    """Costs of n training pictures, whatever the network."""
+    before, size, many = memory("RssAnon"), args.batch_size, min(100, n // args.batch_size)
+    split = stretched(train, n, folder)
+    first = seconds(lambda: take(batches(split, size, 0, 0, True), 1))
+    rest = (seconds(lambda: take(batches(split, size, 0, 1, True), many)) - first) / (many - 1)
+    row = {"n": n, "order_seconds": first, "data_microseconds": 1e6 * rest / size}
+    row |= {"hash_seconds": seconds(split.hash, 1), "file_megabytes": split.store.nbytes / 1e6}
+    row["megabytes"] = memory("RssAnon") - before
+    (Path(folder) / f"{n}.npy").unlink()
+    return row
+
+
+def grow_size(args, data, side):
+    """Costs of a picture of `side` pixels a side."""
+    args, size, row = copy.copy(args), args.batch_size, {"side": side}
+    args.image_size = side
+    store = torch.randint(0, 256, (256, side, side, 3), dtype=torch.uint8)
+    split = replace(data["train"].subset(range(256)), store=store, rows=torch.arange(256))
+    batch, classes = next(batches(split, size, 0, 0, True)), len(data.classes)
+    plain = ckd.PlainTraining(args, data, ckd.Network(args, args.student, classes).train())
+    teacher = ckd.Teacher(ckd.Network(args, args.teacher, classes))
+    parts = {
+        "step": (lambda: plain.step(batch), size),
+        "teacher": (lambda: teacher(batch), size),
+        "data": (lambda: take(batches(split, size, 0, 0, True), 256), 256 // size * size),
+    }
+    for name, (call, pictures) in parts.items():
+        call()
+        row[f"{name}_microseconds"] = 1e6 * seconds(call) / pictures
+    row["activation_megabytes"] = activations(lambda: plain.step(batch))
+    return row
+
+
+def grow_cells(args, data, n, classes, groups, test=2000):
+    """Costs of a step and of the metrics with so many classes and groups; n: which grows."""
+    size, train, cells = args.batch_size, data["train"], np.arange(test)
+    truth = {"labels": cells % classes, "num_classes": classes, "num_groups": groups}
+    truth |= {"groups": cells // classes % groups, "clusters": cells.astype(str)}
+    logits = np.random.default_rng(0).normal(size=(test, classes)).astype(np.float32)
+    some = replace(train.subset(range(size)), labels=torch.arange(size) % classes)
+    batch = next(batches(some, size))
+    plain = ckd.PlainTraining(args, data, ckd.Network(args, args.student, classes).train())
+    plain.step(batch)
+    row = {"n": n, "step_microseconds": 1e6 * seconds(lambda: plain.step(batch)) / size}
+    for name, times in (("metrics", 0), ("intervals", 1000)):
+        call = functools.partial(metrics.evaluate, **truth, logits=logits, replicates=times)
+        row[f"{name}_seconds"] = seconds(call, 1)
+    return row
+
+
+def scaling(args, pictures=(1_000, 10_000, 100_000, 1_000_000), sides=(32, 64, 128, 224)):
     """Time and memory against number of pictures, their size, groups and classes."""
-    data, rng = D.load_for(args), np.random.default_rng(0)
-    train, size, many = data["train"], args.batch_size, 100
-    network = lambda name, classes: ckd.Network(args, name, classes)
+    data = ckd.load_pictures(args)
     rows = {"pictures": [], "size": [], "groups": [], "classes": []}
+
+    def add(what, row):
+        rows[what].append(row)
+        print(what, row, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
-        for n in (1_000, 10_000, 100_000, 1_000_000):
-            before = memory("RssAnon")
-            split = stretched(train, n, folder)
-            some = min(many, n // size)
-            first = seconds(lambda: next(D.batches(split, size, 0, 0, True)))
-            pass_by = lambda: [
-                b for b, _ in zip(D.batches(split, size, 0, 1, True), range(some)) if 0
-            ]
-            batch = (seconds(pass_by) - first) / max(some - 1, 1)
-            hashed = seconds(lambda: R.hash_of(split.store[r] for r in split.rows.split(1024)), 1)
-            row = {"n": n, "order_seconds": first, "data_microseconds": 1e6 * batch / size}
-            row |= {"hash_seconds": hashed, "file_megabytes": split.store.nbytes / 1e6}
-            rows["pictures"].append(row | {"megabytes": memory("RssAnon") - before})
-            (Path(folder) / f"{n}.npy").unlink()
-            print(row, flush=True)
-    for side in (32, 64, 128, 224):
-        args.image_size = side
-        store = torch.randint(0, 256, (256, side, side, 3), dtype=torch.uint8)
-        few = {"store": store, "rows": torch.arange(256)}
-        split = replace(train.subset(range(256)), **few)
-        batch = next(D.batches(split, size, 0, 0, True))
-        plain = ckd.CrossEntropy(args, data, network(args.student, len(data.classes)).train())
-        teacher = ckd.Teacher(network(args.teacher, len(data.classes)))
-        parts = {"step": lambda: plain.step(batch), "teacher": lambda: teacher(batch)}
-        parts["data"] = lambda: [None for _ in D.batches(split, size, 0, 0, True)]
-        row = {"side": side}
-        for name, work in parts.items():
-            work()
-            pictures = 256 // size * size if name == "data" else size
-            row[f"{name}_microseconds"] = 1e6 * seconds(work) / pictures
-        row["activation_megabytes"] = activations(parts["step"])
-        rows["size"].append(row)
-        print(row, flush=True)
-    args.image_size = 32
-    for what, choices in (("groups", (2, 4, 8, 16)), ("classes", (2, 6, 20, 100))):
-        for n in choices:
-            classes, groups, test = (6, n, 2000) if what == "groups" else (n, 2, 2000)
-            truth = {"labels": np.arange(test) % classes, "num_classes": classes}
-            truth |= {"groups": rng.integers(0, groups, test), "num_groups": groups}
-            truth |= {"clusters": np.arange(test).astype(str)}
-            logits = rng.normal(size=(test, classes)).astype(np.float32)
-            store = train.store[train.rows[:size]]
-            labels = torch.arange(size) % classes
-            few = {"store": store, "rows": torch.arange(size), "labels": labels}
-            batch = next(D.batches(replace(train.subset(range(size)), **few), size))
-            plain = ckd.CrossEntropy(args, data, network(args.student, classes).train())
-            plain.step(batch)
-            row = {"n": n, "step_microseconds": 1e6 * seconds(lambda: plain.step(batch)) / size}
-            for name, times in (("metrics", 0), ("intervals", 1000)):
-                work = lambda: M.evaluate(**truth, logits=logits, replicates=times)
-                row[f"{name}_seconds"] = seconds(work, 1)
-            rows[what].append(row)
-            print(row, flush=True)
+        for n in pictures:
+            add("pictures", grow_pictures(args, data["train"], n, folder))
+    for side in sides:
+        add("size", grow_size(args, data, side))
+    for n in (2, 4, 8, 16):
+        add("groups", grow_cells(args, data, n, classes=6, groups=n))
+    for n in (2, 6, 20, 100):
+        add("classes", grow_cells(args, data, n, classes=n, groups=2))
     names = {k: getattr(args, k) for k in ("dataset", "teacher", "student", "batch_size")}
-    return {"machine": R.machine("cpu"), **names, "model": MODEL, **rows}
+    return {"machine": machine("cpu"), **names, "model": MODEL, **rows}
 
 
-def profile(args, steps=10):
-    """CPU milliseconds of a step of four methods, and the share of its dearest operators."""
-    data = D.load_for(args)
-    settings = lambda script, *flags: R.complete(
-        script.settings().parse_args(["--dataset", "toy", "--device", "cpu", *flags])
-    )
-    networks = lambda script, args, *names: [
-        script.Network(args, name, len(data.classes)) for name in names
-    ]
-    made = {}
+def profiled(flags):
+    """{name: a method that is ready to train} of four methods, as `profile` compares them."""
+    made, data = {}, ckd.load_pictures(ckd.parse(flags))
+
+    def settings_and_student(script):
+        args = script.parse(flags)
+        return args, script.Network(args, args.student, len(data.classes))
+
     for name, script in (("CKD", ckd), ("BIRD", bird)):
-        own = settings(script)
-        student, teacher = networks(script, own, own.student, own.teacher)
-        made[name] = script.Method(own, copy.copy(data), student, script.Teacher(teacher))
-    own = settings(fairdi)
-    made["FairDi, step 0"] = fairdi.FairScaling(own, data, *networks(fairdi, own, own.student))
-    own = settings(fairtune)
-    (vit,) = networks(fairtune, own, own.student)
+        args, student = settings_and_student(script)
+        teacher = script.Teacher(script.Network(args, args.teacher, len(data.classes)))
+        made[name] = script.Method(args, data, student, teacher)
+    args, student = settings_and_student(fairdi)
+    made["FairDi, step 0"] = fairdi.FairScaling(args, data, student)
+    args, student = settings_and_student(fairtune)
     for name, bit in (("FairTune, all parts", "1"), ("FairTune, no part", "0")):
-        bits = bit * len(fairtune.parts(vit))
-        made[name] = fairtune.Tuning(own, data, copy.deepcopy(vit), bits, 1e-3)
+        bits = bit * len(fairtune.parts(student))
+        made[name] = fairtune.Tuning(args, data, copy.deepcopy(student), bits, 1e-3)
+    return made
+
+
+def profile(flags, steps=10):
+    """CPU milliseconds of a step of four methods, and the share of its dearest operators."""
     rows = {}
-    for name, method in made.items():
+    for name, method in profiled(["--device", "cpu", *flags]).items():
         method.student.train()
-        train = method.data["train"]
-        batches = [b for b, _ in zip(D.batches(train, 64, 0, 0, True), range(steps))]
-        work = lambda: [method.step(batch) for batch in batches]
-        work()
-        milliseconds = 1e3 * seconds(work) / steps
+        size = method.args.batch_size
+        views = [batch for _, batch in zip(range(steps), batches(method.split, size, 0, 0, True))]
+
+        def all_steps(method=method, views=views):
+            for batch in views:
+                method.step(batch)
+
+        all_steps()
+        milliseconds = 1e3 * seconds(all_steps) / len(views)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
-            work()
+            all_steps()
         spent = {e.key: e.self_cpu_time_total for e in trace.key_averages()}
         most = sorted(spent, key=spent.get, reverse=True)[:5]
         shares = {key.removeprefix("aten::"): spent[key] / sum(spent.values()) for key in most}
         rows[name] = {"milliseconds": milliseconds, "operators": shares}
         text = ", ".join(f"{key} {share:.0%}" for key, share in shares.items())
-        print(f"{name:22}{milliseconds:7.1f} ms a step of 64 pictures: {text}")
-    return {"machine": R.machine("cpu"), "dataset": args.dataset, "steps": rows}
+        print(f"{name:22}{milliseconds:7.1f} ms a step of {size} pictures: {text}")
+    return {"machine": machine("cpu"), "dataset": "toy", "steps": rows}
 
 
 if __name__ == "__main__":
@@ -451,8 +501,10 @@ if __name__ == "__main__":
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--profile", action="store_true")
     own, flags = parser.parse_known_args()
-    args = R.complete(ckd.settings().parse_args(flags))
-    result = scaling(args) if own.scaling else profile(args) if own.profile else compare(args, own)
-    if own.json and result:
-        own.json.parent.mkdir(parents=True, exist_ok=True)
-        own.json.write_text(json.dumps(result, indent=1) + "\n")
+    if own.profile:
+        result = profile(flags)
+    else:
+        args = ckd.parse(flags)
+        result = scaling(args) if own.scaling else compare(args, own)
+    if own.json:
+        save(own.json, json.dumps(result, indent=1) + "\n")
