@@ -425,23 +425,31 @@ def grow_cells(args, data, n, classes, groups, test=2000):
     return row
 
 
-def scaling(args, pictures=(1_000, 10_000, 100_000, 1_000_000), sides=(32, 64, 128, 224)):
+SIZES = {  # what grows, and how large it becomes
+    "pictures": (1_000, 10_000, 100_000, 1_000_000),
+    "size": (32, 64, 128, 224),
+    "groups": (2, 4, 8, 16),
+    "classes": (2, 6, 20, 100),
+}
+
+
+def scaling(args, sizes=SIZES):
     """Time and memory against number of pictures, their size, groups and classes."""
     data = ckd.load_pictures(args)
-    rows = {"pictures": [], "size": [], "groups": [], "classes": []}
+    rows = {what: [] for what in sizes}
 
     def add(what, row):
         rows[what].append(row)
         print(what, row, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        for n in pictures:
+        for n in sizes["pictures"]:
             add("pictures", grow_pictures(args, data["train"], n, folder))
-    for side in sides:
+    for side in sizes["size"]:
         add("size", grow_size(args, data, side))
-    for n in (2, 4, 8, 16):
+    for n in sizes["groups"]:
         add("groups", grow_cells(args, data, n, classes=6, groups=n))
-    for n in (2, 6, 20, 100):
+    for n in sizes["classes"]:
         add("classes", grow_cells(args, data, n, classes=n, groups=2))
     names = {k: getattr(args, k) for k in ("dataset", "teacher", "student", "batch_size")}
     return {"machine": machine("cpu"), **names, "model": MODEL, **rows}
