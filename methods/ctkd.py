@@ -48,6 +48,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -153,6 +154,8 @@ def parse(argv=None):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
+    if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise InputError("--compile needs a C++ compiler (g++) for the CPU: leave it out")
     return args
 
 
@@ -197,9 +200,10 @@ def torchvision_network(name, size, pretrained):
     except Exception as error:  # no connection; a size that the weights are not for; a bad file
         if not pretrained:
             raise
+        reason = (str(error) or "their file is empty: delete it").splitlines()[0]
         raise InputError(
-            f"the weights of {name} cannot be had ({str(error).splitlines()[0]}): connect once, or "
-            f"copy their file into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
+            f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
+            f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
         ) from None
     if name.startswith("resnet") and size <= 32 and not pretrained:
         ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.

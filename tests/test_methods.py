@@ -193,12 +193,15 @@ def test_a_method_changes_its_student_and_nothing_else(name, here, tmp_path):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_compile_says_where_it_cannot_be(name, here, tmp_path):
+def test_compile_says_where_it_cannot_be(name, here, tmp_path, monkeypatch):
     module = importlib.import_module(name)
     assert module.Method.can_compile != (name in ("bird", "fairtune"))
     if not module.Method.can_compile:
         with pytest.raises(InputError, match="--compile is not for this method"):
             run(name, *small(name), "--compile", "--out", tmp_path)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="--compile needs a C"):
+        arguments(module, "--compile")
 
 
 # ----- the name of a run's folder -----------------------------------------------------------------
