@@ -13,6 +13,7 @@ import fairtune
 import numpy as np
 import pytest
 import torch
+import torchvision
 from forked import run_script
 from PIL import Image
 
@@ -87,11 +88,11 @@ def test_classes_and_probabilities_are_printed_and_written(run, originals, main,
     assert compared == len(files) + 1
 
 
-def with_student(run, folder, module, name):
+def with_student(run, folder, module, name, **settings):
     """A copy of a run in which a script's untrained network stands for the student."""
     shutil.copytree(run, folder)
     saved = torch.load(folder / "student.pt", weights_only=True)
-    saved["settings"] |= {"student": name}
+    saved["settings"] |= {"student": name, **settings}
     args = argparse.Namespace(**saved["settings"])
     state = module.Network(args, name, 3).state_dict()
     saved |= {"method": module.__name__, "states": {"last": {"epoch": 1, **state}}}
@@ -185,3 +186,17 @@ def test_as_a_user_starts_it(run, originals, tmp_path):
     assert len(done.stderr.splitlines()) == 1
     done = run_script(program, run, cwd=tmp_path)
     assert done.returncode == 2 and "name pictures" in done.stderr
+
+
+def test_a_pretrained_student_is_built_as_it_was(run, main, tmp_path, monkeypatch):
+    """Small pictures keep the stem of the pretrained ResNet; googlenet scales its input."""
+    asked, get_model = [], torchvision.models.get_model
+
+    def without_weights(name, weights, **more):
+        asked.append(weights)
+        return get_model(name, weights=None, **more)
+
+    monkeypatch.setattr(torchvision.models, "get_model", without_weights)
+    folder = with_student(run, tmp_path / "run", ckd, "resnet18", pretrained=True)
+    student, _, _ = predict.load_student(folder)
+    assert asked == ["DEFAULT", "DEFAULT"] and student.network.body.conv1.stride == (2, 2)
