@@ -178,9 +178,9 @@ def test_a_read_only_disk_is_refused_before_training(tmpfs, folder):
 # ----- two processes ------------------------------------------------------------------------------
 
 
-def together(folders, scripts=("ckd", "ckd")):
+def together(folders, scripts=("ckd", "ckd"), flags=([], [])):
     """What each of two runs has printed that were started at the same moment."""
-    both = [Script(s, *small(s), cwd=f) for s, f in zip(scripts, folders)]
+    both = [Script(s, *small(s), *more, cwd=f) for s, f, more in zip(scripts, folders, flags)]
     ends = [run.wait() for run in both]
     assert [end.returncode for end in ends] == [0, 0], ends
     return [end.stdout for end in ends]
@@ -203,6 +203,12 @@ def test_two_scripts_and_one_teacher(folder):
     assert count(texts, "student 1/2") == count(texts, "wrote ") == [1, 1]
     assert count(texts, "teacher 1/2") == [0, 1] and count(texts, " is ready in ") == [1, 1]
     assert len(list(folder.rglob("epoch-*.pt"))) == 2  # and the answers of one teacher
+
+
+def test_two_runs_of_fairdi_and_one_step_0(folder):
+    texts = together([folder, folder], ("fairdi", "fairdi"), ([], ["--alpha", "0.5"]))
+    assert count(texts, "step 0 1/2") == [0, 1] and count(texts, "student 1/2") == [1, 1]
+    assert len(list(folder.rglob("step0.pt"))) == 1 and len(list(folder.rglob("result.json"))) == 2
 
 
 def test_two_processes_and_one_set_of_pixels(folder, tmp_path):
