@@ -215,11 +215,11 @@ def toy():
     return load_toy()
 
 
-def method_of(module, data, *flags, networks=("convnet4", "convnet2"), classes=6):
+def method_of(module, data, *flags, networks=("convnet4", "convnet2")):
     """The method, built like a run builds it, with an untrained teacher."""
     args = arguments(module, *flags)
     torch.manual_seed(1)
-    teacher = module.Teacher(module.Network(args, networks[0], classes))
+    teacher = module.Teacher(module.Network(args, networks[0], 6))
     torch.manual_seed(0)
-    student = module.Network(args, networks[1], classes)
+    student = module.Network(args, networks[1], 6)
     return module.Method(args, data, student, teacher)
