@@ -13,11 +13,11 @@ matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 
-import data as D
-import metrics as M
+import metrics
+from data import load
+from results import DEBIASED, Refused, arrays_of
 
 COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #999999 #7a5c00 #b8a800".split()
-DEBIASED = ("adversarial KD", "adversarial KD, λ = 0.5", "BIRD")
 MARKERS, STYLES = "osD^vPX*<>", ["-", "--", "-.", ":"]
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -48,7 +48,9 @@ def percent(runs, metric, rule="last"):
     if len(tests) == 1 and metric in tests[0].get("interval", {}):
         return 100 * np.array([tests[0][metric], *tests[0]["interval"][metric]], float)
     numbers = [test[metric] for test in tests]
-    return M.seed_interval(values=100 * np.array([np.nan if n is None else n for n in numbers]))
+    return metrics.seed_interval(
+        values=100 * np.array([np.nan if n is None else n for n in numbers])
+    )
 
 
 # ==================================================================================================
@@ -197,7 +199,7 @@ def per_class(rows, where, path):
             ]
             for result in rows[row].values()
         ]  # (runs, classes)
-        mean, low, high = np.array([M.seed_interval(values=v) for v in zip(*spots)]).T
+        mean, low, high = np.array([metrics.seed_interval(values=v) for v in zip(*spots)]).T
         low, high = low.clip(-100), high.clip(max=100)  # Student's t knows no limits of a recall
         y = np.arange(len(classes)) + 0.22 * (n - 1)
         error = None if np.isnan(low).all() else [mean - low, high - mean]
@@ -219,7 +221,7 @@ def per_class(rows, where, path):
     )
 
 
-def gallery(rows, where, path, data_dir=None):
+def gallery(rows, where, data_dir, path):
     """Test pictures on which teacher, student and debiased student disagree."""
     debiased = shown_as_debiased(rows)
     if "CKD" not in rows or not debiased:
@@ -229,17 +231,20 @@ def gallery(rows, where, path, data_dir=None):
     if settings["dataset"] != "toy" and data_dir is None:
         return None
     keep = ("target", "sensitive", "fold", "skip_bad")
-    data = D.load(
+    data = load(
         settings["dataset"], data_dir, settings["image_size"], **{k: settings[k] for k in keep}
     )
     test = data["test"]
     answers = {}
     for name, row, model in (("teacher", "CKD", "teacher"), ("CKD", "CKD", "last"),
                              (debiased, debiased, "last")):  # fmt: skip
-        with np.load(rows[row][key]["npz"]) as file:
-            if file["ids"].tolist() != test.ids:
-                return None  # made from other pictures
-            answers[name] = file[model].argmax(1)
+        try:
+            arrays = arrays_of(rows[row][key])
+        except Refused:
+            return None  # its answers are not kept
+        if model not in arrays or arrays["ids"].tolist() != test.ids:
+            return None  # not kept, or made from other pictures
+        answers[name] = arrays[model].argmax(1)
     said = np.stack(list(answers.values()))  # (3, N)
     split = np.flatnonzero((said != said[0]).any(0))
     if not len(split):
@@ -330,7 +335,7 @@ def curves(rows, of):
     """(epochs, 3) mean, low, high over the runs of a row of what `of` finds in an epoch's log."""
     logs = [[of(epoch) for epoch in result["log"]] for result in rows.values()]
     numbers = np.array([[np.nan if v is None else v for v in log] for log in logs], float)
-    return np.array([M.seed_interval(values=column) for column in numbers.T])
+    return np.array([metrics.seed_interval(values=column) for column in numbers.T])
 
 
 def training(rows, where, path):

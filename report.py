@@ -1,12 +1,10 @@
-"""Result files to tables and figures: nothing here is typed by hand but the published numbers.
+"""Results to tables, pages and figures; every number in them is computed here.
 
-    python report.py                                         of results/, into results/tables/
-    python report.py --results results/reference --readme    and the tables of both README.md
-    python report.py --diff ckd bird                         two scripts side by side, as HTML
+    python report.py                      runs/, your own results: pages, figures in runs/report/
+    python report.py --pack               add runs/ to the packed results in results/
+    python report.py --results results    pages and figures in results/, and the README's table
 
-results/reference/ holds the result files behind README.md; your own runs go to results/.
-
-What a row is, and how two of them are compared, is in compare.py. In a table:
+What a row is, and how two of them are compared, is in results.py. In a table:
 
     mean ± half          over seeds or folds: half of the 95 % interval of the mean (Student's t)
     value [low, high]    of one test set: 95 % bootstrap interval over its subjects (lesions,
@@ -17,25 +15,22 @@ What a row is, and how two of them are compared, is in compare.py. In a table:
 """
 
 import argparse
-import ast
 import csv
-import difflib
-import functools
-import importlib
 import itertools
-import json
-import re
 import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from compare import (
+import figures
+from data import InputError, save
+from results import (
     METRICS,
     NAMES,
     OWN_NETWORKS,
     POINTS,
+    TWO_POINTS,
     UTILITY,
     Refused,
     Value,
@@ -48,73 +43,27 @@ from compare import (
     measured,
     number_collapsed,
     own_settings,
+    pack,
     paired,
     paired_over,
     relative,
     scores,
     select,
-    unfinished,
     unusual,
 )
-from readers import InputError, atomic, make_folder
 
 ROOT = Path(__file__).resolve().parent
 SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "BIRD, gates fixed", "BIRD, μ = 0.1"]
 POSTER += ["BIRD, μ = 0.3", "adversarial KD", "adversarial KD, λ = 0.5", "re-balancing"]
 FAIRDI = ["ERM", "re-balancing", "GroupDRO", "SWAD", "FIS", "FairDi", "FairTune"]
-## What the papers print, in percent, for the data set of the paper: their columns, then their rows
-## under our names. Nothing else in this file is a number from elsewhere.
-PUBLISHED = {
-    ("cifar10s", "poster"): (
-        "published: poster of BIRD (Java et al. 2023), ResNet-18 to ResNet-18, five runs; its skew "
-        "of the training set, epochs and learning rates are not published",
-        ["AUROC", "F1", "mean-DEO", "max-DEO"],
-        {
-            "ERM": (98.91, 88.34, 26.26, 47.94),
-            "CKD": (98.95, 88.90, 25.30, 46.92),
-            "FitNet": (98.89, 88.15, 26.55, 48.86),
-            "AT": (98.99, 88.95, 25.16, 46.08),
-            "AD": (98.44, 85.98, 16.20, 31.94),
-            "MFD": (98.93, 88.32, 27.27, 49.16),
-            "BIRD": (99.12, 89.45, 19.77, 38.26),
-        },
-    ),
-    ("celeba", "poster"): (
-        "published: poster of BIRD (Java et al. 2023), teacher CLIP-R50, five runs; which "
-        "attributes are target and group, and the student's network, are not published",
-        ["AUROC", "mean-DEO", "max-DEO"],
-        {
-            "ERM": (87.72, 21.11, 21.97),
-            "CKD": (87.72, 21.10, 22.07),
-            "FitNet": (87.54, 22.01, 23.30),
-            "AD": (88.51, 5.33, 7.93),
-            "MFD": (87.49, 22.56, 23.52),
-            "BIRD": (87.93, 2.65, 4.49),
-        },
-    ),
-    ("wider", "slides"): (
-        "published: slides of W210 (Bolner et al. 2023), EfficientNet-B3 to B0, one run each, "
-        "another split than the official one, recall, precision and F1 weighted by class; in its "
-        "public code the teacher has no part in the students of CKD, CTKD and KD++",
-        ["top-1", "recall", "precision", "F1", "disparity"],
-        {
-            "CKD": (65.0, 65.0, 65.0, 64.7, 9.8),
-            "RKD": (65.6, 65.6, 65.7, 65.2, 12.3),
-            "CTKD": (63.7, 63.7, 64.2, 63.4, 12.3),
-            "KD++": (59.6, 59.6, 60.6, 59.6, 11.0),
-        },
-    ),
-}
 
 
-# ==================================================================================================
-# Tables
-# ==================================================================================================
+# ----- tables -------------------------------------------------------------------------------------
 
 
 class Table:
-    """Rows of texts and Values under a header, as Markdown and as CSV."""
+    """Rows of texts and Values under a header, as Markdown."""
 
     def __init__(self, header, better=None):
         self.header, self.rows, self.barred, self.out, self.note = header, [], set(), set(), ""
@@ -122,10 +71,10 @@ class Table:
 
     def add(self, name, cells, bad=0, of=1, ranked=True):
         """A row. `bad` of its `of` runs have collapsed; an unranked row is never bold."""
-        note = f" ({bad} of {of} collapsed)" if of > 1 else " (collapsed)"
+        note = "" if not bad else f" ({bad} of {of} collapsed)" if of > 1 else " (collapsed)"
         self.barred |= {len(self.rows)} if bad else set()
         self.out |= set() if ranked else {len(self.rows)}
-        self.rows.append([name + note * bool(bad), *cells])
+        self.rows.append([name + note, *cells])
 
     def best(self):
         """{(row, column)} of the best values: collapsed rows cannot be best in fairness."""
@@ -135,9 +84,11 @@ class Table:
             points = {
                 r: self.better[column] * row[c].point
                 for r, row in enumerate(self.rows)
-                if column in self.better and r not in barred and isinstance(row[c], Value)
+                if column in self.better
+                and r not in barred
+                and isinstance(row[c], Value)
                 and not np.isnan(row[c].point)
-            }  # fmt: skip
+            }
             if len(self.rows) - len(self.out) > 1:
                 found |= {(r, c) for r, point in points.items() if point == max(points.values())}
         return found
@@ -148,31 +99,20 @@ class Table:
             cells = [str(cell) for cell in row]
             lines.append([f"**{t}**" if (r, c) in best else t for c, t in enumerate(cells)])
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return text + f"\n\n*{self.note}*" * bool(self.note)
-
-    def csv(self, path):
-        """One column for a text, three (value, low, high) for Values, with all digits."""
-        wide = [any(isinstance(row[c], Value) for row in self.rows)
-                for c in range(len(self.header))]  # fmt: skip
-        spread = lambda cells: [x for cell in cells for x in cell]
-        with atomic(path) as temporary, open(temporary, "w", newline="") as handle:
-            write = csv.writer(handle, lineterminator="\n").writerow
-            write(spread([h, f"{h} low", f"{h} high"] if w else [h]
-                         for h, w in zip(self.header, wide)))  # fmt: skip
-            for row in self.rows:
-                cells = [[f"{x:.6g}" for x in v[:3]] if isinstance(v, Value) else [v] for v in row]
-                write(spread(c if len(c) == 3 or not w else [*c, "", ""]
-                             for c, w in zip(cells, wide)))  # fmt: skip
+        return f"{text}\n\n*{self.note}*" if self.note else text
 
 
-def beside_published(table, dataset, kind):
-    """The table with the paper's columns and their source, where the data set is the paper's."""
-    if (dataset, kind) in PUBLISHED:
-        table.note, columns, printed = PUBLISHED[dataset, kind]
-        table.header += [f"{column}, published" for column in columns]
-        for row in table.rows:
-            name = row[0].partition(" (")[0]
-            row += [f"{v:.1f}" for v in printed[name]] if name in printed else [""] * len(columns)
+def beside_published(table, dataset, layout):
+    """The table with the numbers of the paper whose layout it has, where they are published."""
+    with open(ROOT / "results" / "published.csv", encoding="utf-8", newline="") as file:
+        lines = [r for r in csv.DictReader(file) if (r["dataset"], r["table"]) == (dataset, layout)]
+    columns = list(dict.fromkeys(line["metric"] for line in lines))
+    printed = {(line["method"], line["metric"]): float(line["percent"]) for line in lines}
+    table.note = f"published: {lines[0]['source']}" if lines else ""
+    table.header += [f"{column}, published" for column in columns]
+    for row in table.rows:
+        values = [printed.get((row[0].partition(" (")[0], column)) for column in columns]
+        row += ["" if value is None else f"{value:.1f}" for value in values]
     return table
 
 
@@ -215,11 +155,6 @@ def pooled_tables(rows, rules):
             cells = [paired(one, against, METRICS[s][0]) for s in shown]
             differences.add(label, cells, bad, len(keys))
     return {"": table, "-differences": differences}
-
-
-# ==================================================================================================
-# Tables of the papers, and everything on one page
-# ==================================================================================================
 
 
 def add_teacher(table, runs, shown):
@@ -268,9 +203,10 @@ def overview_table(rows):
     table = Table(["method", *shown, "top-1, − CKD", "mean-DEO, − CKD", *costs])
     chosen = comparable(alone(rows))
     teacher = next((r for r in chosen.values() if all("teacher" in x for x in r.values())), None)
-    for name, runs, rule in [("*the teacher*", teacher, "teacher")] * bool(teacher) + [
-        (name, runs, "last") for name, runs in chosen.items()
-    ]:
+    lines = [(name, runs, "last") for name, runs in chosen.items()]
+    for name, runs, rule in [("*the teacher*", teacher, "teacher"), *lines]:
+        if runs is None:
+            continue
         cells = [cell(runs, METRICS[s][0], rule) for s in shown] + ["", ""]
         if "CKD" in chosen and name != "CKD" and rule == "last":
             cells[-2:] = [change(runs, chosen["CKD"], m) for m in ("accuracy", "mean_deo")]
@@ -351,26 +287,44 @@ def temperature_table(rows):
     return table
 
 
-# ==================================================================================================
-# What the papers claim, on every data set
-# ==================================================================================================
+# ----- what the papers claim, on every data set ---------------------------------------------------
 
 ## The claim; whose rows, at the usual settings and, where it ran, at a weaker one; against which
 ## row, or the student's own teacher; in which metric; 1 if it shall rise, -1 if it shall fall.
 CLAIMS = (
     ("slides: a student is less fair than its teacher", ("CKD",), "teacher", "disparity", 1),
-    ("adversarial KD: less disparity than CKD", ("adversarial KD", "adversarial KD, λ = 0.5"),
-     "CKD", "disparity", -1),
-    ("BIRD: lower mean-DEO than CKD", ("BIRD", "BIRD, μ = 0.3", "BIRD, μ = 0.1"), "CKD",
-     "mean-DEO", -1),
+    (
+        "adversarial KD: less disparity than CKD",
+        ("adversarial KD", "adversarial KD, λ = 0.5"),
+        "CKD",
+        "disparity",
+        -1,
+    ),
+    (
+        "BIRD: lower mean-DEO than CKD",
+        ("BIRD", "BIRD, μ = 0.3", "BIRD, μ = 0.1"),
+        "CKD",
+        "mean-DEO",
+        -1,
+    ),
     ("BIRD: AUROC not below CKD's", ("BIRD", "BIRD, μ = 0.3", "BIRD, μ = 0.1"), "CKD", "AUROC", 1),
     ("FairDi: higher AUROC in the worst group than ERM", ("FairDi",), "ERM", "worst group", 1),
     ("FairTune: smaller gap than full fine-tuning", ("FairTune",), "full fine-tuning", "gap", -1),
-    ("Mohammadshahi and Ioannou: T = 20 fairer than T = 1", ("CKD, T = 20",), "CKD, T = 1",
-     "parity", -1),
-    ("Mohammadshahi and Ioannou: at T = 20 fairer than the teacher", ("CKD, T = 20",), "teacher",
-     "parity", -1),
-)  # fmt: skip
+    (
+        "Mohammadshahi and Ioannou: T = 20 fairer than T = 1",
+        ("CKD, T = 20",),
+        "CKD, T = 1",
+        "parity",
+        -1,
+    ),
+    (
+        "Mohammadshahi and Ioannou: at T = 20 fairer than the teacher",
+        ("CKD, T = 20",),
+        "teacher",
+        "parity",
+        -1,
+    ),
+)
 
 
 def named(dataset, label):
@@ -421,10 +375,15 @@ def inflation_table(found):
 
 ## What one part of a method does: two rows that no other table puts side by side.
 PAIRS = (
-    ("adversarial KD, λ = 0.5", "CKD"), ("BIRD", "BIRD, gates fixed"), ("FairDi", "CKD"),
-    ("FairDi", "FIS"), ("FairDi", "FairDi, no teachers"), ("FairDi, no teachers", "FIS"),
-    ("FairTune", "full fine-tuning"), ("linear probe", "full fine-tuning"),
-)  # fmt: skip
+    ("adversarial KD, λ = 0.5", "CKD"),
+    ("BIRD", "BIRD, gates fixed"),
+    ("FairDi", "CKD"),
+    ("FairDi", "FIS"),
+    ("FairDi", "FairDi, no teachers"),
+    ("FairDi, no teachers", "FIS"),
+    ("FairTune", "full fine-tuning"),
+    ("linear probe", "full fine-tuning"),
+)
 
 
 def add_difference(table, name, place, runs, base):
@@ -445,16 +404,13 @@ def pairs_table(found):
     table = Table(["pair", "data set", "over", *shown], better={})
     for pair, (place, rows) in itertools.product(PAIRS, found.items()):
         parts = [rows.get(name, {}) for name in pair]
-        name = " − ".join(f"{name}{' (collapsed)' * (number_collapsed(runs) > 0)}"
-                          for name, runs in zip(pair, parts))  # fmt: skip
+        marks = [f"{n} (collapsed)" if number_collapsed(r) else n for n, r in zip(pair, parts)]
+        name = " − ".join(marks)
         add_difference(table, name, place, *parts)
     return table
 
 
-AGAIN = "another-processor"  # the folder with results of commands that were run once more
-
-
-def again_table(found, again):
+def repeated_table(found, repeated):
     """The same command on another processor, minus the first time: what rounding changes.
 
     ## Sums are rounded in another order there; after some thousand steps it is another training.
@@ -463,7 +419,7 @@ def again_table(found, again):
     """
     shown = ["AUROC", "worst group", "gap", "ES-AUC", "mean-DEO", "disparity"]
     table = Table(["row", "data set", "over", *shown], better={})
-    for place, rows in again.items():
+    for place, rows in repeated.items():
         if place[0] == "celeba":
             continue
         for name, runs in rows.items():
@@ -479,13 +435,13 @@ def command_of(dataset, label, runs):
     most = [r for r in runs if r["method"] not in OWN_NETWORKS] or runs
     first = most[0]
     used, single, folds = {r["method"] for r in runs}, len(runs) == 1, label.startswith("folds")
-    flags = unusual(first, ("sensitive",) if folds and not single else ())  # it takes all of them
+    flags = unusual(first, ("sensitive",) if folds and not single else ())  # the list has all
     if single:
         fold = first["settings"]["fold"]
         flags |= own_settings(first) | ({} if fold is None else {"fold": fold})
     words = []
     for k, v in flags.items():
-        words.append(f"--{'no-' * (v is False)}{k}".replace("_", "-"))
+        words.append(f"--{'no-' if v is False else ''}{k}".replace("_", "-"))
         words += [] if isinstance(v, bool) else [shlex.quote(f"{v}")]
     where = [] if dataset == "toy" else ["--dataset", dataset, "--data-dir", "DIR"]
     if single:
@@ -503,19 +459,24 @@ def command_of(dataset, label, runs):
 
 def hours_of(runs):
     """What `runs`, a list of results, took: each teacher once, whoever trained it."""
-    taught = {(r["settings"]["fold"], r["settings"]["seed"]): r["times"]["teacher"]
-              for r in runs if "teacher" in r}  # fmt: skip
-    ## The total of the run that trained the teacher has the teacher in it.
-    own = lambda t: t["total"] - t["teacher"] * (t["total"] > t["teacher"] + sum(t["epochs"]))
-    return (sum(own(r["times"]) for r in runs) + sum(taught.values())) / 3600
+    taught = {
+        (r["settings"]["fold"], r["settings"]["seed"]): r["times"]["teacher"]
+        for r in runs
+        if "teacher" in r
+    }
+    hours = 0
+    for times in (result["times"] for result in runs):
+        ## The total of the run that trained the teacher has the teacher in it.
+        trained = times["total"] > times["teacher"] + sum(times["epochs"])
+        hours += times["total"] - (times["teacher"] if trained else 0)
+    return (hours + sum(taught.values())) / 3600
 
 
 def made_table(found):
     """The command behind each group of runs, how many they are, what they took, and where."""
     table = Table(["data set", "command", "runs", "hours", "made on"])
     for (dataset, label), rows in found.items():
-        ## By file: FairDi and its step 0, FIS, are two rows of one run.
-        runs = [*{r["npz"]: r for row in rows.values() for r in row.values()}.values()]
+        runs = [run for name, row in rows.items() if name != "FIS" for run in row.values()]
         devices = ", ".join(dict.fromkeys(r["times"]["device"] for r in runs))
         versions = ", ".join(sorted({r["times"]["torch"].partition("+")[0] for r in runs}))
         cells = [f"`{command_of(dataset, label, runs)}`", str(len(runs)), f"{hours_of(runs):.1f}"]
@@ -523,179 +484,167 @@ def made_table(found):
     return table
 
 
-def speeds(folder):
-    """{name: content} of the files of tests/speed.py in `folder` that compare loops."""
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    return {name: run for name, run in runs.items() if "ratios" in run}
+# ----- the results of the README, on all data sets ------------------------------------------------
+
+HEADLINE = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "adversarial KD"]
+HEADLINE += ["AD", "MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi", "FairTune"]
+WEAKER = {"adversarial KD": (", λ = 0.5",), "AD": (", λ = 0.5",), "BIRD": (", μ = 0.3",)}
 
 
-def speed_table(folder):
-    """The training loop beside others: a column for each file of tests/speed.py."""
-    runs = {name: run["ratios"] for name, run in speeds(folder).items()}
-    table = Table(["quotient of rates", "at least", *runs])
-    for name in next(iter(runs.values()), {}):
-        parts = [ratios[name] for ratios in runs.values()]
-        cells = [f"{p['median']:.2f} [{p['min']:.2f}, {p['max']:.2f}]" for p in parts]
-        table.add(name, [f"{parts[0]['target'] or ''}", *cells])
-    return table
+def headline_table(found):
+    """AUROC / worst group / mean-DEO of all methods on four data sets, one column each.
 
-
-def data_table(folder):
-    """From files to batches: a row for each file of tests/speed.py."""
-    rates = ["data path, images/s", "student's step, images/s", "quotient"]
-    sizes = ["train / val / test", "pixels a side", "decoding, CPU s", "MB decoded"]
-    table = Table(["data set", "pictures", *sizes, *rates])
-    for name, run in speeds(folder).items():
-        if name != run["dataset"]:  # other networks or threads, the same pictures
-            continue
-        data, speed = run["data"], run["images_per_cpu_second"]
-        parts = " / ".join(f"{n:,}" for n in data["splits"].values())
-        seconds = data.get("decoding_cpu_seconds")
-        cells = [f"{data['pictures']:,}", parts, str(run["image_size"])]
-        cells += ["drawn" if seconds is None else f"{seconds:.0f}", f"{data['megabytes']:.0f}"]
-        cells += [f"{speed[loop]['median']:,.0f}" for loop in ("E data", "C bare")]
-        cells.append(f"{run['ratios']['E data / C bare']['median']:.0f}")
-        table.add(run["dataset"], cells)
-    return table
-
-
-GROWS = {  # what is varied in scaling.json: the name of its values, and what is measured
-    "pictures": ("n", {
-        "order_seconds": "order of an epoch, s", "data_microseconds": "data path, µs a picture",
-        "hash_seconds": "hash of all pixels, s", "megabytes": "memory, MB",
-        "file_megabytes": "pixels on disk, MB",
-    }),
-    "size": ("side", {
-        "step_microseconds": "student's step, µs a picture",
-        "teacher_microseconds": "teacher's answer, µs a picture",
-        "data_microseconds": "data path, µs a picture",
-        "activation_megabytes": "activations of a batch, MB",
-    }),
-    "groups": ("n", {"metrics_seconds": "metrics, s", "intervals_seconds": "with intervals, s"}),
-    "classes": ("n", {
-        "step_microseconds": "student's step, µs a picture", "metrics_seconds": "metrics, s",
-        "intervals_seconds": "with intervals, s",
-    }),
-}  # fmt: skip
-
-
-def scaling_table(folder):
-    """How cost grows, from scaling.json: the last column is b of cost ~ size^b, least squares."""
-    table = Table(["what grows", "values", "cost", "measured", "power"])
-    path = folder / "scaling.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    number = lambda x: f"{x:,.0f}" if abs(x) >= 100 else f"{x:.2g}"
-    for what, (key, costs) in GROWS.items() if found else ():
-        sizes = [row[key] for row in found[what]]
-        for cost, label in costs.items():
-            values = [row[cost] for row in found[what]]
-            logs = np.log(np.maximum([sizes, values], 1e-9))
-            cells = [" / ".join(f"{n:,}" for n in sizes), label]
-            cells += [" / ".join(number(v) for v in values), f"{np.polyfit(*logs, 1)[0]:.2f}"]
-            table.add(what, cells)
-    return table
-
-
-def profile_table(folder):
-    """Where a step of some methods goes, from profile.json."""
-    table = Table(["method", "ms a step", "of CKD's", "its five dearest operators"])
-    path = folder / "profile.json"
-    steps = json.loads(path.read_text())["steps"] if path.exists() else {}
-    for name, row in steps.items():
-        parts = ", ".join(f"{key} {share:.0%}" for key, share in row["operators"].items())
-        times = row["milliseconds"] / steps["CKD"]["milliseconds"]
-        table.add(name, [f"{row['milliseconds']:.1f}", f"{times:.1f}", parts])
-    return table
-
-
-def gates_table():
-    """How far each script is from ckd.py, as Markdown, from the side-by-side test."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    return importlib.import_module("test_side_by_side").table()
-
-
-def sources_table():
-    """What each script implements, as Markdown, from the first sentences of its header."""
-    table = Table(["script", "source"])
-    for path in sorted((ROOT / "methods").glob("*.py")):
-        header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n\n")[0]
-        table.add(path.name, [" ".join(header.split())])
-    return table.markdown()
-
-
-OF_THE_CODE = {"gates": gates_table, "sources": sources_table}  # need no results
-
-
-def tables(found, again=None):
-    """{name: Table} of all tables that the results give, and {name: why} of the refused ones.
-
-    again    `found` of results of the same commands on another processor
+    Where all students of a method have collapsed at its usual setting, the weaker one is shown.
     """
-    made, refused, again = {}, {}, again or {}
+    small = "teacher_convnet16-student_convnet8-epochs_"
+    places = {"toy": ("toy", ""), "HAM10000, sex": ("ham10000", f"folds-{small}6")}
+    places |= {"CIFAR10-S": ("cifar10s", f"{small}5")}
+    places |= {"CelebA, attractive": ("celeba", "teacher_resnet18-student_convnet8-epochs_5")}
+    places = {title: place for title, place in places.items() if place in found}
+    table = Table(["method", *places], better={})
+    for name in HEADLINE:
+        cells = []
+        for dataset, label in places.values():
+            rows, title = found[dataset, label], name
+            runs = rows.get(name, {})
+            for weaker in WEAKER.get(name, ()):
+                if number_collapsed(runs) == len(runs) and name + weaker in rows:
+                    runs, title = rows[name + weaker], weaker.strip(", ")
+            shown = "AUROC", "worst group", "mean-DEO"
+            if not runs:
+                cells.append("")
+                continue
+            if label.startswith("folds"):
+                together = scores(runs, "last", folds_of(runs))
+                parts = [measured(together, METRICS[s][0]) for s in shown]
+            else:
+                parts = [cell(runs, METRICS[s][0]) for s in shown]
+            bad = number_collapsed(runs)
+            marks = [f"{title}"] if title != name else []
+            marks += [f"{bad} of {len(runs)} collapsed"] if bad else []
+            text = " / ".join(f"{part.point:.1f}" for part in parts)
+            cells.append(f"{text} ({', '.join(marks)})" if marks else text)
+        if any(cells):
+            table.add(name, cells)
+    return table
 
-    def make(name, work, *args):
+
+# ----- pages --------------------------------------------------------------------------------------
+
+KINDS = {  # the end of a table's name: its title, in the order of a page
+    "slides": "Students beside their teacher (the layout of the slides of Bolner et al., 2023)",
+    "poster": "Methods beside CKD (the layout of the poster of BIRD)",
+    "pooled": "All folds together: every picture is tested once, by the model that did not see it",
+    "pooled-differences": "The same, minus ERM (or CKD) on the same pictures",
+    "fairdi": "Two epochs chosen on validation: best overall, best in the worst group",
+    "fairdi-differences": "The same, minus ERM (or CKD) on the same pictures",
+    "sweep": "How strong an adversary? Paired with λ = 0, which is CKD",
+    "temperature": "Is the student of a softer teacher fairer? CKD, paired with T = 1",
+    "overview": "Everything",
+}
+ACROSS = {
+    "claims": "Do the claims of the papers hold?",
+    "inflation": "Disparity of every student minus that of its own teacher",
+    "pairs": "What one part of a method does",
+    "repeated": "A second training minus the first, by the same command on another processor",
+    "repeated-claims": "The claims in the second training",
+    "repeated-inflation": "Disparity of students minus that of their teachers, second training",
+    "repeated-pairs": "What one part of a method does, second training",
+    "repeated-pooled": "HAM10000 in the second training, all folds together",
+    "repeated-pooled-differences": "The same, minus ERM (or CKD)",
+    "made": "How the results were made",
+}
+
+
+def tables(found, repeated):
+    """{(place, kind): Table} of all tables that the results give; and {(place, kind): why not}.
+
+    place      (data set, conditions), or a text for tables across data sets
+    repeated   `found` of results of the same commands on another processor
+    """
+    made, refused = {}, {}
+
+    def make(place, kind, work, *args):
         try:
             result = work(*args)
-            parts = result.items() if isinstance(result, dict) else [("", result)]
-            made.update({name + end: table for end, table in parts if table.rows})
+            parts = result if isinstance(result, dict) else {"": result}
+            made.update({(place, kind + end): part for end, part in parts.items() if part.rows})
         except Refused as error:
-            refused[name] = str(error)
+            refused[place, kind] = str(error)
 
     for (dataset, label), rows in found.items():
-        name = "-".join(filter(None, [dataset, label]))
-        only = lambda names, rows=rows: {k: rows[k] for k in names if k in rows}
+        place = dataset, label
+        if sum(name in rows for name in SLIDES) > 1:
+            make(place, "slides", slides_table, rows, dataset)
+        if sum(name in rows for name in POSTER) > 1:
+            make(place, "poster", poster_table, rows, dataset)
         if label.startswith("folds"):
-            make(f"{name}-pooled", pooled_tables, alone(rows), {"last": ""})
-            points = {rule: f", {words}" for rule, words in POINTS.items()}
-            if len(only(FAIRDI)) > 1:
-                make(f"{name}-fairdi", pooled_tables, only(FAIRDI), points)
+            make(place, "pooled", pooled_tables, alone(rows), {"last": ""})
+            chosen = {name: rows[name] for name in FAIRDI if name in rows}
+            if len(chosen) > 1:
+                points = {rule: f", {words}" for rule, words in POINTS.items()}
+                make(place, "fairdi", pooled_tables, chosen, points)
         else:
-            make(f"{name}-overview", overview_table, rows)
-        if len(only(SLIDES)) > 1:
-            make(f"{name}-slides", slides_table, rows, dataset)
-        if len(only(POSTER)) > 1:
-            make(f"{name}-poster", poster_table, rows, dataset)
-        make(f"{name}-sweep", sweep_table, rows)
-        make(f"{name}-temperature", temperature_table, rows)
-    make("claims", claims_table, found)
-    make("inflation", inflation_table, found)
-    make("pairs", pairs_table, found)
-    make("made", made_table, found)
-    make("again", again_table, found, again)
-    make("again-claims", claims_table, again)
-    make("again-inflation", inflation_table, again)
-    make("again-pairs", pairs_table, again)
-    for (dataset, label), rows in again.items():
-        if label.startswith("folds"):
-            make(f"again-{dataset}-{label}", pooled_tables, rows, {"last": ""})
-    of_speed = {"speed": speed_table, "data": data_table, "scaling": scaling_table}
-    for name, work in {**of_speed, "profile": profile_table}.items():
-        make(name, work, ROOT / "results" / "reference" / "speed")
+            make(place, "overview", overview_table, rows)
+        make(place, "sweep", sweep_table, rows)
+        make(place, "temperature", temperature_table, rows)
+    make("all", "claims", claims_table, found)
+    make("all", "inflation", inflation_table, found)
+    make("all", "pairs", pairs_table, found)
+    make("all", "repeated", repeated_table, found, repeated)
+    make("all", "repeated-claims", claims_table, repeated)
+    make("all", "repeated-inflation", inflation_table, repeated)
+    make("all", "repeated-pairs", pairs_table, repeated)
+    for place, rows in repeated.items():
+        if place[1].startswith("folds"):
+            make(place, "repeated-pooled", pooled_tables, rows, {"last": ""})
+    make("all", "made", made_table, found)
     return made, refused
 
 
-def fill(text, made):
-    """README text with the part between `<!-- table NAME -->` and `<!-- end -->` made anew."""
+def pages(found, made, captions):
+    """{file name: Markdown}: a page for each data set, and claims.md for what concerns them all.
 
-    def new(match):
-        name = match[2]
-        if name not in made and name not in OF_THE_CODE:
-            raise Refused(f"README asks for the table {name}, there are {', '.join(made)}")
-        table = OF_THE_CODE[name]() if name in OF_THE_CODE else made[name].markdown()
-        return f"{match[1]}{table}\n{match[3]}"
+    captions    {(data set, conditions): {file name of a figure: its caption}}, "all" for the others
+    """
 
-    return re.sub(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", new, text, flags=re.S)
+    def figures_of(place):
+        return [f"![{c}]({name})\n\n*{c}*" for name, c in captions.get(place, {}).items()]
+
+    texts = {}
+    commands = {(row[0]): row[1:] for row in made["all", "made"].rows}
+    for dataset, label in found:
+        command, count, hours, machine = commands[named(dataset, label)]
+        text = [f"## {named(dataset, label)}"]
+        text.append(f"{count} runs, {hours} hours on {machine}, of {command}.")
+        for kind, title in KINDS.items():
+            if ((dataset, label), kind) in made:
+                text += [f"### {title}", made[(dataset, label), kind].markdown()]
+        texts.setdefault(f"{dataset}.md", []).extend(text + figures_of((dataset, label)))
+    text = []
+    for kind, title in ACROSS.items():
+        for (place, _), table in ((k, table) for k, table in made.items() if k[1] == kind):
+            where = "" if place == "all" else f" ({named(*place)})"
+            text += [f"## {title}{where}", table.markdown()]
+    texts["claims.md"] = text + figures_of("all")
+    first = "Made by `python report.py`; what the columns and intervals mean stands at its top."
+    return {
+        name: "\n\n".join([f"# Results: {name.removesuffix('.md')}", first, *text]) + "\n"
+        for name, text in texts.items()
+    }
 
 
-# ==================================================================================================
-# Figures, and two scripts side by side
-# ==================================================================================================
+# ----- figures ------------------------------------------------------------------------------------
+
+COMMITTED = [  # the figures of the packed results; your own results get all of them
+    "toy-gallery.png",
+]
 
 
 def two_points(rows, folded):
     """{row: {rule: AUROC, gap and group AUROCs in percent}} for FairDi's figure."""
     found = {}
-    for name in [*FAIRDI, "CKD", "adversarial KD", "BIRD"]:
+    for name in TWO_POINTS:
         for rule in POINTS if name in rows else ():
             runs = rows[name]
             if folded:
@@ -703,8 +652,13 @@ def two_points(rows, folded):
                 each = [point["auroc"], point["auroc_gap"], *point["group_auroc"]]
             else:
                 tests = [result[rule]["test"] for result in runs.values()]
-                of = lambda t: [t["auroc"], t["auroc_gap"], *(g["auroc"] for g in t["groups"])]
-                each = np.mean([of(t) for t in tests], 0)
+                each = np.mean(
+                    [
+                        [test["auroc"], test["auroc_gap"], *(g["auroc"] for g in test["groups"])]
+                        for test in tests
+                    ],
+                    axis=0,
+                )
             whole, gap, *groups = (100 * float(v) for v in each)
             found.setdefault(name, {})[rule] = {"auroc": whole, "gap": gap, "groups": groups}
     return found
@@ -736,127 +690,92 @@ def rank_blocks(found, metric):
     return names, np.array([[score(tests[name]) for name in names] for tests in runs.values()])
 
 
-def draw(found, folder, results, data_dir):
-    """Every figure that the results give, and figures.md, a page with their captions."""
-    import figures
+def draw(found, folder, wanted, data_dir):
+    """Draw the figures that the results give; {place: {file name: caption}}.
 
+    wanted    names of the only files to draw; empty: all of them
+    """
     captions = {}
+
+    def make(place, name, work, *args):
+        if not wanted or name in wanted:
+            caption = work(*args, folder / name)
+            if caption:
+                captions.setdefault(place, {})[name] = caption
+
     for (dataset, label), rows in found.items():
-        name = "-".join(filter(None, [dataset, label]))
-        where = named(dataset, label)
-        of_use = {k: runs for k, runs in rows.items() if number_collapsed(runs) < len(runs)}
-        plan = {
-            "disparity": (figures.per_class, of_use),
-            "training": (figures.training, rows),
-            "masks": (figures.fairtune_masks, rows),
-            "gallery": (functools.partial(figures.gallery, data_dir=data_dir), of_use),
-        }
+        place, where = (dataset, label), named(dataset, label)
+        stem = "-".join(filter(None, place))
+        useful = {name: runs for name, runs in rows.items() if number_collapsed(runs) < len(runs)}
+        make(place, f"{stem}-gallery.png", figures.gallery, useful, where, data_dir)
+        make(place, f"{stem}-disparity.png", figures.per_class, useful, where)
+        make(place, f"{stem}-training.png", figures.training, rows, where)
+        make(place, f"{stem}-masks.png", figures.fairtune_masks, rows, where)
         points = two_points(rows, label.startswith("folds"))
         if len(points) > 2:
-            names = next(r for runs in rows.values() for r in runs.values())["group_names"]
-            plan["two-points"] = (functools.partial(figures.two_points, points), names)
+            names = next(run for runs in rows.values() for run in runs.values())["group_names"]
+            make(place, f"{stem}-two-points.png", figures.two_points, points, names, where)
         for kind, choose in (("sweep", sweep), ("temperature", temperatures)):
             try:
                 chosen = comparable(choose(rows))
             except Refused:  # `tables` has said why
-                chosen = {}
+                continue
             bad = [number_collapsed(runs) > 0 for runs in chosen.values()]
             if chosen:
-                plan[kind] = (functools.partial(figures.sweep, chosen, kind), bad)
+                make(place, f"{stem}-{kind}.png", figures.sweep, chosen, kind, bad, where)
             if chosen and kind == "sweep":
-                plan["sweep-3d"] = (functools.partial(figures.sweep_3d, chosen), bad)
-        for kind, (work, what) in plan.items():
-            path = folder / f"{name}-{kind}.png"
-            captions[path.name] = work(what, where, path)
+                make(place, f"{stem}-sweep-3d.png", figures.sweep_3d, chosen, bad, where)
     for metric in ("AUROC", "worst group", "mean-DEO"):
-        names, values_ = rank_blocks(found, metric)
-        if len(names) > 2 and len(values_) > 1:
-            path = folder / f"ranks-{metric.replace(' ', '-')}.png"
-            captions[path.name] = figures.critical_difference(names, values_, metric, path)
-    captions = {name: caption for name, caption in captions.items() if caption}
-    command = f"python report.py --results {results}" + f" --data-dir {data_dir}" * bool(data_dir)
-    pages = [f"![{n}]({n})\n\n{c} Made by `{command}`.\n" for n, c in captions.items()]
-    with atomic(folder / "figures.md") as temporary:
-        temporary.write_text("\n".join(pages), encoding="utf-8")
-    print(f"wrote {len(captions)} figures to {folder}: {', '.join(captions)}")
-
-
-def diff_page(first, second):
-    """Two scripts side by side as HTML: equal sections are folded, the methods are whole."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    split = importlib.import_module("test_side_by_side").sections
-    texts = [(ROOT / "methods" / f"{name}.py") for name in (first, second)]
-    for path in texts:
-        if not path.exists():
-            names = ", ".join(sorted(p.stem for p in path.parent.glob("*.py")))
-            raise Refused(f"there is no script {path.stem}: choose two of {names}")
-    a, b = (split(path.read_text(encoding="utf-8")) for path in texts)
-    parts = []
-    for name in a:
-        left, right = a[name].splitlines(), b[name].splitlines()
-        table = difflib.HtmlDiff(tabsize=4, wrapcolumn=88).make_table(
-            left, right, f"{first}.py", f"{second}.py", context=False
-        )
-        note = f"{len(left)} lines, equal" if left == right else "differs"
-        opened = "" if left == right else " open"
-        parts.append(f"<details{opened}><summary>{name} ({note})</summary>{table}</details>")
-    style = difflib.HtmlDiff._styles + (
-        "body{font-family:sans-serif;margin:1em} table.diff{font-size:11px;width:100%}"
-        "summary{font-weight:bold;padding:.4em;cursor:pointer} td{white-space:pre}"
-        ".diff_add{background:#cde6f7} .diff_chg{background:#fdf3c0} .diff_sub{background:#f8d9c0}"
-    )
-    title = f"{first}.py beside {second}.py"
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{style}</style></head><body><h1>{title}</h1><p>Blue: only in {second}.py. Orange: "
-        f"only in {first}.py. Yellow: changed. Equal sections are folded; click to open them.</p>"
-        f"{''.join(parts)}</body></html>"
-    )
-
-
-# ==================================================================================================
+        names, numbers = rank_blocks(found, metric)
+        if len(names) > 2 and len(numbers) > 1:
+            name = f"ranks-{metric.replace(' ', '-')}.png"
+            make("all", name, figures.critical_difference, names, numbers, metric)
+    return captions
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--results", default="results", help="folder of result files")
-    add("--readme", action="store_true", help="also fill the tables of both README.md")
-    add("--diff", nargs=2, metavar="SCRIPT", help="write two scripts side by side, as HTML")
-    add("--data-dir", help="folder of the pictures, for a gallery of other data than the toy")
-    add("--unfinished", action="store_true", help="print the commands on stdin without a result")
+    parser.add_argument("--results", default="runs", help="folder of results, fresh or packed")
+    parser.add_argument("--pack", action="store_true", help="add the results to those in results/")
+    parser.add_argument("--data-dir", help="folder of the pictures, for a gallery of real ones")
     args = parser.parse_args()
-    if args.unfinished:
-        return print("".join(unfinished(sys.stdin, args.results)), end="")
-    if args.diff:
-        first, second = (Path(name).stem for name in args.diff)
-        path = Path(args.results) / "tables" / f"{first}-{second}.html"
-        page = diff_page(first, second)
-        with atomic(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-        return print(f"wrote {path}")
-    found, folder = collect(args.results), Path(args.results) / "tables"
+    if args.pack:
+        pack(args.results, ROOT / "results")
+        return print(f"packed {args.results} into {ROOT / 'results'}")
+    source = Path(args.results)
+    found, repeated = collect(source), collect(source / "again")
     if not found:
-        raise Refused(f"{args.results} holds no result files: run a script first, or run_all.sh")
-    make_folder(folder)
-    made, refused = tables(found, collect(Path(args.results) / AGAIN))
-    for name, table in made.items():
-        with atomic(folder / f"{name}.md") as temporary:
-            temporary.write_text(table.markdown() + "\n", encoding="utf-8")
-        table.csv(folder / f"{name}.csv")
-    print(f"wrote {len(made)} tables to {folder}: {', '.join(made)}")
-    draw(found, folder, args.results, args.data_dir)
-    if args.readme:
-        for readme in (ROOT / "README.md", ROOT / "results" / "README.md"):
-            readme.write_text(fill(readme.read_text(encoding="utf-8"), made), encoding="utf-8")
+        raise Refused(f"{source} holds no results: run a script first, or run_all.sh")
+    packed = any(source.glob("*.jsonl"))
+    folder = source if packed else source / "report"
+    folder.mkdir(exist_ok=True)
+    made, refused = tables(found, repeated)
+    captions = draw(found, folder, COMMITTED if packed else (), args.data_dir)
+    texts = pages(found, made, captions)
+    for name, text in texts.items():
+        save(folder / name, text)
+    print(f"wrote {', '.join(texts)} and {sum(map(len, captions.values()))} figures to {folder}")
+    if packed and source.resolve() == ROOT / "results":
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        save(ROOT / "README.md", fill(readme, headline_table(found).markdown()))
     if refused:
-        raise Refused("\n".join(f"no table {name}: {why}" for name, why in refused.items()))
+        lines = [f"no table {kind} of {place}: {why}" for (place, kind), why in refused.items()]
+        raise Refused("\n".join(lines))
+
+
+def fill(text, table):
+    """A README with its one generated table made anew."""
+    start, end = "<!-- table results -->\n", "\n<!-- end -->"
+    if start not in text or end not in text:
+        raise Refused(f"README.md has no place for the table, {start.strip()} ... {end.strip()}")
+    before, rest = text.split(start, 1)
+    return before + start + table + end + rest.split(end, 1)[1]
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (Refused, InputError) as error:
+    except InputError as error:
         sys.exit(f"report.py: {error}")
