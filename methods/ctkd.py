@@ -51,6 +51,7 @@ import platform
 import shutil
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,7 @@ def parse(argv=None):
     try:
         torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise InputError("--compile needs a C++ compiler (g++) for the CPU: leave it out")
@@ -200,7 +201,7 @@ def torchvision_network(name, size, pretrained):
     except Exception as error:  # no connection; a size that the weights are not for; a bad file
         if not pretrained:
             raise
-        reason = (str(error) or "their file is empty: delete it").splitlines()[0]
+        reason = (str(error) or "their file is empty: delete it").partition("\n")[0]
         raise InputError(
             f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
             f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
@@ -237,7 +238,7 @@ class Network(nn.Module):
         except (RuntimeError, AssertionError) as error:  # too small, or no multiple of its patches
             raise InputError(
                 f"{name} cannot take pictures of {size} pixels a side "
-                f"({str(error).splitlines()[0]}): choose another network or --image-size"
+                f"({error}): choose another network or --image-size"
             ) from None
         if args.compile:
             self.body.compile()
@@ -624,7 +625,7 @@ def train_and_test(args, data, folder, about):
             "images_per_second": len(method.split) * len(seconds) / sum(seconds),
             "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            **{name: version(name) for name in ("torch", "torchvision", "numpy")},
         }
         ## Latency as on a small device: one picture, one thread.
         threads, picture = torch.get_num_threads(), torch.zeros(1, 3, data.size, data.size)

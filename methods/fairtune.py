@@ -45,6 +45,7 @@ import platform
 import shutil
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ def parse(argv=None):
     try:
         torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise InputError("--compile needs a C++ compiler (g++) for the CPU: leave it out")
@@ -192,7 +193,7 @@ def torchvision_network(name, size, pretrained):
     except Exception as error:  # no connection; a size that the weights are not for; a bad file
         if not pretrained:
             raise
-        reason = (str(error) or "their file is empty: delete it").splitlines()[0]
+        reason = (str(error) or "their file is empty: delete it").partition("\n")[0]
         raise InputError(
             f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
             f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
@@ -229,7 +230,7 @@ class Network(nn.Module):
         except (RuntimeError, AssertionError) as error:  # too small, or no multiple of its patches
             raise InputError(
                 f"{name} cannot take pictures of {size} pixels a side "
-                f"({str(error).splitlines()[0]}): choose another network or --image-size"
+                f"({error}): choose another network or --image-size"
             ) from None
         if args.compile:
             self.body.compile()
@@ -406,21 +407,25 @@ def search(args, data, start):
     def mask(params):
         return "".join(str(params[name]) for name in names) or fixed
 
-    folder = data_folder(args) / "fairtune"
-    folder /= f"search-{digest([chosen(args), data.hash(), start.state_dict()])}"
+    better = "minimize" if args.objective in ("loss_worst_group", "auroc_gap") else "maximize"
+    name = f"search-{digest([chosen(args), data.hash(), start.state_dict()])}"
+    folder = data_folder(args) / "fairtune" / name
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4: the "liar"
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     with locked(folder / "study.db"):
-        if args.restart:
-            (folder / "study.db").unlink(missing_ok=True)
+        alone = FileLock(folder / "search.lock")
+        try:
+            alone.acquire(timeout=0)
+            if args.restart:  # unless another process is at work on this study
+                (folder / "study.db").unlink(missing_ok=True)
+        except Timeout:
+            pass
         study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
             study_name="search",
             load_if_exists=True,
-            direction="minimize"
-            if args.objective in ("loss_worst_group", "auroc_gap")
-            else "maximize",
+            direction=better,
             ## Successive halving: who is not in the best quarter of the trials so far after one
             ## epoch, or again after four, ends there.
             pruner=optuna.pruners.SuccessiveHalvingPruner(1, 4),
@@ -456,6 +461,7 @@ def search(args, data, start):
                     attempt(draw)
             except Timeout:
                 pass
+    alone.release()
     trials = [
         {
             "params": trial.params,
@@ -731,7 +737,7 @@ def train_and_test(args, data, folder, about):
             "images_per_second": len(method.split) * len(seconds) / sum(seconds),
             "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            **{name: version(name) for name in ("torch", "torchvision", "numpy")},
         }
         ## Latency as on a small device: one picture, one thread.
         threads, picture = torch.get_num_threads(), torch.zeros(1, 3, data.size, data.size)
