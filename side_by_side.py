@@ -158,17 +158,20 @@ def tags(root):
 
 
 def form(root):
-    """Headers have the same fields; scripts have 380 to 540 lines, 30 to 42 % with commentary."""
+    """Headers have the same fields; what is a method's own is short and explained."""
     for name, text in python_files(root, "methods").items():
         order = re.findall("|".join(f"^{re.escape(one)}" for one in FIELDS), text, re.M)
         if order != FIELDS:
             yield f"{name}: the header has the fields {order}, not {FIELDS}"
-        lines, (_, share) = text.splitlines(), code_lines(text)
-        if not 380 <= len(lines) <= 540:
-            yield f"{name} has {len(lines)} lines, not 380 to 540"
-        if not 0.30 <= share <= 0.42:
-            yield f"{name}: {share:.0%} of its lines carry commentary, not 30 to 42 %"
-        for number in [n for n, line in enumerate(lines, 1) if len(line) > 100]:
+        parts, common = sections(text), "".join(shared(text).values())
+        own = "".join(parts.get(title, "") for title in OWN)
+        for what, part, most in (("of its own", own, 320), ("shared with others", common, 515)):
+            if len(part.splitlines()) > most:
+                yield f"{name} has {len(part.splitlines())} lines {what}, more than {most}"
+        _, share = code_lines(parts.get(OWN[0], "") + parts.get(OWN[2], ""))
+        if share < 0.30:
+            yield f"{name}: {share:.0%} of its own lines carry commentary, less than 30 %"
+        for number in [n for n, line in enumerate(text.splitlines(), 1) if len(line) > 100]:
             yield f"{name}: line {number} has more than 100 characters"
 
 
