@@ -90,7 +90,7 @@ def settings():
         usage="%(prog)s [--setting value ...], explained by %(prog)s --help",
     )
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
-    share, count = number(0, 1), number(1, kind=int)
+    share, count, weight = number(0, 1), number(1, kind=int), number(0)
     add("--dataset", default="toy", choices=DATASETS, help="the toy is drawn, others are read")
     add("--data-dir", help="folder of the data set's files (default: data/NAME)")
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
@@ -108,7 +108,7 @@ def settings():
     add("--epochs", type=count, default=12, help="passes over the training pictures")
     add("--batch-size", type=number(2, kind=int), default=64, help="pictures (RepDistiller: 64)")
     add("--lr", type=number(1e-12), default=0.05, help="highest learning rate (RepDistiller: 0.05)")
-    add("--weight-decay", type=number(0), default=5e-4, help="of SGD (RepDistiller: 5e-4)")
+    add("--weight-decay", type=weight, default=5e-4, help="of SGD (RepDistiller: 5e-4)")
     add("--alpha", type=share, default=0.9, help="α: weight of L_KD, CE has 1 - α (RepDistiller)")
     ## Beyond T = 1000 the softened outputs differ by less than float32 can tell.
     softer = "T: divides the logits (RepDistiller: 4)"
@@ -123,13 +123,8 @@ def settings():
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     # ----- the method's own -----------------------------------------------------------------------
     parser.set_defaults(alpha=0.0)  # published without L_KD
-    add("--mfd-weight", type=number(0), default=3.0, help="λ: weight of L_MMD (published: 3 or 7)")
-    add(
-        "--sigma",
-        type=number(1e-6),
-        default=1.0,
-        help="σ: width of the kernel, times m (published: 1)",
-    )
+    add("--mfd-weight", type=weight, default=3.0, help="λ: weight of L_MMD (published: 3 or 7)")
+    add("--sigma", type=number(1e-6), default=1.0, help="σ: width of the kernel (published: 1)")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 
@@ -259,8 +254,8 @@ class PlainTraining:
     finish      what remains to be done to the student after the last epoch
     """
 
-    needs_teacher = False
-    can_compile = True
+    needs_teacher = False  # whether a Teacher is trained or loaded for it
+    can_compile = True  # whether torch.compile may be used for its networks
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -388,8 +383,8 @@ def measure(model, data, part, replicates=0):
     model.eval()
     with torch.no_grad():
         logits = torch.cat([model(batch.images)[1] for batch in batches(data[part], 256)])
-    ## Logits are stored as float16. Rounded before anything is computed from them, they give the
-    ## same numbers again later; three digits are finer than any of our intervals.
+    ## Logits are stored as float16, and its three digits are finer than any of our intervals. They
+    ## are rounded before anything is computed, so that the stored ones give the same numbers again.
     logits = logits.half().float().cpu().numpy()
     check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
     return logits, metrics.evaluate(**data.truth(part), logits=logits, replicates=replicates)
@@ -489,14 +484,9 @@ class Teacher:
             return self.network(batch.images)
 
     def begin_epoch(self, args, split, epoch):
-        """The answers to all views of an epoch, (N, D') and (N, C), or None if they are not kept.
-
-        ## They are computed batch by batch, so that they are bit by bit what a step would compute.
-        """
-        if (
-            not self.folder
-            or 4 * len(split) * sum(self.network.head.weight.shape) > self.epoch_bytes
-        ):
+        """The answers to all views of an epoch, (N, D') and (N, C); None if they are not kept."""
+        size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
+        if not self.folder or size > self.epoch_bytes:
             return None
         if split is not self.split:  # only once, because it reads every pixel
             made_of = [split.hash(), self.network.state_dict(), args.batch_size, args.seed]
@@ -504,6 +494,7 @@ class Teacher:
             self.split, self.views = split, digest(made_of)
 
         def ask():
+            ## Batch by batch, so that they are bit by bit what each step would compute.
             views = batches(split, args.batch_size, args.seed, epoch, True, args.balance)
             feats, logits = zip(*(self(batch) for batch in views))
             return torch.cat(feats), torch.cat(logits)
@@ -577,7 +568,7 @@ def main():
         print(f"{path} is there already; --restart makes it anew")
     else:
         train_and_test(args, data, folder, {"settings": settings, "changed": changed})
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     result = restore(path)
     columns = {"teacher": result.get("teacher"), "student": result["last"]}
     columns = {name: model["test"] for name, model in columns.items() if model}
