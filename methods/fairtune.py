@@ -119,7 +119,8 @@ def settings():
     add("--mask", default="search", help="search, all, none, or a 0 or 1 for each part")
     goals = ["loss_worst_group", "auroc_worst_group", "auroc_gap", "auroc"]
     add("--objective", default=goals[0], choices=goals, help="of the search, on validation")
-    add("--trials", type=number(0, kind=int), default=20, help="of the search; 0: --mask, --lr")
+    trials = "of the search; 0 takes --mask and --lr as they are"
+    add("--trials", type=number(0, kind=int), default=20, help=trials)
     add("--source", choices=DATASETS, help="where no weights are --pretrained: learn these first")
     add("--source-dir", help="folder of its files (default: data/NAME)")
     # ----- end of the method's own ----------------------------------------------------------------
