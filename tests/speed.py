@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python tests/speed.py --dataset ham10000 --data-dir DIR --student convnet8 ...
     OMP_NUM_THREADS=1 python tests/speed.py --scaling            cost against size of everything
     OMP_NUM_THREADS=1 python tests/speed.py --profile            where a step of four methods goes
+    python tests/speed.py --table                                results/speed/*.json as speed.md
     further: --rounds N, --steps N, --json FILE; all other flags are those of methods/ckd.py
 
 Loops, a round of each in turn, so that a busy machine is busy for all of them:
@@ -501,6 +502,140 @@ def profile(flags, steps=10):
     return {"machine": machine("cpu"), "dataset": "toy", "steps": rows}
 
 
+# ----- tables of the committed measurements, results/speed.md ------------------------------------
+
+
+def markdown(header, rows):
+    """A table of texts."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def comparisons(folder):
+    """{name: content} of the files in `folder` that compare loops."""
+    contents = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {name: content for name, content in contents.items() if "ratios" in content}
+
+
+def speed_table(folder):
+    """The training loop beside others: a column for each file."""
+    ratios = {name: content["ratios"] for name, content in comparisons(folder).items()}
+    rows = []
+    for name in next(iter(ratios.values())):
+        parts = [each[name] for each in ratios.values()]
+        cells = [f"{p['median']:.2f} [{p['min']:.2f}, {p['max']:.2f}]" for p in parts]
+        rows.append([name, f"{parts[0]['target'] or ''}", *cells])
+    return markdown(["quotient of rates", "at least", *ratios], rows)
+
+
+def data_table(folder):
+    """From files to batches: a row for each data set."""
+    header = ["data set", "pictures", "train / val / test", "pixels a side", "decoding, CPU s"]
+    header += ["MB decoded", "data path, images/s", "student's step, images/s", "quotient"]
+    rows = []
+    for name, content in comparisons(folder).items():
+        if name != content["dataset"]:  # other networks or threads, the same pictures
+            continue
+        data, rates = content["data"], content["images_per_cpu_second"]
+        seconds = data.get("decoding_cpu_seconds")
+        row = [name, f"{data['pictures']:,}"]
+        row += [" / ".join(f"{n:,}" for n in data["splits"].values()), f"{content['image_size']}"]
+        row += ["drawn" if seconds is None else f"{seconds:.0f}", f"{data['megabytes']:.0f}"]
+        row += [f"{rates[loop]['median']:,.0f}" for loop in ("E data", "C bare")]
+        rows.append([*row, f"{content['ratios']['E data / C bare']['median']:.0f}"])
+    return markdown(header, rows)
+
+
+GROWS = {  # what grows in scaling.json: the name of its values
+    "pictures": "n",
+    "size": "side",
+    "groups": "n",
+    "classes": "n",
+}
+COSTS = {  # what is measured: its name in the table
+    "order_seconds": "order of an epoch, s",
+    "step_microseconds": "student's step, µs a picture",
+    "teacher_microseconds": "teacher's answer, µs a picture",
+    "data_microseconds": "data path, µs a picture",
+    "hash_seconds": "hash of all pixels, s",
+    "megabytes": "memory, MB",
+    "file_megabytes": "pixels on disk, MB",
+    "activation_megabytes": "activations of a batch, MB",
+    "metrics_seconds": "metrics, s",
+    "intervals_seconds": "with intervals, s",
+}
+
+
+def scaling_table(folder):
+    """How cost grows: the last column is b of cost ~ size^b, by least squares."""
+    content, rows = json.loads((folder / "scaling.json").read_text()), []
+    for what, name in GROWS.items():
+        sizes = [row[name] for row in content[what]]
+        for cost, words in COSTS.items():
+            if cost not in content[what][0] or (what, cost) == ("groups", "step_microseconds"):
+                continue
+            values = [row[cost] for row in content[what]]
+            power = np.polyfit(*np.log(np.maximum([sizes, values], 1e-9)), 1)[0]
+            shown = [f"{v:,.0f}" if abs(v) >= 100 else f"{v:.2g}" for v in values]
+            texts = [" / ".join(f"{n:,}" for n in sizes), words, " / ".join(shown)]
+            rows.append([what, *texts, f"{power:.2f}"])
+    return markdown(["what grows", "values", "cost", "measured", "power"], rows)
+
+
+def profile_table(folder):
+    """Where a step of some methods goes."""
+    steps, rows = json.loads((folder / "profile.json").read_text())["steps"], []
+    for name, row in steps.items():
+        parts = ", ".join(f"{key} {share:.0%}" for key, share in row["operators"].items())
+        times = row["milliseconds"] / steps["CKD"]["milliseconds"]
+        rows.append([name, f"{row['milliseconds']:.1f}", f"{times:.1f}", parts])
+    return markdown(["method", "ms a step", "of CKD's", "its five dearest operators"], rows)
+
+
+def page(folder):
+    """All tables of the measurements in `folder`, with what they mean, as Markdown."""
+    return f"""# Speed
+
+Made by `python tests/speed.py --table` from the files in `speed/`, on an x86-64 CPU; no GPU was
+measured. CIFAR-10 was here a re-encoded JPEG copy, CelebA a part of 20,140 faces at 64 pixels,
+HAM10000 a copy at 200 x 150.
+
+## The training loop beside others
+
+{speed_table(folder)}
+
+Each column is a file, made by `OMP_NUM_THREADS=1 python tests/speed.py --json FILE` with the data
+set and its networks: median [lowest, highest] of interleaved rounds, in CPU time. A is the scripts'
+own loop, with a live teacher or with remembered answers; B a loop as it is usually written (PIL
+transforms in a DataLoader, NCHW, a live teacher, `.item()` in each step); C the bare step of the
+student on one batch; D the same and the teacher's forward pass; E the data path alone. A round is
+an epoch of the toy and of HAM10000 (a third of one for `ham10000-convnet16`, which is convnet32 to
+convnet16), 59 % of CelebA's, 28 % of CIFAR10-S's. Where A remembered stays below 0.95 of C, the
+student is the smallest one, whose step takes 12 to 45 ms: the data path alone is a 28th of it, and
+L_KD comes on top. With a student of twice the width nothing of it shows.
+
+## From files to batches
+
+{data_table(folder)}
+
+## How cost grows
+
+{scaling_table(folder)}
+
+`OMP_NUM_THREADS=1 python tests/speed.py --scaling --json FILE`; the power is b of cost ~ size^b.
+Pictures by repetition of the toy's, in a memory-mapped file; sizes with random pixels; networks and
+batch of the toy. So an epoch costs N · (data path + step) for N pictures, both growing with the
+square of the side, plus the forward pass on the validation pictures and the metrics; memory is the
+activations of a batch and a few numbers for each picture.
+
+## Where a step of 64 toy pictures goes
+
+{profile_table(folder)}
+
+`OMP_NUM_THREADS=1 python tests/speed.py --profile --json FILE`.
+"""
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
@@ -508,7 +643,11 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--table", action="store_true")
     own, flags = parser.parse_known_args()
+    if own.table:
+        save(ROOT / "results" / "speed.md", page(ROOT / "results" / "speed"))
+        sys.exit()
     if own.profile:
         result = profile(flags)
     else:

@@ -111,3 +111,8 @@ def test_where_a_step_goes(capsys):
     for row in steps.values():
         assert row["milliseconds"] > 0 and len(row["operators"]) == 5
         assert 0 < sum(row["operators"].values()) <= 1
+
+
+def test_the_committed_page_is_made_from_the_committed_measurements():
+    results = speed.ROOT / "results"
+    assert speed.page(results / "speed") == (results / "speed.md").read_text()
