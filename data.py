@@ -3,10 +3,10 @@
     data = load("ham10000", "data/ham10000", size=64)     # three splits of uint8 pictures
     for batch in batches(data["train"], 64, seed=0, epoch=3, augment=True): ...
 
-Order and augmentation depend on (seed, epoch) alone: two methods with the same seed see the same
+Order and augmentation depend on (seed, epoch) alone. So two methods with the same seed see the same
 views, and a run that was killed continues exactly, because there is no random state to lose.
 
-Which files make a data set is said in datasets/, in one file for each.
+Each file in datasets/ says which files make one data set.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-## Each file in datasets/ is a data set: whoever adds a file adds a name.
+## Each file in datasets/ is a data set, so whoever adds a file adds a name.
 FILES = Path(__file__).with_name("datasets").glob("[a-z]*.py")
 DATASETS = sorted(path.stem.replace("_", "-") for path in FILES)
 CACHE_VERSION = 1  # raised when pictures are decoded differently, so that old files are not used
@@ -44,14 +44,14 @@ class Diverged(InputError):
 
 
 def check_finite(values, where):
-    """Raise Diverged, naming them, if some of the values {name: number} are not finite."""
+    """Raise Diverged, which names them, if some of the values {name: number} are not finite."""
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise Diverged(f"{', '.join(bad)} in {where}: use a smaller --lr or smaller loss weights")
 
 
 def near(name, known, cutoff=0.6):
-    """The names in `known` most like `name`, as a text for an error message; "" if none is."""
+    """The names in `known` that are most like `name`, as text for an error message, or ""."""
     return ", ".join(difflib.get_close_matches(name, known, 3, cutoff))
 
 
@@ -69,12 +69,25 @@ def digest(content):
 
 
 @contextlib.contextmanager
+def explained(path):
+    """Turn an error of the operating system, such as a full disk, into a sentence about `path`."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:  # the second: a disk that knows no locks
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path} cannot be written ({reason}): make room, or choose another folder, and start "
+            "again; what was complete before is still there"
+        ) from None
+
+
+@contextlib.contextmanager
 def locked(path):
-    """One process at a time for `path`; the others wait. A killed process leaves no lock behind."""
+    """Let one process at a time work on `path`; others wait. A killed process leaves no lock."""
     path = Path(path)
+    lock = FileLock(f"{path}.lock")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
         try:
             lock.acquire(timeout=1)
         except Timeout:
@@ -87,22 +100,10 @@ def locked(path):
 
 
 @contextlib.contextmanager
-def explained(path):
-    """Turn an error of the operating system, such as a full disk, into a sentence on `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or error}): make room, or choose another "
-            "folder, and start again; what was complete before is still there"
-        ) from None
-
-
-@contextlib.contextmanager
 def replacing(path):
-    """A temporary name beside `path`, which becomes `path` if the block ends well.
+    """Give a temporary name beside `path`, which is renamed to `path` if the block ends well.
 
-    So a file is whole or absent. Callers hold a lock, so that the name is nobody else's.
+    So a file is whole or absent. The caller holds a lock: nobody else uses the same name.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
@@ -111,14 +112,14 @@ def replacing(path):
         try:
             yield temporary
             with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())  # on the disk before it gets its name
+                os.fsync(file.fileno())  # its content is on the disk before it gets its name
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def save(path, content):
-    """Write `content`, a text, bytes or anything for torch.save, into the file `path`.
+    """Write `content` into the file `path`: text, bytes, or anything else as torch.save writes it.
 
     Raises InputError if that is impossible; a file that was there before stays as it was.
     """
@@ -132,7 +133,7 @@ def save(path, content):
 
 
 def restore(path, device="cpu"):
-    """What `save` wrote into `path`, a .json file or one of torch.save; no code in it is run."""
+    """Read what `save` wrote into `path`, JSON or torch.save's form, without running code in it."""
     try:
         if Path(path).suffix == ".json":
             return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -145,7 +146,7 @@ def restore(path, device="cpu"):
 
 
 def put_back(part, state, path):
-    """Load a state_dict from the file `path` into a network, an optimiser or the like."""
+    """Load the state_dict `state` of the file `path` into a network, an optimiser or the like."""
     try:
         part.load_state_dict({name: value for name, value in state.items() if name != "epoch"})
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -156,11 +157,11 @@ def put_back(part, state, path):
 
 
 def made_once(path, make, device="cpu"):
-    """What `make()` returns, read from the file `path`, which the first process that asks makes."""
+    """Return what `make()` returns, kept in the file `path`: only the first process makes it."""
     with locked(path.parent):
         if not path.exists():
             save(path, make())
-        path.with_name("checkpoint.pt").unlink(missing_ok=True)  # of its training
+        path.with_name("checkpoint.pt").unlink(missing_ok=True)  # training needed it to this point
     return restore(path, device)
 
 
@@ -191,7 +192,7 @@ class Split:
     def hash(self, groups=True):
         """16 hex digits for ids, labels, groups (if asked for) and the pixels of every picture."""
         content = hashlib.sha256("\n".join(self.ids).encode())
-        for rows in self.rows.split(1024):  # one sum for each picture
+        for rows in self.rows.split(1024):  # a part at a time, and one sum for each picture
             sums = self.store[rows].sum(dim=(1, 2, 3), dtype=torch.int64)
             content.update(sums.cpu().numpy().tobytes())
         content.update(self.labels.cpu().numpy().tobytes())
@@ -199,9 +200,9 @@ class Split:
         return content.hexdigest()[:16]
 
     def subset(self, index):
-        """The pictures at positions `index` (K,) as a split of their own: a group, a meta set."""
+        """The pictures at positions `index` (K,), or where a mask (N,) is true, as a split."""
         index = torch.as_tensor(index).cpu()
-        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()  # or a mask
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
         names = index.tolist()
         return replace(
             self,
@@ -232,6 +233,17 @@ class Data:
         parts = [self[name].hash(groups) for name in names or self.splits]
         return digest([self.name, self.size, names, parts])
 
+    def truth(self, part):
+        """What metrics.evaluate needs to know of a split; pictures of one subject are a cluster."""
+        split = self[part]
+        return {
+            "labels": split.labels.cpu().numpy(),
+            "groups": split.groups.cpu().numpy(),
+            "num_classes": len(self.classes),
+            "num_groups": len(self.group_names),
+            "clusters": split.subjects,
+        }
+
     def describe(self):
         """What was left out, and a table: classes x groups of each split, as numbers and rates."""
         columns = [["pictures, share of the group", "", *self.classes, "all"]]
@@ -241,45 +253,34 @@ class Data:
                 counts = torch.bincount(labels, minlength=len(self.classes)).tolist()
                 cells = [f"{n} {n / max(len(labels), 1):6.1%}" for n in counts]
                 columns.append([name, group, *cells, f"{len(labels)}   100%"])
-        first, *others = columns
-        cells = [[cell.ljust(max(map(len, first))) for cell in first]]
-        cells += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
+        widths = [max(map(len, column)) for column in columns]
         lines = [f"{self.name}, {self.size} pixels a side"]
         lines += [f"  {what}: {n}" for what, n in self.notes.items() if n]
-        return "\n".join(lines + ["  ".join(row) for row in zip(*cells)])
+        for first, *others in zip(*columns):
+            cells = [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+            lines.append("  ".join([first.ljust(widths[0]), *cells]))
+        return "\n".join(lines)
 
     def contact_sheet(self, folder, shown=10):
         """Write a PNG into `folder`: training pictures of each class and group, in rows."""
         split, side = self["train"], max(self.size, 64) + 2
-        text = 12 + 9 * max(map(len, [*self.classes, *self.group_names, "00000 in training"]))
+        left = 12 + 9 * max(map(len, [*self.classes, *self.group_names, "00000 in training"]))
         cells = [(c, g) for c in range(len(self.classes)) for g in range(len(self.group_names))]
-        sheet = Image.new("RGB", (text + shown * side, len(cells) * side), "white")
+        sheet = Image.new("RGB", (left + shown * side, len(cells) * side), "white")
         pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
         for k, (c, g) in enumerate(cells):
-            where = ((split.labels == c) & (split.groups == g)).nonzero()[:, 0]
-            name = f"{self.classes[c]}\n{self.group_names[g]}\n{len(where)} in training"
-            pen.text((6, k * side + 4), name, "black", font)
-            for n, image in enumerate(
-                split.subset(where[:: math.ceil(len(where) / shown) or 1]).images
-            ):
+            cell = split.subset((split.labels == c) & (split.groups == g))
+            text = f"{self.classes[c]}\n{self.group_names[g]}\n{len(cell)} in training"
+            pen.text((6, k * side + 4), text, "black", font)
+            step = math.ceil(len(cell) / shown) or 1
+            for n, image in enumerate(cell.subset(range(0, len(cell), step)).images):
                 picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
                 picture = picture.resize((side - 2, side - 2), Image.Resampling.NEAREST)
-                sheet.paste(picture, (text + n * side, k * side))
+                sheet.paste(picture, (left + n * side, k * side))
         path = Path(folder) / f"contact-sheet-{self.name}-{self.hash()}.png"
-        with replacing(path) as temporary:
-            sheet.save(temporary, "PNG")
+        sheet.save(buffer := io.BytesIO(), "PNG")
+        save(path, buffer.getvalue())
         print(f"wrote {path}")
-
-    def truth(self, part):
-        """What metrics.evaluate needs to know of a split. Pictures of one subject are a cluster."""
-        split = self[part]
-        return {
-            "labels": split.labels.cpu().numpy(),
-            "groups": split.groups.cpu().numpy(),
-            "num_classes": len(self.classes),
-            "num_groups": len(self.group_names),
-            "clusters": split.subjects,
-        }
 
 
 class Batch(NamedTuple):
@@ -331,21 +332,21 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
 
     pixels = split.store.view(-1, 3)  # (M·H·W, 3)
     line, column = torch.arange(height, device=where), torch.arange(width, device=where)
-    ## One long row is subtracted faster than three numbers again and again.
+    ## To subtract one long row is faster than to subtract three numbers again and again.
     mean, std = (t.flatten().repeat(width) for t in (split.mean, split.std))  # (3·W,)
     for step in range(math.ceil(n / batch_size) if seed is None else n // batch_size):
         now = slice(step * batch_size, (step + 1) * batch_size)
         index = order[now]  # (B,)
         if augment:
             ## One gather of pixels crops and flips the whole batch. Coordinates beyond the edge are
-            ## clamped to it: skin goes on as skin, no black border tells one view from another.
+            ## clamped to it, which repeats the pixels of the edge: a black border instead would
+            ## tell the network how far the picture was shifted.
             lines = (line + down[now, None]).clamp(0, height - 1)  # (B, H)
             columns = (column + right[now, None]).clamp(0, width - 1)  # (B, W)
             columns = torch.where(flip[now, None], columns.flip(1), columns)
-            place = (split.rows[index, None] * height + lines)[:, :, None] * width + columns[
-                :, None
-            ]
-            images = pixels.index_select(0, place.view(-1)).view(-1, height, width, 3)
+            starts = (split.rows[index, None] * height + lines) * width  # (B, H) of each line
+            places = starts[:, :, None] + columns[:, None, :]  # (B, H, W), rows of `pixels`
+            images = pixels.index_select(0, places.flatten()).view(-1, height, width, 3)
         else:
             images = split.store[split.rows[index]]  # (B, H, W, 3)
         if device.type == "cuda" and where.type == "cpu":
@@ -382,62 +383,59 @@ def decode(file, size, box=None, grey=False):
 
 
 def decode_all(table, size, folder, skip_bad):
-    """All pictures of a table, decoded once: memory-mapped (N, size, size, 3) uint8; {id: fault}.
+    """All pictures of a table, memory-mapped (N, size, size, 3) uint8; and the faults {id: why}.
 
-    The file is keyed by names, file sizes, side, views and CACHE_VERSION, and appears only when
-    complete.
-    Raises InputError, naming a picture that cannot be read, unless `skip_bad`.
+    They are decoded once. The name of the file that keeps them depends on the pictures' names and
+    file sizes, on `size`, the table's views and CACHE_VERSION; it appears only when complete.
+    Raises InputError, which names a picture that cannot be read, unless `skip_bad`.
     """
-    sizes = [os.path.getsize(f) if f else -1 for f in table.files]
+    sizes = [os.path.getsize(file) if file else -1 for file in table.files]
     views = table.views or [()] * len(sizes)
     key = json.dumps([CACHE_VERSION, size, table.ids, sizes] + ([views] if table.views else []))
-    folder = folder if os.access(folder, os.W_OK) else Path("runs")  # a read-only data folder
+    folder = folder if os.access(folder, os.W_OK) else Path("runs")  # the folder may be read-only
     path = folder / f"decoded-{size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-    faults_path = path.with_suffix(".json")
+    faults_path, shape = path.with_suffix(".json"), (len(sizes), size, size, 3)
+
+    def decode_one(n):
+        try:
+            if table.files[n] is None:
+                raise FileNotFoundError("no such file")
+            images[n] = decode(table.files[n], size, *views[n])
+        except Exception as error:  # decoders raise all kinds of errors
+            faults[table.ids[n]] = str(error)
+
     with locked(path):
         if not (path.exists() and faults_path.exists()):
             start, faults = time.time(), {}
             with replacing(path) as temporary:
-                shape = (len(table.ids), size, size, 3)
                 images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
                 if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
-                    ## The file has a length but no place yet. On a full disk a write to its memory
-                    ## would end the process with SIGBUS; asked for now, it is an error with a name.
-                    with open(temporary, "rb+") as handle:
-                        os.posix_fallocate(handle.fileno(), 0, os.path.getsize(temporary))
-
-                def decode_one(n):
-                    try:
-                        if table.files[n] is None:
-                            raise FileNotFoundError("no such file")
-                        images[n] = decode(table.files[n], size, *views[n])
-                    except Exception as why:  # decoders raise all kinds of errors
-                        faults[table.ids[n]] = str(why)
-
+                    ## The file has its length but no place on the disk yet. Asked for now, a lack
+                    ## of room is an error; met while pixels are written, it would kill the process.
+                    with open(temporary, "rb+") as file:
+                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
                 with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-                    todo = pool.map(decode_one, range(len(table.ids)))
-                    list(tqdm(todo, "decoding", len(table.ids), leave=False, disable=None))
+                    decoded = pool.map(decode_one, range(len(sizes)))
+                    list(tqdm(decoded, "decoding", len(sizes), leave=False, disable=None))
                 images.flush()
-                refuse_faults(faults, len(table.ids), skip_bad)
+                refuse_faults(faults, len(sizes), skip_bad)
                 save(faults_path, json.dumps(faults))
-            print(f"decoded {len(table.ids)} pictures in {time.time() - start:.1f} s into {path}")
+            print(f"decoded {len(sizes)} pictures in {time.time() - start:.1f} s into {path}")
+    faults = restore(faults_path)
     try:
-        faults = json.loads(faults_path.read_text())
         images = np.lib.format.open_memmap(path, "c")  # "c": torch wants to write, the file stays
-        if (images.shape, images.dtype) != ((len(table.ids), size, size, 3), np.uint8):
+        if images.shape != shape or images.dtype != np.uint8:
             raise ValueError(f"it holds {images.dtype} {images.shape}")
-        if not isinstance(faults, dict) or not faults.keys() <= set(table.ids):
-            raise ValueError("its list of faults is another's")
     except (OSError, EOFError, ValueError) as error:  # cut short, or not ours
         raise InputError(
             f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
         ) from None
-    refuse_faults(faults, len(table.ids), skip_bad)
+    refuse_faults(faults, len(sizes), skip_bad)
     return images, faults
 
 
 def refuse_faults(faults, total, skip_bad):
-    """Raises InputError for unreadable pictures {id: fault}, naming one, unless `skip_bad`."""
+    """Raise InputError for unreadable pictures {id: why}, naming one, unless `skip_bad`."""
     if faults and not skip_bad:
         name = min(faults)
         raise InputError(
@@ -446,25 +444,17 @@ def refuse_faults(faults, total, skip_bad):
         )
 
 
+# ===== LOADING A DATA SET =========================================================================
+
+
+def reader_of(name):
+    """The module of the data set `name`: its DEFAULTS and its function `read`."""
+    return importlib.import_module(f"datasets.{name.replace('-', '_')}")
+
+
 def defaults(name):
     """What a run on the data set `name` uses where its command line says nothing: a dict."""
-    return importlib.import_module(f"datasets.{name.replace('-', '_')}").DEFAULTS
-
-
-def first_of_each_cell(table, most):
-    """The table with at most `most` pictures of each split x class x group, for a quick try."""
-    seen, keep = {}, []
-    for n, cell in enumerate(zip(table.split, table.labels, table.groups)):
-        seen[cell] = seen.get(cell, 0) + 1
-        if cell[0] and seen[cell] <= most:
-            keep.append(n)
-    fields = {f: getattr(table, f) for f in ("labels", "groups", "subjects", "split", "images")}
-    lists = {f: getattr(table, f) for f in ("files", "ids", "views")}
-    return replace(
-        table,
-        **{f: None if values is None else [values[n] for n in keep] for f, values in lists.items()},
-        **{f: None if values is None else values[keep] for f, values in fields.items()},
-    )
+    return reader_of(name).DEFAULTS
 
 
 def load(
@@ -483,27 +473,21 @@ def load(
 ):
     """The data set `name`, one of DATASETS, in the folder `root`, as Data.
 
-    size    pixels per side;  target, sensitive  what is a label and a group: see the reader
-    fold    None for the data set's own split, or 0..4;  skew  of cifar10s, see its reader
+    size    pixels per side
+    target, sensitive, skew    what is a label and a group; see the file in datasets/
+    fold    None for the data set's own split, or 0..4
     smoke   only the first 40 pictures of each class and group in each split
     Raises InputError, in one sentence, for anything wrong with folder, table or pictures.
     """
     usual, device = defaults(name), torch.device(device)
-    size = size or usual["image_size"]
-    root = Path(root or f"data/{name}")
-    if not name.startswith("toy") and not root.is_dir() and not download:
-        raise InputError(
-            f"the folder {root} does not exist: pass the folder that holds the {name} files as "
-            "--data-dir"
-        )
+    size, root = size or usual["image_size"], Path(root or f"data/{name}")
     if skew is not None and "skew" not in usual:
         raise InputError(f"--skew is not for {name}: leave it out")
     more = {"skew": usual["skew"] if skew is None else skew} if "skew" in usual else {}
     chosen = (target or usual["target"], sensitive or usual["sensitive"], fold, download)
-    reader = importlib.import_module(f"datasets.{name.replace('-', '_')}")
-    table = reader.read(root, *chosen, **more)
+    table = reader_of(name).read(root, *chosen, **more)
     if smoke:
-        table = first_of_each_cell(table, 40)
+        table = table.first_of_each_cell(40)
     images, notes = table.images, dict(table.notes)
     if images is None:
         images, faults = decode_all(table, size, root, skip_bad)
@@ -511,8 +495,7 @@ def load(
         table.split = np.where(np.isin(table.ids, list(faults)), "", table.split)
     elif size != images.shape[1]:
         raise InputError(f"{name} has {images.shape[1]} pixels a side, --image-size says {size}")
-    if len(table.classes) < 2:
-        raise InputError(f"all labels of {name} are {table.classes[0]!r}: it takes two classes")
+    table.refuse_empty_groups(name)
     store = torch.from_numpy(images)
     if device.type == "cuda" and store.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         store = store.to(device)  # everything lives on the device where it fits
@@ -527,20 +510,9 @@ def load(
             [table.ids[n] for n in rows],
             table.subjects[rows],
         )
-        ## A group without a picture has no recall, no AUC, no gap; a class without one in training
-        ## cannot be learnt. Better to say so now than to report numbers that mean nothing.
-        absent = set(table.group_names) - {table.group_names[g] for g in table.groups[rows]}
-        if part == "train":
-            absent |= set(table.classes) - {table.classes[c] for c in table.labels[rows]}
-        if absent:
-            raise InputError(
-                f"{min(absent)!r} has no picture in the {part} split of {name}: merge it with "
-                "another group or class, or leave it out"
-            )
     train = splits["train"]
-    some = train.store[
-        train.rows[:: math.ceil(len(train) / 2000)]
-    ].float()  # plenty for six numbers
+    step = math.ceil(len(train) / 2000)  # some 2,000 pictures are plenty for six numbers
+    some = train.store[train.rows[::step]].float()
     for split in splits.values():
         split.mean = some.mean(dim=(0, 1, 2))[:, None, None].to(device)
         split.std = some.std(dim=(0, 1, 2))[:, None, None].clamp(min=1).to(device)

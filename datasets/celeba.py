@@ -1,6 +1,7 @@
 """celeba: 202,599 faces with 40 attributes (Liu et al., 2015); a part of them will do.
 
-WHERE. https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html; its agreement bars passing copies on.
+WHERE. https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html. Its agreement bars passing copies on, so
+there is no --download.
 FILES. img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt and, if you have it,
 identity_CelebA.txt, together or in Anno/, Eval/, Img/ as packed. Rows without a picture and
 pictures without a row are left out and counted.
@@ -43,7 +44,7 @@ def read_list(path, lines, width, keep=(0,)):
 
 
 def read(root, target, sensitive, fold, download):
-    """The Table of all pictures that have a row; what is missing is counted."""
+    """The Table of the pictures that have a row; those without, and missing ones, are counted."""
     refuse_choices("celeba", fold)
     advice = f"get it from {PAGE} and unpack it there"
     path = find(root, ["list_attr_celeba.txt"], advice, below=True)

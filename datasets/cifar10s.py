@@ -4,9 +4,9 @@ WHERE. https://www.cs.toronto.edu/~kriz/cifar.html; --download fetches 170 MB an
 FILES. cifar-10-batches-py, or class folders train/<class>/* and test/<class>/*.
 LABELS. The ten classes.
 GROUPS. colour and grey. As published, 95 % of the training pictures of a class (--skew) are in its
-usual style: grey for airplane, bird, deer, frog and ship, colour for the others. They are drawn
-with the authors' seed and made grey by their formula. In class folders the draw is theirs only
-where sorted names give the official order.
+usual style: grey for airplane, bird, deer, frog and ship, colour for the others. So 25,000 of the
+50,000 are grey. They are drawn with the authors' seed and made grey by their formula. In class
+folders the draw is theirs only where sorted names give the official order.
 SPLIT. Test: the official pictures, each in both styles, 20,000; the two copies of one picture are
 one cluster of the bootstrap. Wang et al. have no validation split. Ours is a tenth of each class
 and style of the training pictures: 45,000 train and 5,000 validate, equally skewed.
@@ -75,7 +75,7 @@ def official_batches(root, download):
 
 
 def read(root, target, sensitive, fold, download, skew):
-    """The Table of CIFAR10-S, with its pixels where the official batches are read."""
+    """The Table of CIFAR10-S, with its pictures where the official batches are read."""
     refuse_choices("cifar10s", fold, target, sensitive)
     if not 0 < skew < 1:
         raise InputError(f"--skew {skew} must lie between 0 and 1, such as 0.95")

@@ -1,14 +1,15 @@
 """csv: your own pictures, with a table and without code.
 
+    python methods/ckd.py --dataset csv --data-dir MY_FOLDER --student mobilenet_v3_small
+
 FILES. A folder with labels.csv, whose columns are file,label,group and, if you have them, split and
 subject, and with the pictures that it names. Pictures have any size; they are cut to the centre
 square and scaled to --image-size.
 LABELS and GROUPS. Texts or numbers. --target and --sensitive name other columns than label, group.
 SPLIT. The column split with train, val and test, or else 70/10/20 percent by subject (by picture
 where there is no column subject), or --fold 0 to 4. Pictures of one subject, such as one patient,
-never part.
-
-    python methods/ckd.py --dataset csv --data-dir MY_FOLDER --student mobilenet_v3_small
+stay in one split.
+LICENCE. Yours.
 """
 
 import os

@@ -66,7 +66,7 @@ def fetch(root):
 
 
 def read(root, target, sensitive, fold, download):
-    """The Table of the pictures: lesions never part, unknown sex or age is left out."""
+    """The Table of the pictures; those of unknown sex or age are left out and counted."""
     if download:
         fetch(root)
     names = [f"HAM10000_metadata{ending}" for ending in (".csv", ".tab", "")]

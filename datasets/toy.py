@@ -1,14 +1,15 @@
-"""toy: stars with 2 to 7 lobes, drawn from a seed in seconds, so that everything runs on a laptop.
+"""toy: 10,500 stars, drawn from a seed in seconds, so that everything runs on a laptop.
 
-No claim about the world rests on it. The class is the number of lobes, the group is the style: a
-filled cyan star on dark ground, or a red outline on light paper with a little more noise. In
-training nine in ten stars with 2, 4 or 6 lobes are filled and nine in ten with 3, 5 or 7 are
-outlined, so that style is a shortcut to the class. The test set has every cell of class and group
-equally often. A student that sees all cells equally often is nearly fair, so the bias is one that a
-method can cure. The drawing was settled with plain training and balanced sampling alone, before any
-distillation was run on it.
-
-6,000 pictures to train, 1,500 to validate, 3,000 to test; 32 pixels a side.
+WHERE. Drawn by this file. No claim about the world rests on these pictures.
+LABELS. The number of lobes, 2 to 7.
+GROUPS. The style: a filled cyan star on dark ground, or a red outline on light paper with a little
+more noise. In training and validation nine in ten stars with 2, 4 or 6 lobes are filled, and nine
+in ten with 3, 5 or 7 are outlined, so that style is a shortcut to the class. The test set has every
+cell of class and group equally often. A student that sees all cells equally often is nearly fair,
+so the bias is one that a method can cure. The drawing was settled with plain training and balanced
+sampling alone, before any distillation was run on it.
+SPLIT. 6,000 pictures to train, 1,500 to validate, 3,000 to test; 32 pixels a side.
+LICENCE. That of this code.
 """
 
 import numpy as np
@@ -25,12 +26,9 @@ DEFAULTS = {
 
 
 def draw(seed, n, balanced):
-    """`n` synthetic pictures: stars with 2 to 7 lobes (the class) in two styles (the group).
+    """Draw `n` stars; with `balanced`, half of each class is filled, otherwise nine or one in ten.
 
-    Group 0 is a filled cyan star on dark ground, group 1 a red outline on light paper with a little
-    more noise. Nine in ten stars with 2, 4 or 6 lobes are filled, nine in ten with 3, 5 or 7 are
-    outlined, so that style is a shortcut to the class; with `balanced` it is one in two.
-    Returns images (n, 32, 32, 3) uint8, labels (n,), groups (n,).
+    Returns images (n, 32, 32, 3) uint8, labels (n,) = lobes - 2, groups (n,) with filled = 0.
     """
     rng = np.random.default_rng(seed)
     order = np.argsort(rng.random(n), kind="stable")
@@ -72,7 +70,7 @@ def draw(seed, n, balanced):
 
 
 def read(root, target, sensitive, fold, download, seed=0, balanced=("test",)):
-    """The Table of the toy, with its pictures; in `balanced` splits all cells are equally large."""
+    """The Table of the toy with its pictures; in `balanced` splits all cells are equally large."""
     refuse_choices("toy", fold, target, sensitive)
     sizes = {"train": 6000, "val": 1500, "test": 3000}
     parts = [draw(seed + k, n, part in balanced) for k, (part, n) in enumerate(sizes.items())]

@@ -338,7 +338,7 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
         "fold": (None, "--fold 0", "cifar10s has one split"),
     },
     "celeba": {
-        "missing folder": (no_folder, "--download", f"{ATTR} | holds nothing | mmlab"),
+        "missing folder": (no_folder, "--download", f"{ATTR} | does not exist | mmlab"),
         "no attributes": (gone(ATTR), "", f"no {ATTR} | {WHO} | mmlab.ie.cuhk.edu.hk"),
         "no partition": (gone(EVAL), "", f"no {EVAL} | mmlab"),
         "no pictures": (gone(FACES), "", f"no {FACES} | unpack"),
