@@ -83,6 +83,13 @@ def test_the_check_notices_wrong_answers_and_another_loss(bench, monkeypatch):
         bench.check()
 
 
+def test_decoding_is_timed_from_files_to_pixels(pictures, tmp_path):
+    args = ckd.parse(["--dataset", "csv", "--data-dir", str(pictures), "--image-size", "16"])
+    result = speed.decoding(args, {"train": 67}, tmp_path)
+    assert result["pictures"] == 96 and result["megabytes"] == 96 * 3 * 16**2 / 1e6
+    assert result["decoding_cpu_seconds"] > 0 and list(tmp_path.glob("decoded-16px-*.npy"))
+
+
 def test_costs_against_sizes():
     sizes = {"pictures": (400, 800), "size": (16, 32), "groups": (2, 3), "classes": (2, 4)}
     result = json.loads(json.dumps(speed.scaling(ckd.parse(SMALL), sizes)))
