@@ -6,10 +6,10 @@
 Order and augmentation depend on (seed, epoch) alone. So two methods with the same seed see the same
 views, and a run that was killed continues exactly, because there is no random state to lose.
 
-Each file in datasets/ says which files make one data set.
+Each file in datasets/ says which files make one data set, and datasets/__init__.py how they are
+decoded.
 """
 
-import concurrent.futures
 import contextlib
 import difflib
 import hashlib
@@ -18,7 +18,6 @@ import io
 import json
 import math
 import os
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,13 +25,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tqdm import tqdm
+from PIL import Image, ImageDraw, ImageFont
 
 ## Each file in datasets/ is a data set, so whoever adds a file adds a name.
 FILES = Path(__file__).with_name("datasets").glob("[a-z]*.py")
 DATASETS = sorted(path.stem.replace("_", "-") for path in FILES)
-CACHE_VERSION = 1  # raised when pictures are decoded differently, so that old files are not used
 
 
 class InputError(ValueError):
@@ -89,21 +86,20 @@ def locked(path):
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=1)
+            held = lock.acquire(timeout=1)
         except Timeout:
             print(f"another process works on {path}: waiting for its end", flush=True)
-            lock.acquire()
-    try:
+            held = lock.acquire()
+    with held:  # and released at the end
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
 def replacing(path):
     """Give a temporary name beside `path`, which is renamed to `path` if the block ends well.
 
-    So a file is whole or absent. The caller holds a lock: nobody else uses the same name.
+    So a file is whole or absent, even after a power cut. Where several processes may write it, the
+    caller holds a lock, because all of them would use the same temporary name.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
@@ -114,6 +110,10 @@ def replacing(path):
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())  # its content is on the disk before it gets its name
             os.replace(temporary, path)
+            if os.name == "posix":  # and its name before anybody relies on it
+                folder = os.open(path.parent, os.O_RDONLY)
+                os.fsync(folder)
+                os.close(folder)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -162,7 +162,7 @@ def made_once(path, make, device="cpu"):
         if not path.exists():
             save(path, make())
         path.with_name("checkpoint.pt").unlink(missing_ok=True)  # training needed it to this point
-    return restore(path, device)
+        return restore(path, device)  # under the lock, so that nobody removes it in between
 
 
 # ===== SPLITS AND BATCHES =========================================================================
@@ -201,16 +201,15 @@ class Split:
 
     def subset(self, index):
         """The pictures at positions `index` (K,), or where a mask (N,) is true, as a split."""
-        index = torch.as_tensor(index).cpu()
+        index = torch.as_tensor(index).cpu()  # indexes tensors on any device
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
-        names = index.tolist()
         return replace(
             self,
-            rows=self.rows[index.to(self.rows.device)],
-            labels=self.labels[index.to(self.labels.device)],
-            groups=self.groups[index.to(self.groups.device)],
-            ids=[self.ids[n] for n in names],
-            subjects=self.subjects[names],
+            rows=self.rows[index],
+            labels=self.labels[index],
+            groups=self.groups[index],
+            ids=[self.ids[n] for n in index.tolist()],
+            subjects=self.subjects[index.numpy()],
         )
 
 
@@ -254,28 +253,27 @@ class Data:
                 cells = [f"{n} {n / max(len(labels), 1):6.1%}" for n in counts]
                 columns.append([name, group, *cells, f"{len(labels)}   100%"])
         widths = [max(map(len, column)) for column in columns]
+        align = ["<", *">" * (len(columns) - 1)]  # names begin, and numbers end, below each other
         lines = [f"{self.name}, {self.size} pixels a side"]
         lines += [f"  {what}: {n}" for what, n in self.notes.items() if n]
-        for first, *others in zip(*columns):
-            cells = [cell.rjust(width) for cell, width in zip(others, widths[1:])]
-            lines.append("  ".join([first.ljust(widths[0]), *cells]))
+        for row in zip(*columns):
+            lines.append("  ".join(map("{:{}{}}".format, row, align, widths)))
         return "\n".join(lines)
 
     def contact_sheet(self, folder, shown=10):
         """Write a PNG into `folder`: training pictures of each class and group, in rows."""
-        split, side = self["train"], max(self.size, 64) + 2
+        train, side = self["train"], max(self.size, 64) + 2
         left = 12 + 9 * max(map(len, [*self.classes, *self.group_names, "00000 in training"]))
-        cells = [(c, g) for c in range(len(self.classes)) for g in range(len(self.group_names))]
-        sheet = Image.new("RGB", (left + shown * side, len(cells) * side), "white")
+        shape = len(self.classes), len(self.group_names)
+        sheet = Image.new("RGB", (left + shown * side, math.prod(shape) * side), "white")
         pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-        for k, (c, g) in enumerate(cells):
-            cell = split.subset((split.labels == c) & (split.groups == g))
+        for k, (c, g) in enumerate(np.ndindex(shape)):
+            cell = train.subset((train.labels == c) & (train.groups == g))
             text = f"{self.classes[c]}\n{self.group_names[g]}\n{len(cell)} in training"
             pen.text((6, k * side + 4), text, "black", font)
-            step = math.ceil(len(cell) / shown) or 1
-            for n, image in enumerate(cell.subset(range(0, len(cell), step)).images):
-                picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-                picture = picture.resize((side - 2, side - 2), Image.Resampling.NEAREST)
+            some = cell.subset(range(0, len(cell), math.ceil(len(cell) / shown) or 1)).images
+            for n, image in enumerate(some.permute(0, 2, 3, 1).cpu().numpy()):
+                picture = Image.fromarray(image).resize((side - 2, side - 2), Image.NEAREST)
                 sheet.paste(picture, (left + n * side, k * side))
         path = Path(folder) / f"contact-sheet-{self.name}-{self.hash()}.png"
         sheet.save(buffer := io.BytesIO(), "PNG")
@@ -295,9 +293,8 @@ class Batch(NamedTuple):
 
 def balanced_order(labels, groups, rng):
     """(N,) positions, drawn with replacement: every class x group cell has an equal share."""
-    _, cells, sizes = np.unique(
-        np.stack([labels, groups]), axis=1, return_inverse=True, return_counts=True
-    )
+    pairs = np.stack([labels, groups])
+    _, cells, sizes = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
     start = np.cumsum(sizes) - sizes  # where each cell begins once the pictures are sorted by cell
     cell = rng.permutation(np.arange(len(labels)) % len(sizes))  # (N,) the cell of each draw
     place = start[cell] + rng.integers(0, sizes[cell])
@@ -358,92 +355,6 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
         yield Batch(images, split.labels[index], split.groups[index], index, epoch, step)
 
 
-# ===== FROM FILES TO PIXELS =======================================================================
-
-
-def in_grey(images):
-    """(..., 3) uint8 in grey: all three channels are the brightness, as PIL rounds it (mode L)."""
-    red, green, blue = (images[..., k].astype(np.uint32) for k in range(3))
-    luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16  # 0.299, 0.587, 0.114 of 2¹⁶
-    return np.repeat(luma[..., None].astype(np.uint8), 3, axis=-1)
-
-
-def decode(file, size, box=None, grey=False):
-    """One picture as (size, size, 3) uint8: upright, RGB, the centre square, antialiased.
-
-    box: (left, top, right, bottom), to see only that part of it; grey: without its colours.
-    """
-    with Image.open(file) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits of grey: convert() would clip nearly all to white
-            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
-        image = image.convert("RGB").crop(box) if box else image.convert("RGB")
-        square = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
-    return in_grey(square) if grey else square
-
-
-def decode_all(table, size, folder, skip_bad):
-    """All pictures of a table, memory-mapped (N, size, size, 3) uint8; and the faults {id: why}.
-
-    They are decoded once. The name of the file that keeps them depends on the pictures' names and
-    file sizes, on `size`, the table's views and CACHE_VERSION; it appears only when complete.
-    Raises InputError, which names a picture that cannot be read, unless `skip_bad`.
-    """
-    sizes = [os.path.getsize(file) if file else -1 for file in table.files]
-    views = table.views or [()] * len(sizes)
-    key = json.dumps([CACHE_VERSION, size, table.ids, sizes] + ([views] if table.views else []))
-    folder = folder if os.access(folder, os.W_OK) else Path("runs")  # the folder may be read-only
-    path = folder / f"decoded-{size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-    faults_path, shape = path.with_suffix(".json"), (len(sizes), size, size, 3)
-
-    def decode_one(n):
-        try:
-            if table.files[n] is None:
-                raise FileNotFoundError("no such file")
-            images[n] = decode(table.files[n], size, *views[n])
-        except Exception as error:  # decoders raise all kinds of errors
-            faults[table.ids[n]] = str(error)
-
-    with locked(path):
-        if not (path.exists() and faults_path.exists()):
-            start, faults = time.time(), {}
-            with replacing(path) as temporary:
-                images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-                if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
-                    ## The file has its length but no place on the disk yet. Asked for now, a lack
-                    ## of room is an error; met while pixels are written, it would kill the process.
-                    with open(temporary, "rb+") as file:
-                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-                with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-                    decoded = pool.map(decode_one, range(len(sizes)))
-                    list(tqdm(decoded, "decoding", len(sizes), leave=False, disable=None))
-                images.flush()
-                refuse_faults(faults, len(sizes), skip_bad)
-                save(faults_path, json.dumps(faults))
-            print(f"decoded {len(sizes)} pictures in {time.time() - start:.1f} s into {path}")
-    faults = restore(faults_path)
-    try:
-        images = np.lib.format.open_memmap(path, "c")  # "c": torch wants to write, the file stays
-        if images.shape != shape or images.dtype != np.uint8:
-            raise ValueError(f"it holds {images.dtype} {images.shape}")
-    except (OSError, EOFError, ValueError) as error:  # cut short, or not ours
-        raise InputError(
-            f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
-        ) from None
-    refuse_faults(faults, len(sizes), skip_bad)
-    return images, faults
-
-
-def refuse_faults(faults, total, skip_bad):
-    """Raise InputError for unreadable pictures {id: why}, naming one, unless `skip_bad`."""
-    if faults and not skip_bad:
-        name = min(faults)
-        raise InputError(
-            f"{len(faults)} of {total} pictures cannot be read, the first is {name} "
-            f"({faults[name]}): mend or replace them, or leave them out with --skip-bad"
-        )
-
-
 # ===== LOADING A DATA SET =========================================================================
 
 
@@ -457,49 +368,20 @@ def defaults(name):
     return reader_of(name).DEFAULTS
 
 
-def load(
-    name,
-    root=None,
-    size=None,
-    *,
-    target=None,
-    sensitive=None,
-    fold=None,
-    skew=None,
-    device="cpu",
-    download=False,
-    skip_bad=False,
-    smoke=False,
-):
+def load(name, root=None, size=None, *, device="cpu", **choices):
     """The data set `name`, one of DATASETS, in the folder `root`, as Data.
 
-    size    pixels per side
-    target, sensitive, skew    what is a label and a group; see the file in datasets/
-    fold    None for the data set's own split, or 0..4
-    smoke   only the first 40 pictures of each class and group in each split
+    size     pixels per side
+    device   where batches shall be
+    choices  target, sensitive, fold, skew, download, skip_bad, smoke: see datasets.read_table
     Raises InputError, in one sentence, for anything wrong with folder, table or pictures.
     """
-    usual, device = defaults(name), torch.device(device)
-    size, root = size or usual["image_size"], Path(root or f"data/{name}")
-    if skew is not None and "skew" not in usual:
-        raise InputError(f"--skew is not for {name}: leave it out")
-    more = {"skew": usual["skew"] if skew is None else skew} if "skew" in usual else {}
-    chosen = (target or usual["target"], sensitive or usual["sensitive"], fold, download)
-    table = reader_of(name).read(root, *chosen, **more)
-    if smoke:
-        table = table.first_of_each_cell(40)
-    images, notes = table.images, dict(table.notes)
-    if images is None:
-        images, faults = decode_all(table, size, root, skip_bad)
-        notes["left out: unreadable"] = sorted(faults)
-        table.split = np.where(np.isin(table.ids, list(faults)), "", table.split)
-    elif size != images.shape[1]:
-        raise InputError(f"{name} has {images.shape[1]} pixels a side, --image-size says {size}")
-    table.refuse_empty_groups(name)
-    store = torch.from_numpy(images)
+    from datasets import read_table  # not at the top, because datasets imports this file
+
+    table, device = read_table(name, root, size, **choices), torch.device(device)
+    store, splits = torch.from_numpy(table.images), {}  # (M, H, W, 3) uint8
     if device.type == "cuda" and store.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         store = store.to(device)  # everything lives on the device where it fits
-    splits = {}
     for part in ("train", "val", "test"):
         rows = np.flatnonzero(table.split == part)
         splits[part] = Split(
@@ -516,4 +398,4 @@ def load(
     for split in splits.values():
         split.mean = some.mean(dim=(0, 1, 2))[:, None, None].to(device)
         split.std = some.std(dim=(0, 1, 2))[:, None, None].clamp(min=1).to(device)
-    return Data(name, table.classes, table.group_names, size, splits, notes)
+    return Data(name, table.classes, table.group_names, store.shape[1], splits, table.notes)

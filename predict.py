@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data import InputError, decode, put_back, restore, save
+from data import InputError, put_back, restore, save
+from datasets import decode
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
 

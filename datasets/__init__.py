@@ -1,4 +1,6 @@
-"""What the files of this folder share. Each of them is one data set, and all have the same order:
+"""What the files of this folder share, and how their tables get pixels.
+
+Each of them is one data set, and all have the same order:
 
     manual     what it is, where to get it, how its files lie, labels, groups, split, licence
     DEFAULTS   what a run uses where its command line says nothing
@@ -6,15 +8,27 @@
     read       a function from the folder with the files to a Table
 
 `read` opens no picture. It says which pictures there are, their labels, groups and split, and what
-it left out and why; data.py decodes them. To add a data set, copy csv.py and change it.
+it left out and why; `decode_all` below decodes them. To add a data set, copy csv.py and change it.
 """
 
+import concurrent.futures
+import hashlib
+import json
+import os
+import time
 from csv import DictReader, Error  # not "import csv": datasets.csv is a module of this folder
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
 
-from data import InputError
+from data import InputError, locked, reader_of, replacing, restore, save
+
+CACHE_VERSION = 1  # raised when pictures are decoded differently, so that old files are not used
+
+# ===== TABLES, AND WHAT READERS NEED ==============================================================
 
 
 @dataclass
@@ -166,3 +180,144 @@ def split_by_subject(subjects, fold, shares=(0.7, 0.1, 0.2), seed=0):
     split = np.where(np.isin(subjects, val), "val", "train")
     split[np.isin(subjects, test)] = "test"
     return split
+
+
+# ===== FROM FILES TO PIXELS =======================================================================
+
+
+def in_grey(images):
+    """(..., 3) uint8 in grey: all three channels are the brightness, as PIL rounds it (mode L)."""
+    red, green, blue = (images[..., k].astype(np.uint32) for k in range(3))
+    luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16  # 0.299, 0.587, 0.114 of 2¹⁶
+    return np.repeat(luma[..., None].astype(np.uint8), 3, axis=-1)
+
+
+def decode(file, size, box=None, grey=False):
+    """One picture as (size, size, 3) uint8: upright, RGB, the centre square, antialiased.
+
+    box: (left, top, right, bottom), to see only that part of it; grey: without its colours.
+    """
+    with Image.open(file) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits of grey: convert() would clip nearly all to white
+            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+        image = image.convert("RGB").crop(box) if box else image.convert("RGB")
+        square = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return in_grey(square) if grey else square
+
+
+def refuse_faults(faults, total, skip_bad):
+    """Raise InputError for unreadable pictures {id: why}, naming one, unless `skip_bad`."""
+    if faults and not skip_bad:
+        name = min(faults)
+        raise InputError(
+            f"{len(faults)} of {total} pictures cannot be read, the first is {name} "
+            f"({faults[name]}): mend or replace them, or leave them out with --skip-bad"
+        )
+
+
+def decode_into(path, table, views, shape, skip_bad):
+    """Decode all pictures of a table into the file `path`; write faults into a .json beside it."""
+    start, faults = time.time(), {}
+    with replacing(path) as temporary:
+        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+            ## The file has its length but no place on the disk yet. Asked for now, a lack of room
+            ## is an error; met while pixels are written, it would kill the process.
+            with open(temporary, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+
+        def decode_one(n):
+            try:
+                if table.files[n] is None:
+                    raise FileNotFoundError("no such file")
+                images[n] = decode(table.files[n], shape[1], *views[n])
+            except Exception as error:  # decoders raise all kinds of errors
+                faults[table.ids[n]] = str(error)
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = pool.map(decode_one, range(len(images)))
+            list(tqdm(decoded, "decoding", len(images), leave=False, disable=None))
+        images.flush()
+        refuse_faults(faults, len(images), skip_bad)
+        save(path.with_suffix(".json"), json.dumps(faults))
+    print(f"decoded {len(images)} pictures in {time.time() - start:.1f} s into {path}")
+
+
+def decode_all(table, size, folder, skip_bad):
+    """All pictures of a table, memory-mapped (N, size, size, 3) uint8; and the faults {id: why}.
+
+    They are decoded once. The name of the file that keeps them depends on the pictures' names and
+    file sizes, on `size`, the table's views and CACHE_VERSION; it appears only when complete.
+    Raises InputError, which names a picture that cannot be read, unless `skip_bad`.
+    """
+    sizes = [os.path.getsize(file) if file else -1 for file in table.files]
+    views, shape = table.views or [()] * len(sizes), (len(sizes), size, size, 3)
+    key = json.dumps([CACHE_VERSION, size, table.ids, sizes] + ([views] if table.views else []))
+    folder = folder if os.access(folder, os.W_OK) else Path("runs")  # the folder may be read-only
+    path = folder / f"decoded-{size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+    with locked(path):
+        if not (path.exists() and path.with_suffix(".json").exists()):
+            decode_into(path, table, views, shape, skip_bad)
+    faults = restore(path.with_suffix(".json"))
+    try:
+        images = np.lib.format.open_memmap(path, "c")  # "c": torch wants to write, the file stays
+        if images.shape != shape or images.dtype != np.uint8:
+            raise ValueError(f"it holds {images.dtype} {images.shape}")
+        if not isinstance(faults, dict) or not faults.keys() <= set(table.ids):
+            raise ValueError("the list of faults beside it names other pictures")
+    except (OSError, EOFError, ValueError) as error:  # cut short, or not ours
+        raise InputError(
+            f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
+        ) from None
+    refuse_faults(faults, len(images), skip_bad)
+    return images, faults
+
+
+# ===== FROM A FOLDER TO A TABLE WITH PICTURES =====================================================
+
+
+def read_table(
+    name,
+    root=None,
+    size=None,
+    target=None,
+    sensitive=None,
+    fold=None,
+    skew=None,
+    download=False,
+    skip_bad=False,
+    smoke=False,
+):
+    """The Table of the data set `name`, with its pictures. None: what is usual for this data set.
+
+    root       the folder of its files
+    size       pixels per side
+    target     what is a label, and `sensitive` what is a group: see the manual of the data set
+    fold       None for the data set's own split, or 0 to 4
+    skew       of cifar10s, see its manual
+    download   fetch what is missing from its owner
+    skip_bad   leave out pictures that cannot be read
+    smoke      read only the first 40 pictures of each class and group in each split
+    Raises InputError, in one sentence, for anything wrong with folder, table or pictures.
+    """
+    reader = reader_of(name)
+    usual = reader.DEFAULTS
+    size, root = size or usual["image_size"], Path(root or f"data/{name}")
+    chosen = [target or usual["target"], sensitive or usual["sensitive"], fold, download]
+    if "skew" in usual:
+        chosen.append(usual["skew"] if skew is None else skew)
+    elif skew is not None:
+        raise InputError(f"--skew is not for {name}: leave it out")
+    table = reader.read(root, *chosen)
+    if smoke:
+        table = table.first_of_each_cell(40)
+    if table.images is None:
+        table.images, faults = decode_all(table, size, root, skip_bad)
+        table.notes["left out: unreadable"] = sorted(faults)
+        table.split = np.where(np.isin(table.ids, list(faults)), "", table.split)
+    elif size != table.images.shape[1]:
+        side = table.images.shape[1]
+        raise InputError(f"{name} has {side} pixels a side, --image-size says {size}")
+    table.refuse_empty_groups(name)
+    return table

@@ -17,8 +17,8 @@ import random
 
 import numpy as np
 
-from data import InputError, in_grey
-from datasets import Table, find, refuse_choices
+from data import InputError
+from datasets import Table, find, in_grey, refuse_choices
 
 DEFAULTS = {
     "image_size": 32,

@@ -53,7 +53,8 @@ import fairdi  # noqa: E402
 import fairtune  # noqa: E402
 
 import metrics  # noqa: E402
-from data import batches, decode_all, defaults, save  # noqa: E402
+from data import batches, defaults, save  # noqa: E402
+from datasets import decode_all  # noqa: E402
 
 TARGETS = {  # quotient of rates: (least, on a GPU)
     "A live / D bare + T": (0.95, 0.85),

@@ -22,6 +22,7 @@ from forked import run_script
 from PIL import Image
 
 import data as data_module
+import datasets
 from data import InputError, load
 
 METHODS = Path(__file__).resolve().parent.parent / "methods"
@@ -446,7 +447,7 @@ def test_whatever_a_decoder_raises_the_picture_is_named(pictures, monkeypatch, f
             raise fault("corrupt")
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr(data_module, "decode", decode)
+    monkeypatch.setattr(datasets, "decode", decode)
     with pytest.raises(InputError, match="1 of 96 .*pictures/017.jpg .*corrupt"):
         load("csv", pictures, 16)
 

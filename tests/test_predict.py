@@ -18,7 +18,8 @@ from forked import run_script
 from PIL import Image
 
 import predict
-from data import InputError, decode
+from data import InputError
+from datasets import decode
 
 SMALL = "--smoke --device cpu --image-size 16 --epochs 2 --teacher convnet4".split()
 
