@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,18 @@ DX = ["nv", "mel", "nv", "bkl", "nv", "bcc", "akiec", "nv", "vasc", "df"]
 def colour(number):
     """Red, green and blue of picture `number`."""
     return (7 * number + 20) % 256, (13 * number + 90) % 256, (29 * number + 150) % 256
+
+
+def number_of(name):
+    """The number of a picture in a miniature, from its name."""
+    return int("".join(filter(str.isdigit, Path(name.split()[0]).stem.split("_")[-1])))
+
+
+def check_colours(split):
+    """Every picture of a miniature is the one that its name says."""
+    shown = split.images.float().mean(dim=(2, 3)).numpy()
+    meant = np.array([colour(number_of(name)) for name in split.ids])
+    np.testing.assert_allclose(shown, meant, atol=4)  # JPEG
 
 
 def read_table(path):
