@@ -423,9 +423,10 @@ class Teacher:
         if not self.folder or size > self.epoch_bytes:
             return None
         if split is not self.split:  # only once, because it reads every pixel
-            made_of = [split.hash(), self.network.state_dict(), args.batch_size, args.seed]
-            made_of += [args.balance, args.precision, args.device, torch.__version__]
-            self.split, self.views = split, digest(made_of)
+            views = [split.hash(), args.batch_size, args.seed, args.balance]
+            arithmetic = [args.precision, args.compile, args.device, torch.get_num_threads()]
+            answers = [self.network.state_dict(), torch.__version__, *arithmetic]
+            self.split, self.views = split, digest(views + answers)
 
         def ask():
             ## Batch by batch, so that they are bit by bit what each step would compute.
