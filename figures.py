@@ -5,17 +5,16 @@ nothing where the runs do not give it. Colours are Okabe and Ito's, which colour
 tell apart; markers and line styles say the same once more, for print in grey.
 """
 
-import math
-
 import matplotlib
 
 matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.stats
 
 import metrics
 from data import load
-from results import DEBIASED, Refused, arrays_of
+from results import DEBIASED, TRAINING, Refused, arrays_of, cell
 
 COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #999999 #7a5c00 #b8a800".split()
 MARKERS, STYLES = "osD^vPX*<>", ["-", "--", "-.", ":"]
@@ -37,25 +36,23 @@ def shown_as_debiased(rows):
     return next((name for name in DEBIASED if name in rows), None)
 
 
-def save(figure, path):
+def band(axes, x, curve, n, label=None, alpha=0.2, **more):
+    """The line of the n-th row and its interval; curve (X, 3) is mean, low, high."""
+    axes.plot(x, curve[:, 0], label=label, **look(n), **more)
+    axes.fill_between(x, curve[:, 1], curve[:, 2], color=look(n)["color"], alpha=alpha, lw=0)
+
+
+def save(figure, path, title=None, legend_of=None, where="outside right center"):
+    """Add the title and, outside the axes, the legend of `legend_of`; write the file."""
+    if legend_of:
+        figure.legend(*legend_of.get_legend_handles_labels(), loc=where)
+    if title:
+        figure.suptitle(title)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def percent(runs, metric, rule="last"):
-    """A test metric in percent: (mean, low, high) over runs, for a single one over its pictures."""
-    tests = [runs[key][rule]["test"] for key in sorted(runs)]
-    if len(tests) == 1 and metric in tests[0].get("interval", {}):
-        return 100 * np.array([tests[0][metric], *tests[0]["interval"][metric]], float)
-    numbers = [test[metric] for test in tests]
-    return metrics.seed_interval(
-        values=100 * np.array([np.nan if n is None else n for n in numbers])
-    )
-
-
-# ==================================================================================================
-# One method against another
-# ==================================================================================================
+# ----- one method against another -----------------------------------------------------------------
 
 
 def two_points(points, group_names, where, path):
@@ -83,9 +80,8 @@ def two_points(points, group_names, where, path):
     right.set(xlabel="AUROC of all (%)", ylabel="AUROC gap between groups (points)")
     right.set_ylim(bottom=0)
     right.set_title("Good is at the lower right")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
-    figure.suptitle(f"{where}\nfilled = epoch best overall, hollow = epoch best in the worst group")
-    save(figure, path)
+    title = f"{where}\nfilled = epoch best overall, hollow = epoch best in the worst group"
+    save(figure, path, title, left)
     return (
         "AUROC of the groups, and the gap between them against AUROC: each method at two epochs "
         "chosen on validation (the layout of FairDi's first figure)."
@@ -94,39 +90,20 @@ def two_points(points, group_names, where, path):
 
 def ranks(scores):
     """Rank of each column in each row of scores (N, k), 1 is the highest, ties share the mean."""
-    above = (scores[:, None, :] > scores[:, :, None]).sum(-1)
-    equal = (scores[:, None, :] == scores[:, :, None]).sum(-1)
-    return above + (equal + 1) / 2
+    return scipy.stats.rankdata(-scores, axis=1)
 
 
 def friedman(scores):
-    """Friedman's χ², corrected for ties, of scores (N, k), and its p: do the columns differ?"""
-    (n, k), r = scores.shape, ranks(scores)
-    spread = ((r.mean(0) - (k + 1) / 2) ** 2).sum()
-    variance = ((r - (k + 1) / 2) ** 2).sum() / (n * (k - 1))  # k(k+1)/12 without ties
-    chi2 = n * spread / variance if variance else 0.0
-    ## P(χ² > x) for k - 1 degrees of freedom, by the recursion over every second degree.
-    p, x = (math.erfc(math.sqrt(chi2 / 2)) if k % 2 == 0 else math.exp(-chi2 / 2)), chi2 / 2
-    for df in range(3 if k % 2 == 0 else 4, k, 2):
-        p += x ** (df / 2 - 1) * math.exp(-x) / math.gamma(df / 2)
-    return chi2, p
+    """p of Friedman's test, corrected for ties: do the columns of scores (N, k > 2) differ?"""
+    if (scores == scores[:, :1]).all():  # nothing differs, and the statistic is 0 / 0
+        return 1.0
+    return scipy.stats.friedmanchisquare(*ranks(scores).T).pvalue
 
 
 def nemenyi(k, n, level=0.95):
     """Critical difference of mean ranks: q/√2 · √(k(k+1)/6n), q of the studentized range."""
-    z = np.linspace(-9, 9, 4001)  # smooth and 0 at both ends: a plain sum integrates it
-    cumulative = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in z])
-    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-
-    def below(q):  # P(largest - smallest of k standard normals < q)
-        lower = np.interp(z - q, z, cumulative, left=0.0)
-        return k * (density * (cumulative - lower) ** (k - 1)).sum() * (z[1] - z[0])
-
-    low, high = 0.0, 12.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if below(middle) < level else (low, middle)
-    return low / math.sqrt(2) * math.sqrt(k * (k + 1) / (6 * n))
+    q = scipy.stats.studentized_range.ppf(level, k, np.inf)
+    return q / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * n))
 
 
 def cliques(mean_ranks, distance):
@@ -144,7 +121,7 @@ def critical_difference(names, scores, title, path):
 
     scores    (N, k), higher is better: N data sets, folds or seeds, k methods
     """
-    (n, k), (_, p) = scores.shape, friedman(scores)
+    (n, k), p = scores.shape, friedman(scores)
     mean, distance = ranks(scores).mean(0), nemenyi(k, n)
     order = np.argsort(mean, kind="stable")
     joined = cliques(mean[order], distance) if p < 0.05 else []  # the gate
@@ -159,8 +136,8 @@ def critical_difference(names, scores, title, path):
         y = top + height * (place if left else k - 1 - place)
         end = 1 - 0.03 * k if left else k + 0.03 * k
         axes.plot([mean[m], mean[m], end], [0, y, y], color="0.35", lw=0.8)
-        axes.text(end, y, f" {names[m]} ({mean[m]:.1f}) ", ha="right" if left else "left",
-                  va="center")  # fmt: skip
+        side = "right" if left else "left"
+        axes.text(end, y, f" {names[m]} ({mean[m]:.1f}) ", ha=side, va="center")
     verdict = f"Friedman test: p = {p:.2g}"
     for level, (i, j) in enumerate(joined):
         y, ends = 0.35 + 0.28 * level, mean[order][[i, j]] + [-0.04, 0.04]
@@ -168,9 +145,8 @@ def critical_difference(names, scores, title, path):
     different = "; a bar joins those of which no difference is shown"
     verdict += different if p < 0.05 else ": no difference between any of them is shown"
     axes.plot([1, 1 + distance], [-1.25, -1.25], color="black", lw=1.5, marker="|", ms=8)
-    axes.text(
-        1 + distance / 2, -1.4, f"critical difference {distance:.2f}", ha="center", va="bottom"
-    )
+    words = f"critical difference {distance:.2f}"
+    axes.text(1 + distance / 2, -1.4, words, ha="center", va="bottom")
     axes.set(xlim=(-0.22 * k, 1.22 * k + 1), ylim=(top + 0.2 + height * half, -1.9))
     axes.axis("off")
     axes.set_title(f"{title}: mean rank, 1 is best\n{verdict}")
@@ -192,14 +168,9 @@ def per_class(rows, where, path):
     models = {"teacher": ("CKD", "teacher"), "CKD": ("CKD", "last"), debiased: (debiased, "last")}
     figure, axes = plt.subplots(figsize=(7, 1.4 + 0.5 * len(classes)), layout="constrained")
     for n, (name, (row, rule)) in enumerate(models.items()):
-        spots = [
-            [
-                100 * (result[rule]["test"]["classes"][c]["disparity"] or 0)
-                for c in range(len(classes))
-            ]
-            for result in rows[row].values()
-        ]  # (runs, classes)
-        mean, low, high = np.array([metrics.seed_interval(values=v) for v in zip(*spots)]).T
+        tests = [result[rule]["test"]["classes"] for result in rows[row].values()]
+        spots = [[100 * (test[c]["disparity"] or 0) for test in tests] for c in range(len(classes))]
+        mean, low, high = np.array([metrics.seed_interval(values=v) for v in spots]).T
         low, high = low.clip(-100), high.clip(max=100)  # Student's t knows no limits of a recall
         y = np.arange(len(classes)) + 0.22 * (n - 1)
         error = None if np.isnan(low).all() else [mean - low, high - mean]
@@ -208,13 +179,9 @@ def per_class(rows, where, path):
     axes.axvline(0, color="0.6", lw=1)
     axes.set_yticks(range(len(classes)), classes)
     axes.invert_yaxis()
-    what = (
-        f"recall of {groups[1]} − recall of {groups[0]}" if len(groups) == 2 else "spread of recall"
-    )
-    axes.set(xlabel=f"{what} (points)")
-    figure.suptitle(f"{where}\nwho is favoured in which class?")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
-    save(figure, path)
+    two = f"recall of {groups[-1]} − recall of {groups[0]}"
+    axes.set(xlabel=f"{two if len(groups) == 2 else 'spread of recall'} (points)")
+    save(figure, path, f"{where}\nwho is favoured in which class?", axes)
     return (
         "Disparity of each class for the teacher, the student distilled from it, and a debiased "
         "student; bars are 95 % intervals over runs."
@@ -230,21 +197,18 @@ def gallery(rows, where, data_dir, path):
     settings = rows["CKD"][key]["settings"]
     if settings["dataset"] != "toy" and data_dir is None:
         return None
-    keep = ("target", "sensitive", "fold", "skip_bad")
-    data = load(
-        settings["dataset"], data_dir, settings["image_size"], **{k: settings[k] for k in keep}
-    )
-    test = data["test"]
-    answers = {}
-    for name, row, model in (("teacher", "CKD", "teacher"), ("CKD", "CKD", "last"),
-                             (debiased, debiased, "last")):  # fmt: skip
+    choices = {k: settings[k] for k in ("target", "sensitive", "fold", "skip_bad")}
+    data = load(settings["dataset"], data_dir, settings["image_size"], **choices)
+    test, answers = data["test"], {}
+    models = {"teacher": ("CKD", "teacher"), "CKD": ("CKD", "last"), debiased: (debiased, "last")}
+    for name, (row, rule) in models.items():
         try:
             arrays = arrays_of(rows[row][key])
         except Refused:
             return None  # its answers are not kept
-        if model not in arrays or arrays["ids"].tolist() != test.ids:
+        if rule not in arrays or arrays["ids"].tolist() != test.ids:
             return None  # not kept, or made from other pictures
-        answers[name] = arrays[model].argmax(1)
+        answers[name] = arrays[rule].argmax(1)
     said = np.stack(list(answers.values()))  # (3, N)
     split = np.flatnonzero((said != said[0]).any(0))
     if not len(split):
@@ -267,40 +231,39 @@ def gallery(rows, where, data_dir, path):
             right = "✓" if answer[n] == labels[n] else "✗"
             lines.append(f"{right} {name}: {data.classes[answer[n]]}")
         ax.set_title("\n".join(lines), fontsize=8.5, loc="left")
-    figure.suptitle(
-        f"{where}: {len(split)} of {len(labels)} test pictures on which the three disagree"
-    )
-    save(figure, path)
+    count = f"{len(split)} of {len(labels)} test pictures on which the three disagree"
+    save(figure, path, f"{where}: {count}")
     return (
         "Pictures on which teacher, distilled and debiased student disagree: true class and group, "
         "then the three answers. The first of each class and group, not a choice."
     )
 
 
-# ==================================================================================================
-# Along λ, and along training
-# ==================================================================================================
+# ----- along λ or T, and along training -----------------------------------------------------------
 
-
+PARITY = "demographic_parity_difference"
 ALONG = {  # what is varied: its name, the title, and the metrics that are shown
-    "sweep": ("strength λ of the adversary", "what a stronger adversary does",
-              {"accuracy": "accuracy", "disparity": "disparity"}),
-    "temperature": ("temperature T of CKD", "what a softer teacher does",
-                    {"accuracy": "accuracy", "mean_deo": "mean-DEO",
-                     "demographic_parity_difference": "demographic parity difference"}),
-}  # fmt: skip
+    "sweep": (
+        "strength λ of the adversary",
+        "what a stronger adversary does",
+        {"accuracy": "accuracy", "disparity": "disparity"},
+    ),
+    "temperature": (
+        "temperature T of CKD",
+        "what a softer teacher does",
+        {"accuracy": "accuracy", "mean_deo": "mean-DEO", PARITY: PARITY.replace("_", " ")},
+    ),
+}
 
 
 def sweep(chosen, kind, bad, where, path):
     """A setting against accuracy and unfairness, with 95 % bands. chosen: {value: runs}."""
-    places, (words, title, metrics) = np.arange(len(chosen)), ALONG[kind]
+    places, (words, title, shown) = np.arange(len(chosen)), ALONG[kind]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for n, (metric, label) in enumerate(metrics.items()):
-        curve = np.array([percent(runs, metric) for runs in chosen.values()])  # (values, 3)
-        style = look(n)
-        axes.plot(places, curve[:, 0], label=label, **style)
-        axes.fill_between(places, curve[:, 1], curve[:, 2], color=style["color"], alpha=0.2, lw=0)
-        teacher = percent(next(iter(chosen.values())), metric, "teacher")[0]
+    for n, (metric, label) in enumerate(shown.items()):
+        curve, style = np.array([cell(r, metric)[:3] for r in chosen.values()]), look(n)
+        band(axes, places, curve, n, label)
+        teacher = cell(next(iter(chosen.values())), metric, "teacher").point
         axes.plot(-0.35, teacher, ls="", marker=style["marker"], mfc="white", color=style["color"])
         if metric == "accuracy" and any(bad):
             low = curve[np.array(bad), 0]
@@ -308,65 +271,54 @@ def sweep(chosen, kind, bad, where, path):
     axes.plot([], [], "o", mfc="white", color="0.4", label="hollow: the teacher")
     axes.set_xticks(places, [f"{s:g}" for s in chosen])
     axes.set(xlabel=words, ylabel="percent of the test set", ylim=(0, 100))
-    figure.suptitle(f"{where}\n{title}")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
-    save(figure, path)
+    save(figure, path, f"{where}\n{title}", axes)
     bands = "95 % bands over runs, or over the test pictures of a single one"
-    return f"The {words} against {' and '.join(metrics.values())}, {bands}."
+    return f"The {words} against {' and '.join(shown.values())}, {bands}."
 
 
-def sweep_3d(chosen, bad, where, path):
+def sweep_3d(chosen, where, path):
     """λ, disparity and accuracy in one view."""
     figure = plt.figure(figsize=(6.4, 5.2), layout="constrained")
     axes, places = figure.add_subplot(projection="3d"), np.arange(len(chosen))
-    x, y = ([percent(runs, m)[0] for runs in chosen.values()] for m in ("disparity", "accuracy"))
+    x, y = ([cell(r, m).point for r in chosen.values()] for m in ("disparity", "accuracy"))
     axes.plot(places, x, y, color="0.6")
     points = axes.scatter(places, x, y, c=places, cmap="cividis", s=50)
     points.set_depthshade(False)
     axes.set_xticks(places, [f"{s:g}" for s in chosen], rotation=45, fontsize=7)
     axes.set(xlabel="\nλ", ylabel="\ndisparity (%)", zlabel="accuracy (%)")
-    figure.suptitle(f"{where}\nstrength λ, disparity and accuracy")
     axes.set_box_aspect(None, zoom=0.88)
-    save(figure, path)
+    save(figure, path, f"{where}\nstrength λ, disparity and accuracy")
     return "The same in one view; the colour follows λ."
 
 
-def curves(rows, of):
-    """(epochs, 3) mean, low, high over the runs of a row of what `of` finds in an epoch's log."""
-    logs = [[of(epoch) for epoch in result["log"]] for result in rows.values()]
-    numbers = np.array([[np.nan if v is None else v for v in log] for log in logs], float)
+def curves(rows, name, part=None):
+    """(epochs, 3) mean, low, high over the runs of a row of a number in the log of an epoch."""
+    logs = [[epoch[part] if part else epoch for epoch in r["log"]] for r in rows.values()]
+    numbers = np.array([[epoch.get(name) for epoch in log] for log in logs], float)  # None: NaN
     return np.array([metrics.seed_interval(values=column) for column in numbers.T])
 
 
 def training(rows, where, path):
     """Validation while training; CTKD's temperature; the gates of BIRD."""
-    names = [n for n in ("ERM", "CKD", "CTKD", "BIRD", "adversarial KD") if n in rows]
+    names = [name for name in TRAINING if name in rows]
     if len(names) < 2:
         return None
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
     (fair, useful), (warm, gates) = axes
     for n, name in enumerate(names):
         for ax, metric in ((fair, "mean_deo"), (useful, "auroc")):
-            curve = 100 * curves(rows[name], lambda epoch, m=metric: epoch["val"][m])
-            x, style = np.arange(1, len(curve) + 1), look(n)
-            ax.plot(x, curve[:, 0], label=name, ms=4, **style)
-            ax.fill_between(x, curve[:, 1], curve[:, 2], color=style["color"], alpha=0.12, lw=0)
+            curve = 100 * curves(rows[name], metric, "val")
+            band(ax, np.arange(1, len(curve) + 1), curve, n, name, alpha=0.12, ms=4)
     fair.set(title="Validation: unfairness", ylabel="mean-DEO (%)", ylim=(0, None))
     useful.set(title="Validation: use", ylabel="AUROC (%)", ylim=(None, 100.5))
     if "CTKD" in rows:
-        curve = curves(rows["CTKD"], lambda epoch: epoch.get("temperature"))
-        warm.plot(np.arange(1, len(curve) + 1), curve[:, 0], **look(names.index("CTKD")))
-        warm.fill_between(np.arange(1, len(curve) + 1), curve[:, 1], curve[:, 2], alpha=0.2, lw=0,
-                          color=look(names.index("CTKD"))["color"])  # fmt: skip
+        curve = curves(rows["CTKD"], "temperature")
+        band(warm, np.arange(1, len(curve) + 1), curve, names.index("CTKD"))
         warm.set(title="CTKD: the temperature that it learns", ylabel="T")
     if "BIRD" in rows:
-        style = look(names.index("BIRD"))
-        low, mean, high = (curves(rows["BIRD"], lambda epoch, k=k: epoch.get(k))[:, 0]
-                           for k in ("gate_min", "gate", "gate_max"))  # fmt: skip
-        x = np.arange(1, len(mean) + 1)
-        gates.plot(x, mean, label="mean gate", **style)
-        gates.fill_between(x, low, high, alpha=0.2, lw=0, color=style["color"],
-                           label="lowest to highest gate")  # fmt: skip
+        ends = [curves(rows["BIRD"], name)[:, 0] for name in ("gate", "gate_min", "gate_max")]
+        x = np.arange(1, len(ends[0]) + 1)
+        band(gates, x, np.stack(ends, 1), names.index("BIRD"), "mean, lowest and highest gate")
         gates.set(title="BIRD: gates on the teacher's features", ylabel="sigm(φ)", ylim=(0, 1.02))
         gates.legend(loc="lower left")
     for ax, there in ((warm, "CTKD" in rows), (gates, "BIRD" in rows)):
@@ -374,9 +326,8 @@ def training(rows, where, path):
     for ax in axes.flat:
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*fair.get_legend_handles_labels(), loc="outside right upper")
-    figure.suptitle(f"{where}\nalong training (mean and 95 % band over runs)")
-    save(figure, path)
+    title = f"{where}\nalong training (mean and 95 % band over runs)"
+    save(figure, path, title, fair, "outside right upper")
     return "Fairness and use on validation along training, CTKD's temperature and BIRD's gates."
 
 
@@ -400,16 +351,19 @@ def fairtune_masks(rows, where, path):
     labels = [f"{n // 3 + 1} {('norms', 'attention', 'MLP')[n % 3]}" for n in range(len(names))]
     objective, order = result["settings"]["objective"].replace("_", " "), np.arange(len(trials))
     height = 0.22 * len(names)
-    figure, axes = plt.subplot_mosaic(
-        [["value", "key"], ["grid", "effect"]], figsize=(9, 3 + height), layout="constrained",
-        width_ratios=[2, 1], height_ratios=[2, height],
-    )  # fmt: skip
-    value, grid, effect = axes["value"], axes["grid"], axes["effect"]
+    figure, ((value, key), (grid, effect)) = plt.subplots(
+        2,
+        2,
+        figsize=(9, 3 + height),
+        layout="constrained",
+        width_ratios=[2, 1],
+        height_ratios=[2, height],
+    )
     value.plot(order[ended], last[ended], "o", color=COLOURS[0], label="trained to the end")
     value.plot(order[~ended], last[~ended], "x", color=COLOURS[1], label="stopped early")
     value.set(ylabel=f"{objective}\n(validation)", xlim=(-0.5, len(trials) - 0.5), xticks=[])
-    axes["key"].set_axis_off()
-    axes["key"].legend(*value.get_legend_handles_labels(), loc="center left")
+    key.set_axis_off()
+    key.legend(*value.get_legend_handles_labels(), loc="center left")
     grid.imshow(bits, cmap="Greys", vmin=0, vmax=1.4, aspect="auto", interpolation="nearest")
     grid.set_yticks(range(len(names)), labels)
     grid.xaxis.get_major_locator().set_params(integer=True)
@@ -421,8 +375,7 @@ def fairtune_masks(rows, where, path):
             effect.errorbar(mean, n, xerr=half, fmt="o", color=COLOURS[0], capsize=3)
     effect.axvline(0, color="0.6")
     effect.set(ylim=grid.get_ylim(), yticks=[], xlabel=f"{objective}, tuned − frozen\n(epoch 1)")
-    figure.suptitle(f"{where}\nwhat each trial of FairTune tuned, and which parts matter")
-    save(figure, path)
+    save(figure, path, f"{where}\nwhat each trial of FairTune tuned, and which parts matter")
     return (
         "The trials of FairTune's search (one seed): objective, tuned parts, and the difference "
         "that a part makes after one epoch, with 95 % intervals."

@@ -17,6 +17,7 @@ What a row is, and how two of them are compared, is in results.py. In a table:
 import argparse
 import csv
 import itertools
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -57,6 +58,10 @@ SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "BIRD, gates fixed", "BIRD, μ = 0.1"]
 POSTER += ["BIRD, μ = 0.3", "adversarial KD", "adversarial KD, λ = 0.5", "re-balancing"]
 FAIRDI = ["ERM", "re-balancing", "GroupDRO", "SWAD", "FIS", "FairDi", "FairTune"]
+## The README's rows, and what stands there where every run of a row has collapsed.
+HEADLINE = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "adversarial KD"]
+HEADLINE += ["MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi", "FairTune"]
+WEAKER = {"adversarial KD": ["λ = 0.5"], "BIRD": ["μ = 0.3", "μ = 0.1"]}
 
 
 # ----- tables -------------------------------------------------------------------------------------
@@ -66,38 +71,38 @@ class Table:
     """Rows of texts and Values under a header, as Markdown."""
 
     def __init__(self, header, better=None):
-        self.header, self.rows, self.barred, self.out, self.note = header, [], set(), set(), ""
+        self.header, self.rows, self.note = header, [], ""
+        self.barred, self.unranked = set(), set()  # rows that cannot be best: in fairness, in all
         self.better = {k: v[1] for k, v in METRICS.items()} if better is None else better
 
     def add(self, name, cells, bad=0, of=1, ranked=True):
         """A row. `bad` of its `of` runs have collapsed; an unranked row is never bold."""
         note = "" if not bad else f" ({bad} of {of} collapsed)" if of > 1 else " (collapsed)"
         self.barred |= {len(self.rows)} if bad else set()
-        self.out |= set() if ranked else {len(self.rows)}
+        self.unranked |= set() if ranked else {len(self.rows)}
         self.rows.append([name + note, *cells])
 
     def best(self):
         """{(row, column)} of the best values: collapsed rows cannot be best in fairness."""
-        found = set()
+        best = set()
+        if len(self.rows) - len(self.unranked) < 2:
+            return best
         for c, column in enumerate(self.header):
-            barred = self.out | (set() if column in UTILITY else self.barred)
+            out = self.unranked | (set() if column in UTILITY else self.barred)
             points = {
                 r: self.better[column] * row[c].point
                 for r, row in enumerate(self.rows)
-                if column in self.better
-                and r not in barred
-                and isinstance(row[c], Value)
-                and not np.isnan(row[c].point)
+                if column in self.better and r not in out and isinstance(row[c], Value)
             }
-            if len(self.rows) - len(self.out) > 1:
-                found |= {(r, c) for r, point in points.items() if point == max(points.values())}
-        return found
+            highest = np.nanmax([*points.values(), -np.inf])
+            best |= {(r, c) for r, point in points.items() if point == highest}
+        return best
 
     def markdown(self):
         best, lines = self.best(), [self.header, ["---"] * len(self.header)]
         for r, row in enumerate(self.rows):
-            cells = [str(cell) for cell in row]
-            lines.append([f"**{t}**" if (r, c) in best else t for c, t in enumerate(cells)])
+            texts = [str(cell) for cell in row]
+            lines.append([f"**{t}**" if (r, c) in best else t for c, t in enumerate(texts)])
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"{text}\n\n*{self.note}*" if self.note else text
 
@@ -107,12 +112,11 @@ def beside_published(table, dataset, layout):
     with open(ROOT / "results" / "published.csv", encoding="utf-8", newline="") as file:
         lines = [r for r in csv.DictReader(file) if (r["dataset"], r["table"]) == (dataset, layout)]
     columns = list(dict.fromkeys(line["metric"] for line in lines))
-    printed = {(line["method"], line["metric"]): float(line["percent"]) for line in lines}
+    printed = {(line["method"], line["metric"]): f"{float(line['percent']):.1f}" for line in lines}
     table.note = f"published: {lines[0]['source']}" if lines else ""
     table.header += [f"{column}, published" for column in columns]
     for row in table.rows:
-        values = [printed.get((row[0].partition(" (")[0], column)) for column in columns]
-        row += ["" if value is None else f"{value:.1f}" for value in values]
+        row += [printed.get((row[0].partition(" (")[0], column), "") for column in columns]
     return table
 
 
@@ -127,13 +131,10 @@ def pooled_rows(rows, rules):
     base = next((name for name in ("ERM", "CKD") if name in rows), None)
     for keys in sorted({folds_of(runs) for runs in rows.values()}, key=lambda k: -len(k)):
         there = base if base and set(keys) <= set(rows[base]) else None
-        for name, runs in rows.items():
+        folds = "" if keys == every else f" (folds {', '.join(str(fold) for fold, _ in keys)})"
+        for (name, runs), (rule, words) in itertools.product(rows.items(), rules.items()):
             if folds_of(runs) == keys or (name == there and keys != every):
-                for rule, words in rules.items():
-                    short = (
-                        "" if keys == every else f" (folds {', '.join(str(f) for f, _ in keys)})"
-                    )
-                    yield name + words + short, runs, keys, rule, rows.get(there)
+                yield name + words + folds, runs, keys, rule, rows.get(there)
 
 
 def pooled_tables(rows, rules):
@@ -141,82 +142,93 @@ def pooled_tables(rows, rules):
     plan = list(pooled_rows(rows, rules))
     names = next(iter(plan[0][1].values()))["group_names"]
     shown = "AUROC,worst group,gap,ES-AUC,PSD mean,PSD max,mean-DEO".split(",")
-    header = ["method", "n", *shown, *(f"AUROC, {g}" for g in names)]
-    table, differences = Table(header), Table(["method", *(f"{s}, − base" for s in shown)])
-    full = len(plan[0][2])
+    table = Table(["method", "n", *shown, *(f"AUROC, {name}" for name in names)])
+    differences = Table(["method", *(f"{s}, − base" for s in shown)])
     for label, runs, keys, rule, base in plan:
-        one = scores(runs, rule, keys)
+        own = scores(runs, rule, keys)
         bad = number_collapsed({key: runs[key] for key in keys}, rule)
-        cells = [measured(one, METRICS[s][0]) for s in shown]
-        cells += [measured(one, "group_auroc", g) for g in range(len(names))]
-        table.add(label, [str(len(one["ids"])), *cells], bad, len(keys), len(keys) == full)
+        cells = [measured(own, METRICS[s][0]) for s in shown]
+        cells += [measured(own, "group_auroc", g) for g in range(len(names))]
+        whole = len(keys) == len(plan[0][2])
+        table.add(label, [str(len(own["ids"])), *cells], bad, len(keys), whole)
         if base is not None and base is not runs:
-            against = scores(base, rule, keys)
-            cells = [paired(one, against, METRICS[s][0]) for s in shown]
+            other = scores(base, rule, keys)
+            cells = [paired(own, other, METRICS[s][0]) for s in shown]
             differences.add(label, cells, bad, len(keys))
     return {"": table, "-differences": differences}
 
 
-def add_teacher(table, runs, shown):
-    """The teacher of the row `runs` as a row of its own, which does not compete."""
-    cells = [cell(runs, METRICS[s][0], "teacher") for s in shown]
-    cells += [""] * (len(table.header) - 1 - len(cells))
-    table.add("*the teacher*", cells, number_collapsed(runs, "teacher"), len(runs), ranked=False)
+def taught(rows):
+    """The first runs in `rows` that all have a teacher, or None."""
+    return next((r for r in rows.values() if all("teacher" in run for run in r.values())), None)
+
+
+def table_of(first, rows, shown, differences, teacher=True):
+    """A table with a row for each of `rows`: metrics over its runs, and paired differences.
+
+    first          header of the names
+    shown          names of the metrics
+    differences    {column: (metric, name of the base row or "teacher", change or relative)}
+    teacher        whether the teacher is a row, the first, which does not compete
+    """
+    table = Table([first, *shown, *differences])
+    lines = [(name, runs, "last") for name, runs in comparable(rows).items()]
+    if teacher and taught(rows):
+        lines.insert(0, ("*the teacher*", taught(rows), "teacher"))
+    for name, runs, rule in lines:
+        cells = [cell(runs, METRICS[s][0], rule) for s in shown]
+        for metric, against, compare in differences.values():
+            base, base_rule = rows.get(against), rule
+            if against == "teacher" and taught({name: runs}):
+                base, base_rule = runs, "teacher"
+            there = base and rule == "last" and (base is not runs or base_rule != rule)
+            pair = (runs, base, METRICS[metric][0], rule, base_rule)
+            cells.append(compare(*pair) if there else "")
+        name = name if isinstance(name, str) else f"{name:g}"
+        table.add(name, cells, number_collapsed(runs, rule), len(runs), rule == "last")
+    return table
 
 
 def slides_table(rows, dataset=None):
     """The layout of the W210 slides: teacher and students, and the paired change of disparity."""
     shown = ["top-1", "recall", "precision", "F1", "disparity"]
-    table = Table(["student by", *shown, "disparity, − teacher", "change in %"])
-    chosen = select(rows, SLIDES)
-    for name, runs in chosen.items():
-        has_teacher = all("teacher" in result for result in runs.values())
-        if has_teacher and not table.rows:
-            add_teacher(table, runs, shown)
-        cells = [cell(runs, METRICS[s][0]) for s in shown] + ["", ""]
-        if has_teacher:
-            pair = (runs, runs, "disparity", "last", "teacher")
-            cells[-2:] = [change(*pair), relative(*pair)]
-        table.add(name, cells, number_collapsed(runs), len(runs))
+    differences = {
+        "disparity, − teacher": ("disparity", "teacher", change),
+        "change in %": ("disparity", "teacher", relative),
+    }
+    table = table_of("student by", select(rows, SLIDES), shown, differences)
     return beside_published(table, dataset, "slides")
 
 
 def poster_table(rows, dataset=None):
     """The layout of the BIRD poster, and the paired change against CKD."""
     shown, chosen = ["AUROC", "F1", "mean-DEO", "max-DEO"], select(alone(rows), POSTER)
-    more = ["AUROC, − CKD", "mean-DEO, − CKD", "mean-DEO, change in %"]
-    table = Table(["method", *shown, *more])
-    for name, runs in chosen.items():
-        cells = [cell(runs, METRICS[s][0]) for s in shown] + ["", "", ""]
-        if "CKD" in chosen and name != "CKD":
-            base = chosen["CKD"]
-            cells[-3:-1] = [change(runs, base, metric) for metric in ("auroc", "mean_deo")]
-            cells[-1] = relative(runs, base, "mean_deo")
-        table.add(name, cells, number_collapsed(runs), len(runs))
+    differences = {
+        "AUROC, − CKD": ("AUROC", "CKD", change),
+        "mean-DEO, − CKD": ("mean-DEO", "CKD", change),
+        "mean-DEO, change in %": ("mean-DEO", "CKD", relative),
+    }
+    table = table_of("method", chosen, shown, differences, teacher=False)
     return beside_published(table, dataset, "poster")
 
 
 def overview_table(rows):
     """Everything on one page: utility, fairness, cost, and the paired difference to CKD."""
     shown = ["top-1", "F1", "AUROC", "worst group", "gap", "ES-AUC", "mean-DEO", "max-DEO"]
-    costs = ["parameters", "MB", "ms, one picture", "s of training"]
-    table = Table(["method", *shown, "top-1, − CKD", "mean-DEO, − CKD", *costs])
-    chosen = comparable(alone(rows))
-    teacher = next((r for r in chosen.values() if all("teacher" in x for x in r.values())), None)
-    lines = [(name, runs, "last") for name, runs in chosen.items()]
-    for name, runs, rule in [("*the teacher*", teacher, "teacher"), *lines]:
-        if runs is None:
-            continue
-        cells = [cell(runs, METRICS[s][0], rule) for s in shown] + ["", ""]
-        if "CKD" in chosen and name != "CKD" and rule == "last":
-            cells[-2:] = [change(runs, chosen["CKD"], m) for m in ("accuracy", "mean_deo")]
-        model, last = next(iter(runs.values()))[rule], rule == "last"
-        times = [result["times"] for result in runs.values()]
-        seconds = [sum(t["epochs"]) if last else t["teacher"] for t in times]
-        latency = f"{np.median([t['cpu_latency_ms'] for t in times]):.2f}" if last else ""
-        costs = [f"{model['parameters']:,}", f"{model['megabytes']:.2f}", latency]
-        costs.append(f"{np.median(seconds):.0f}")
-        table.add(name, [*cells, *costs], number_collapsed(runs, rule), len(runs), last)
+    differences = {f"{m}, − CKD": (m, "CKD", change) for m in ("top-1", "mean-DEO")}
+    chosen = alone(rows)
+    table = table_of("method", chosen, shown, differences)
+    table.header += ["parameters", "MB", "ms, one picture", "s of training"]
+    lines = [(taught(chosen), "teacher")] if taught(chosen) else []
+    lines += [(runs, "last") for runs in chosen.values()]
+    for row, (runs, rule) in zip(table.rows, lines):
+        network, times = next(iter(runs.values()))[rule], [r["times"] for r in runs.values()]
+        row += [f"{network['parameters']:,}", f"{network['megabytes']:.2f}"]
+        if rule == "teacher":
+            row += ["", f"{np.median([t['teacher'] for t in times]):.0f}"]
+        else:
+            row += [f"{np.median([t['cpu_latency_ms'] for t in times]):.2f}"]
+            row += [f"{np.median([sum(t['epochs']) for t in times]):.0f}"]
     return table
 
 
@@ -225,12 +237,12 @@ def sweep(rows, script="adversarial_kd", setting="adversary_weight", base=0.0):
 
     {} without a run at `base`, or with fewer than three values.
     """
-    found = {}
+    runs_at = {}
     for runs in rows.values():
         result = next(iter(runs.values()))
         if result["method"] == script and not own_settings(result).keys() - {setting}:
-            found[result["settings"][setting]] = runs
-    return dict(sorted(found.items())) if base in found and len(found) > 2 else {}
+            runs_at[result["settings"][setting]] = runs
+    return dict(sorted(runs_at.items())) if base in runs_at and len(runs_at) > 2 else {}
 
 
 def temperatures(rows):
@@ -243,87 +255,57 @@ def alone(rows):
 
     ## Where the usual adversary is too strong to be of use, a weaker one stands beside it.
     """
-    own = [id(runs) for choose in (sweep, temperatures) for runs in choose(rows).values()]
-    usual_one, weaker = rows.get("adversarial KD", {}), rows.get("adversarial KD, λ = 0.5", {})
-    if usual_one and number_collapsed(usual_one) == len(usual_one):
-        own = [mark for mark in own if mark != id(weaker)]
-    return {
-        name: runs for name, runs in rows.items() if name in NAMES.values() or id(runs) not in own
-    }
+    elsewhere = [id(runs) for choose in (sweep, temperatures) for runs in choose(rows).values()]
+    usual, weaker = rows.get("adversarial KD", {}), rows.get("adversarial KD, λ = 0.5", {})
+    if usual and number_collapsed(usual) == len(usual):
+        elsewhere = [runs for runs in elsewhere if runs != id(weaker)]
+    named_rows = NAMES.values()
+    return {n: runs for n, runs in rows.items() if n in named_rows or id(runs) not in elsewhere}
 
 
 def sweep_table(rows):
     """The strength of the adversary, paired with λ = 0: which one buys fairness for little?"""
+    differences = {
+        "top-1, λ − 0": ("top-1", 0.0, change),
+        "disparity, λ − 0": ("disparity", 0.0, change),
+        "disparity, change in %": ("disparity", 0.0, relative),
+    }
     shown = ["top-1", "AUROC", "disparity", "mean-DEO"]
-    more = ["top-1, λ − 0", "disparity, λ − 0", "disparity, change in %", "30 % for 1 point"]
-    table, chosen = Table(["λ", *shown, *more]), comparable(sweep(rows))
-    for strength, runs in chosen.items():
-        cells = [cell(runs, METRICS[s][0]) for s in shown] + [""] * 4
-        bad = number_collapsed(runs)
-        if strength:
-            cells[-4:-2] = [change(runs, chosen[0.0], m) for m in ("accuracy", "disparity")]
-            cells[-2] = relative(runs, chosen[0.0], "disparity")
-            enough = cells[-2].point <= -30 and cells[-4].point >= -1 and not bad
-            cells[-1] = "yes" if enough else "no"
-        table.add(f"{strength:g}", cells, bad, len(runs))
+    table = table_of("λ", sweep(rows), shown, differences, teacher=False)
+    table.header.append("30 % for 1 point")
+    for r, row in enumerate(table.rows):
+        accuracy, _, percent = row[-3:]
+        enough = percent and percent.point <= -30 and accuracy.point >= -1 and r not in table.barred
+        row.append("" if percent == "" else "yes" if enough else "no")
     return table
 
 
 def temperature_table(rows):
     """T of CKD, paired with T = 1 and with the teacher: is the student of a softer one fairer?"""
     shown = ["top-1", "AUROC", "mean-DEO", "parity"]
-    more = ["top-1, T − 1", "mean-DEO, T − 1", "parity, T − 1", "parity, − teacher"]
-    table, chosen = Table(["T", *shown, *more]), comparable(temperatures(rows))
-    parity = METRICS["parity"][0]
-    for temperature, runs in chosen.items():
-        if not table.rows:
-            add_teacher(table, runs, shown)
-        cells = [cell(runs, METRICS[s][0]) for s in shown] + [""] * 3
-        if temperature != 1:
-            measures = ("accuracy", "mean_deo", parity)
-            cells[-3:] = [change(runs, chosen[1.0], m) for m in measures]
-        cells.append(change(runs, runs, parity, "last", "teacher"))
-        table.add(f"{temperature:g}", cells, number_collapsed(runs), len(runs))
-    return table
+    differences = {f"{m}, T − 1": (m, 1.0, change) for m in ("top-1", "mean-DEO", "parity")}
+    differences["parity, − teacher"] = ("parity", "teacher", change)
+    return table_of("T", temperatures(rows), shown, differences)
 
 
 # ----- what the papers claim, on every data set ---------------------------------------------------
 
-## The claim; whose rows, at the usual settings and, where it ran, at a weaker one; against which
+## The claim; whose row, at the usual settings and, where it ran, at those in WEAKER; against which
 ## row, or the student's own teacher; in which metric; 1 if it shall rise, -1 if it shall fall.
 CLAIMS = (
-    ("slides: a student is less fair than its teacher", ("CKD",), "teacher", "disparity", 1),
-    (
-        "adversarial KD: less disparity than CKD",
-        ("adversarial KD", "adversarial KD, λ = 0.5"),
-        "CKD",
-        "disparity",
-        -1,
-    ),
-    (
-        "BIRD: lower mean-DEO than CKD",
-        ("BIRD", "BIRD, μ = 0.3", "BIRD, μ = 0.1"),
-        "CKD",
-        "mean-DEO",
-        -1,
-    ),
-    ("BIRD: AUROC not below CKD's", ("BIRD", "BIRD, μ = 0.3", "BIRD, μ = 0.1"), "CKD", "AUROC", 1),
-    ("FairDi: higher AUROC in the worst group than ERM", ("FairDi",), "ERM", "worst group", 1),
-    ("FairTune: smaller gap than full fine-tuning", ("FairTune",), "full fine-tuning", "gap", -1),
-    (
-        "Mohammadshahi and Ioannou: T = 20 fairer than T = 1",
-        ("CKD, T = 20",),
-        "CKD, T = 1",
-        "parity",
-        -1,
-    ),
-    (
-        "Mohammadshahi and Ioannou: at T = 20 fairer than the teacher",
-        ("CKD, T = 20",),
-        "teacher",
-        "parity",
-        -1,
-    ),
+    ("slides: a student is less fair than its teacher", "CKD", "teacher", "disparity", 1),
+    ("adversarial KD: less disparity than CKD", "adversarial KD", "CKD", "disparity", -1),
+    ("BIRD: lower mean-DEO than CKD", "BIRD", "CKD", "mean-DEO", -1),
+    ("BIRD: AUROC not below CKD's", "BIRD", "CKD", "AUROC", 1),
+    ("FairDi: higher AUROC in the worst group than ERM", "FairDi", "ERM", "worst group", 1),
+    ("FairTune: smaller gap than full fine-tuning", "FairTune", "full fine-tuning", "gap", -1),
+)
+CLAIMS += tuple(
+    (f"Mohammadshahi and Ioannou: {claim}", "CKD, T = 20", against, "parity", -1)
+    for claim, against in (
+        ("T = 20 fairer than T = 1", "CKD, T = 1"),
+        ("at T = 20 fairer than the teacher", "teacher"),
+    )
 )
 
 
@@ -331,45 +313,48 @@ def named(dataset, label):
     return ", ".join(filter(None, [dataset, *label.split("-")])).replace("_", " ")
 
 
-def claims_table(found):
+def with_weaker(name):
+    """The name of a row and those of its weaker settings."""
+    return [name, *(f"{name}, {weaker}" for weaker in WEAKER.get(name, ()))]
+
+
+def claims_table(by_place):
     """Each claim on each data set that has its rows: confirmed, contradicted, or undecided."""
     table = Table(["claim", "data set", "over", "difference", "verdict"])
-    for claim, names, against, shown, sign in CLAIMS:
-        for ((dataset, label), rows), name in itertools.product(found.items(), names):
+    for claim, usual, against, shown, sign in CLAIMS:
+        for (place, rows), name in itertools.product(by_place.items(), with_weaker(usual)):
             runs = rows.get(name, {})
-            base = runs if against == "teacher" else rows.get(against, {})
-            if not runs.keys() & base.keys():
+            rule, base = ("teacher", runs) if against == "teacher" else ("last", rows.get(against))
+            if not base or not runs.keys() & base.keys():
                 continue
-            rule = "teacher" if against == "teacher" else "last"
-            folded = label.startswith("folds")
+            folded = place[1].startswith("folds")
             value, count = paired_over(runs, base, METRICS[shown][0], rule, folded)
             low, high = sorted((sign * value.low, sign * value.high))
             verdict = "confirmed" if low > 0 else "contradicted" if high < 0 else "undecided"
             if number_collapsed(runs):
                 verdict += f", but {number_collapsed(runs)} of {len(runs)} runs collapsed"
-            weaker = "" if name == names[0] else f" ({name.partition(', ')[2]})"
-            table.add(claim + weaker, [named(dataset, label), count, value, verdict])
+            weaker = "" if name == usual else f" ({name.partition(', ')[2]})"
+            table.add(claim + weaker, [named(*place), count, value, verdict])
     return table
 
 
-def inflation_table(found):
+def inflation_table(by_place):
     """Disparity of every student minus its own teacher's, on every data set with teachers."""
-    taught = {
-        place: {k: runs for k, runs in rows.items() if all("teacher" in r for r in runs.values())}
-        for place, rows in found.items()
+    places = {
+        place: {name: runs for name, runs in rows.items() if taught({name: runs})}
+        for place, rows in by_place.items()
+        if taught(rows)
     }
-    taught = {place: rows for place, rows in taught.items() if rows}
-    table = Table(["student by", *(named(*place) for place in taught)])
-    names = dict.fromkeys([*NAMES.values(), *(name for _, names, *_ in CLAIMS for name in names)])
-    for name in names:
-        if not any(name in rows for rows in taught.values()):
-            continue
+    table = Table(["student by", *(named(*place) for place in places)])
+    claimed = [name for _, usual, *_ in CLAIMS for name in with_weaker(usual)]
+    for name in dict.fromkeys([*NAMES.values(), *claimed]):
         cells = []
-        for (_, label), rows in taught.items():
+        for (_, label), rows in places.items():
             runs, folded = rows.get(name, {}), label.startswith("folds")
             value = paired_over(runs, runs, "disparity", "teacher", folded)[0] if runs else ""
             cells.append(f"{value} (collapsed)" if number_collapsed(runs) else value)
-        table.add(name, cells)
+        if any(name in rows for rows in places.values()):
+            table.add(name, cells)
     return table
 
 
@@ -391,26 +376,24 @@ def add_difference(table, name, place, runs, base):
 
     place    (data set, conditions) of both
     """
-    if not runs.keys() & base.keys():
-        return
-    folded = place[1].startswith("folds")
-    cells = [paired_over(runs, base, METRICS[s][0], "last", folded) for s in table.header[3:]]
-    table.add(name, [named(*place), cells[0][1], *(value for value, _ in cells)])
+    if runs.keys() & base.keys():
+        folded = place[1].startswith("folds")
+        pairs = [paired_over(runs, base, METRICS[s][0], "last", folded) for s in table.header[3:]]
+        table.add(name, [named(*place), pairs[0][1], *(value for value, _ in pairs)])
 
 
-def pairs_table(found):
+def pairs_table(by_place):
     """Paired differences of PAIRS on every data set: what one part of a method does."""
     shown = ["top-1", "AUROC", "worst group", "gap", "mean-DEO", "disparity"]
     table = Table(["pair", "data set", "over", *shown], better={})
-    for pair, (place, rows) in itertools.product(PAIRS, found.items()):
+    for pair, (place, rows) in itertools.product(PAIRS, by_place.items()):
         parts = [rows.get(name, {}) for name in pair]
         marks = [f"{n} (collapsed)" if number_collapsed(r) else n for n, r in zip(pair, parts)]
-        name = " − ".join(marks)
-        add_difference(table, name, place, *parts)
+        add_difference(table, " − ".join(marks), place, *parts)
     return table
 
 
-def repeated_table(found, repeated):
+def repeated_table(by_place, repeated):
     """The same command on another processor, minus the first time: what rounding changes.
 
     ## Sums are rounded in another order there; after some thousand steps it is another training.
@@ -420,10 +403,8 @@ def repeated_table(found, repeated):
     shown = ["AUROC", "worst group", "gap", "ES-AUC", "mean-DEO", "disparity"]
     table = Table(["row", "data set", "over", *shown], better={})
     for place, rows in repeated.items():
-        if place[0] == "celeba":
-            continue
-        for name, runs in rows.items():
-            add_difference(table, name, place, runs, found.get(place, {}).get(name, {}))
+        for name, runs in rows.items() if place[0] != "celeba" else ():
+            add_difference(table, name, place, runs, by_place.get(place, {}).get(name, {}))
     return table
 
 
@@ -433,49 +414,46 @@ def command_of(dataset, label, runs):
     It is a command for what run_all.sh lists; other settings of a row are not in it.
     """
     most = [r for r in runs if r["method"] not in OWN_NETWORKS] or runs
-    first = most[0]
-    used, single, folds = {r["method"] for r in runs}, len(runs) == 1, label.startswith("folds")
+    used, first, folds = {r["method"] for r in runs}, most[0], label.startswith("folds")
+    settings, single = first["settings"], len(runs) == 1
     flags = unusual(first, ("sensitive",) if folds and not single else ())  # the list has all
     if single:
-        fold = first["settings"]["fold"]
-        flags |= own_settings(first) | ({} if fold is None else {"fold": fold})
-    words = []
-    for k, v in flags.items():
-        words.append(f"--{'no-' if v is False else ''}{k}".replace("_", "-"))
-        words += [] if isinstance(v, bool) else [shlex.quote(f"{v}")]
-    where = [] if dataset == "toy" else ["--dataset", dataset, "--data-dir", "DIR"]
+        flags |= own_settings(first) | ({"fold": settings["fold"]} if folds else {})
+    words = [] if dataset == "toy" else ["--dataset", dataset, "--data-dir", "DIR"]
     if single:
-        seed = ["--seed", f"{first['settings']['seed']}"]
-        return " ".join(["python", f"methods/{first['method']}.py", *where, *seed, *words])
-    parts = ["bash", "run_all.sh", *where]
-    if not folds:
-        parts += ["--seeds", f"{max(r['settings']['seed'] for r in most) + 1}"]
-    if where and "fairtune" in used:
-        parts += ["--source-dir", "DIR2"]
-    if used != {path.stem for path in (ROOT / "methods").glob("*.py")}:
-        parts += ["--only", *sorted(used)]
-    return " ".join([*parts, *(["--", *words] if words else [])])
+        words = ["python", f"methods/{first['method']}.py", *words, "--seed", f"{settings['seed']}"]
+    else:
+        words = ["bash", "run_all.sh", *words]
+        if not folds:
+            words += ["--seeds", f"{max(r['settings']['seed'] for r in most) + 1}"]
+        if dataset != "toy" and "fairtune" in used:
+            words += ["--source-dir", "DIR2"]
+        if used != {path.stem for path in (ROOT / "methods").glob("*.py")}:
+            words += ["--only", *sorted(used)]
+        words += ["--"] if flags else []
+    for name, value in flags.items():
+        words.append(f"--{'no-' if value is False else ''}{name}".replace("_", "-"))
+        words += [] if isinstance(value, bool) else [shlex.quote(f"{value}")]
+    return " ".join(words)
 
 
 def hours_of(runs):
     """What `runs`, a list of results, took: each teacher once, whoever trained it."""
-    taught = {
-        (r["settings"]["fold"], r["settings"]["seed"]): r["times"]["teacher"]
-        for r in runs
-        if "teacher" in r
-    }
-    hours = 0
-    for times in (result["times"] for result in runs):
+    seconds, teachers = 0, {}
+    for result in runs:
+        settings, times = result["settings"], result["times"]
         ## The total of the run that trained the teacher has the teacher in it.
         trained = times["total"] > times["teacher"] + sum(times["epochs"])
-        hours += times["total"] - (times["teacher"] if trained else 0)
-    return (hours + sum(taught.values())) / 3600
+        seconds += times["total"] - (times["teacher"] if trained else 0)
+        if "teacher" in result:
+            teachers[settings["fold"], settings["seed"]] = times["teacher"]
+    return (seconds + sum(teachers.values())) / 3600
 
 
-def made_table(found):
+def made_table(by_place):
     """The command behind each group of runs, how many they are, what they took, and where."""
     table = Table(["data set", "command", "runs", "hours", "made on"])
-    for (dataset, label), rows in found.items():
+    for (dataset, label), rows in by_place.items():
         runs = [run for name, row in rows.items() if name != "FIS" for run in row.values()]
         devices = ", ".join(dict.fromkeys(r["times"]["device"] for r in runs))
         versions = ", ".join(sorted({r["times"]["torch"].partition("+")[0] for r in runs}))
@@ -484,46 +462,39 @@ def made_table(found):
     return table
 
 
-# ----- the results of the README, on all data sets ------------------------------------------------
+PLACES = {  # the columns of the README's table
+    "toy": ("toy", ""),
+    "HAM10000, sex": ("ham10000", "folds-teacher_convnet16-student_convnet8-epochs_6"),
+    "CIFAR10-S": ("cifar10s", "teacher_convnet16-student_convnet8-epochs_5"),
+    "CelebA, attractive": ("celeba", "teacher_resnet18-student_convnet8-epochs_5"),
+}
 
-HEADLINE = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "adversarial KD"]
-HEADLINE += ["AD", "MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi", "FairTune"]
-WEAKER = {"adversarial KD": (", λ = 0.5",), "AD": (", λ = 0.5",), "BIRD": (", μ = 0.3",)}
 
-
-def headline_table(found):
-    """AUROC / worst group / mean-DEO of all methods on four data sets, one column each.
-
-    Where all students of a method have collapsed at its usual setting, the weaker one is shown.
-    """
-    small = "teacher_convnet16-student_convnet8-epochs_"
-    places = {"toy": ("toy", ""), "HAM10000, sex": ("ham10000", f"folds-{small}6")}
-    places |= {"CIFAR10-S": ("cifar10s", f"{small}5")}
-    places |= {"CelebA, attractive": ("celeba", "teacher_resnet18-student_convnet8-epochs_5")}
-    places = {title: place for title, place in places.items() if place in found}
+def headline_table(by_place):
+    """AUROC / worst group / mean-DEO of the methods on four data sets, one column each."""
+    places = {title: place for title, place in PLACES.items() if place in by_place}
+    metrics = [METRICS[shown][0] for shown in ("AUROC", "worst group", "mean-DEO")]
     table = Table(["method", *places], better={})
     for name in HEADLINE:
         cells = []
         for dataset, label in places.values():
-            rows, title = found[dataset, label], name
-            runs = rows.get(name, {})
-            for weaker in WEAKER.get(name, ()):
-                if number_collapsed(runs) == len(runs) and name + weaker in rows:
-                    runs, title = rows[name + weaker], weaker.strip(", ")
-            shown = "AUROC", "worst group", "mean-DEO"
-            if not runs:
+            rows = by_place[dataset, label]
+            there = [n for n in with_weaker(name) if n in rows]
+            some = [n for n in there if number_collapsed(rows[n]) < len(rows[n])] or there
+            if not some:
                 cells.append("")
                 continue
+            runs = rows[some[0]]
             if label.startswith("folds"):
                 together = scores(runs, "last", folds_of(runs))
-                parts = [measured(together, METRICS[s][0]) for s in shown]
+                points = [measured(together, metric).point for metric in metrics]
             else:
-                parts = [cell(runs, METRICS[s][0]) for s in shown]
-            bad = number_collapsed(runs)
-            marks = [f"{title}"] if title != name else []
-            marks += [f"{bad} of {len(runs)} collapsed"] if bad else []
-            text = " / ".join(f"{part.point:.1f}" for part in parts)
-            cells.append(f"{text} ({', '.join(marks)})" if marks else text)
+                points = [cell(runs, metric).point for metric in metrics]
+            notes = [some[0].removeprefix(f"{name}, ")] if some[0] != name else []
+            if number_collapsed(runs):
+                notes.append(f"{number_collapsed(runs)} of {len(runs)} collapsed")
+            note = f" ({', '.join(notes)})" if notes else ""
+            cells.append(" / ".join(f"{point:.1f}" for point in points) + note)
         if any(cells):
             table.add(name, cells)
     return table
@@ -531,7 +502,7 @@ def headline_table(found):
 
 # ----- pages --------------------------------------------------------------------------------------
 
-KINDS = {  # the end of a table's name: its title, in the order of a page
+KINDS = {  # what a table is: its title, in the order of a page
     "slides": "Students beside their teacher (the layout of the slides of Bolner et al., 2023)",
     "poster": "Methods beside CKD (the layout of the poster of BIRD)",
     "pooled": "All folds together: every picture is tested once, by the model that did not see it",
@@ -542,7 +513,7 @@ KINDS = {  # the end of a table's name: its title, in the order of a page
     "temperature": "Is the student of a softer teacher fairer? CKD, paired with T = 1",
     "overview": "Everything",
 }
-ACROSS = {
+ACROSS = {  # the same for what concerns all data sets
     "claims": "Do the claims of the papers hold?",
     "inflation": "Disparity of every student minus that of its own teacher",
     "pairs": "What one part of a method does",
@@ -556,165 +527,178 @@ ACROSS = {
 }
 
 
-def tables(found, repeated):
+def tables(by_place, repeated):
     """{(place, kind): Table} of all tables that the results give; and {(place, kind): why not}.
 
-    place      (data set, conditions), or a text for tables across data sets
-    repeated   `found` of results of the same commands on another processor
+    by_place   {(data set, conditions): rows}
+    repeated   the same of the same commands on another processor
+    place      (data set, conditions), or "all" for tables across data sets
     """
     made, refused = {}, {}
 
-    def make(place, kind, work, *args):
+    def make(place, kind, function, *arguments):
         try:
-            result = work(*args)
+            result = function(*arguments)
             parts = result if isinstance(result, dict) else {"": result}
             made.update({(place, kind + end): part for end, part in parts.items() if part.rows})
         except Refused as error:
             refused[place, kind] = str(error)
 
-    for (dataset, label), rows in found.items():
-        place = dataset, label
-        if sum(name in rows for name in SLIDES) > 1:
-            make(place, "slides", slides_table, rows, dataset)
-        if sum(name in rows for name in POSTER) > 1:
-            make(place, "poster", poster_table, rows, dataset)
-        if label.startswith("folds"):
+    for place, rows in by_place.items():
+        for kind, function, names in (
+            ("slides", slides_table, SLIDES),
+            ("poster", poster_table, POSTER),
+        ):
+            if sum(name in rows for name in names) > 1:
+                make(place, kind, function, rows, place[0])
+        if place[1].startswith("folds"):
             make(place, "pooled", pooled_tables, alone(rows), {"last": ""})
             chosen = {name: rows[name] for name in FAIRDI if name in rows}
+            points = {rule: f", {words}" for rule, words in POINTS.items()}
             if len(chosen) > 1:
-                points = {rule: f", {words}" for rule, words in POINTS.items()}
                 make(place, "fairdi", pooled_tables, chosen, points)
         else:
             make(place, "overview", overview_table, rows)
         make(place, "sweep", sweep_table, rows)
         make(place, "temperature", temperature_table, rows)
-    make("all", "claims", claims_table, found)
-    make("all", "inflation", inflation_table, found)
-    make("all", "pairs", pairs_table, found)
-    make("all", "repeated", repeated_table, found, repeated)
-    make("all", "repeated-claims", claims_table, repeated)
-    make("all", "repeated-inflation", inflation_table, repeated)
-    make("all", "repeated-pairs", pairs_table, repeated)
+    for kind, function in (
+        ("claims", claims_table),
+        ("inflation", inflation_table),
+        ("pairs", pairs_table),
+    ):
+        make("all", kind, function, by_place)
+        make("all", f"repeated-{kind}", function, repeated)
+    make("all", "repeated", repeated_table, by_place, repeated)
     for place, rows in repeated.items():
         if place[1].startswith("folds"):
             make(place, "repeated-pooled", pooled_tables, rows, {"last": ""})
-    make("all", "made", made_table, found)
+    make("all", "made", made_table, by_place)
     return made, refused
 
 
-def pages(found, made, captions):
+def pages(by_place, made, captions):
     """{file name: Markdown}: a page for each data set, and claims.md for what concerns them all.
 
-    captions    {(data set, conditions): {file name of a figure: its caption}}, "all" for the others
+    made        {(place, kind): Table}
+    captions    {place: {file name of a figure: its caption}}
     """
+    first = "Made by `python report.py`; what the columns and intervals mean stands at its top."
+    texts = {}
 
     def figures_of(place):
         return [f"![{c}]({name})\n\n*{c}*" for name, c in captions.get(place, {}).items()]
 
-    texts = {}
-    commands = {(row[0]): row[1:] for row in made["all", "made"].rows}
-    for dataset, label in found:
-        command, count, hours, machine = commands[named(dataset, label)]
-        text = [f"## {named(dataset, label)}"]
-        text.append(f"{count} runs, {hours} hours on {machine}, of {command}.")
+    for place, row in zip(by_place, made["all", "made"].rows):
+        words, command, count, hours, machine = row
+        text = [f"## {words}", f"{count} runs, {hours} hours on {machine}, of {command}."]
         for kind, title in KINDS.items():
-            if ((dataset, label), kind) in made:
-                text += [f"### {title}", made[(dataset, label), kind].markdown()]
-        texts.setdefault(f"{dataset}.md", []).extend(text + figures_of((dataset, label)))
-    text = []
+            if (place, kind) in made:
+                text += [f"### {title}", made[place, kind].markdown()]
+        page = texts.setdefault(place[0], [f"# Results: {place[0]}", first])
+        page += text + figures_of(place)
+    text = ["# Results: claims, and all data sets together", first]
     for kind, title in ACROSS.items():
-        for (place, _), table in ((k, table) for k, table in made.items() if k[1] == kind):
+        for (place, _), table in ((key, table) for key, table in made.items() if key[1] == kind):
             where = "" if place == "all" else f" ({named(*place)})"
             text += [f"## {title}{where}", table.markdown()]
-    texts["claims.md"] = text + figures_of("all")
-    first = "Made by `python report.py`; what the columns and intervals mean stands at its top."
-    return {
-        name: "\n\n".join([f"# Results: {name.removesuffix('.md')}", first, *text]) + "\n"
-        for name, text in texts.items()
-    }
+    texts["claims"] = text + figures_of("all")
+    return {f"{name}.md": "\n\n".join(text) + "\n" for name, text in texts.items()}
+
+
+def fill(text, table):
+    """A README with its one generated table made anew."""
+    start, end = "<!-- table results -->", "<!-- end -->"
+    if not re.search(f"{start}.*{end}", text, re.S):
+        raise Refused(f"README.md has no place for the table, {start} ... {end}")
+    return re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{table}\n{end}", text, flags=re.S)
 
 
 # ----- figures ------------------------------------------------------------------------------------
 
-COMMITTED = [  # the figures of the packed results; your own results get all of them
+SEX = "ham10000-folds-teacher_convnet16-student_convnet8-epochs_6"
+AGE = "ham10000-folds-sensitive_age-teacher_convnet16-student_convnet8-epochs_6"
+COMMITTED = {  # the figures of the packed results; your own results get all of them
     "toy-gallery.png",
-]
+    "toy-sweep.png",
+    "toy-temperature.png",
+    "toy-training.png",
+    "cifar10s-teacher_convnet16-student_convnet8-epochs_5-disparity.png",
+    "celeba-teacher_resnet18-student_convnet8-epochs_5-sweep.png",
+    f"{SEX}-two-points.png",
+    f"{SEX}-masks.png",
+    f"{AGE}-two-points.png",
+    "ranks-AUROC.png",
+    "ranks-worst-group.png",
+    "ranks-mean-DEO.png",
+}
 
 
 def two_points(rows, folded):
     """{row: {rule: AUROC, gap and group AUROCs in percent}} for FairDi's figure."""
-    found = {}
-    for name in TWO_POINTS:
-        for rule in POINTS if name in rows else ():
-            runs = rows[name]
-            if folded:
-                point = scores(runs, rule, folds_of(runs))["point"]
-                each = [point["auroc"], point["auroc_gap"], *point["group_auroc"]]
-            else:
-                tests = [result[rule]["test"] for result in runs.values()]
-                each = np.mean(
-                    [
-                        [test["auroc"], test["auroc_gap"], *(g["auroc"] for g in test["groups"])]
-                        for test in tests
-                    ],
-                    axis=0,
-                )
-            whole, gap, *groups = (100 * float(v) for v in each)
-            found.setdefault(name, {})[rule] = {"auroc": whole, "gap": gap, "groups": groups}
-    return found
+    points = {}
+    for name, rule in itertools.product([n for n in TWO_POINTS if n in rows], POINTS):
+        runs = rows[name]
+        if folded:
+            point = scores(runs, rule, folds_of(runs))["point"]
+            numbers = [[point["auroc"], point["auroc_gap"], *point["group_auroc"]]]
+        else:
+            tests = [result[rule]["test"] for result in runs.values()]
+            groups = [[group["auroc"] for group in test["groups"]] for test in tests]
+            numbers = [[t["auroc"], t["auroc_gap"], *g] for t, g in zip(tests, groups)]
+        whole, gap, *groups = 100 * np.mean(numbers, axis=0)
+        points.setdefault(name, {})[rule] = {"auroc": whole, "gap": gap, "groups": groups}
+    return points
 
 
-def rank_blocks(found, metric):
+def rank_blocks(by_place, metric):
     """Names and (N, k) values, higher is better, of the rows that every run has.
 
     A run is a seed or a fold of a data set. FairDi's paper claims the best rank, so that those
     without it are left out; the toy counts alone or not at all. What does not look at groups counts
     a fold once, not for each of its attributes. What is undefined ranks last.
     """
-    name_of, sign = METRICS[metric]
+    (metric_name, sign), useful = METRICS[metric], metric in UTILITY
     runs = {}
-    for place, rows in found.items():
+    for place, rows in by_place.items():
         for name in NAMES.values():
             for key, result in rows.get(name, {}).items():
                 runs.setdefault((*place, key), {})[name] = result["last"]["test"]
     runs = {place: tests for place, tests in runs.items() if "FairDi" in tests} or runs
     runs = {place: tests for place, tests in runs.items() if place[0] != "toy"} or runs
-    if metric in UTILITY:
+    if useful:
         runs = {place: t for place, t in runs.items() if "sensitive_" not in place[1]} or runs
     names = [name for name in NAMES.values() if all(name in tests for tests in runs.values())]
 
     def score(test):  # a collapsed run ranks last in fairness
-        bad = test[name_of] is None or (collapsed(test) and metric not in UTILITY)
-        return -np.inf if bad else sign * test[name_of]
+        bad = test[metric_name] is None or (collapsed(test) and not useful)
+        return -np.inf if bad else sign * test[metric_name]
 
     return names, np.array([[score(tests[name]) for name in names] for tests in runs.values()])
 
 
-def draw(found, folder, wanted, data_dir):
+def draw(by_place, folder, wanted, data_dir):
     """Draw the figures that the results give; {place: {file name: caption}}.
 
     wanted    names of the only files to draw; empty: all of them
     """
     captions = {}
 
-    def make(place, name, work, *args):
-        if not wanted or name in wanted:
-            caption = work(*args, folder / name)
-            if caption:
-                captions.setdefault(place, {})[name] = caption
+    def make(place, kind, function, *arguments):
+        name = "-".join(filter(None, [*place, kind])) + ".png" if place != "all" else f"{kind}.png"
+        caption = function(*arguments, folder / name) if name in (wanted or {name}) else None
+        if caption:
+            captions.setdefault(place, {})[name] = caption
 
-    for (dataset, label), rows in found.items():
-        place, where = (dataset, label), named(dataset, label)
-        stem = "-".join(filter(None, place))
+    for place, rows in by_place.items():
+        where, folded = named(*place), place[1].startswith("folds")
         useful = {name: runs for name, runs in rows.items() if number_collapsed(runs) < len(runs)}
-        make(place, f"{stem}-gallery.png", figures.gallery, useful, where, data_dir)
-        make(place, f"{stem}-disparity.png", figures.per_class, useful, where)
-        make(place, f"{stem}-training.png", figures.training, rows, where)
-        make(place, f"{stem}-masks.png", figures.fairtune_masks, rows, where)
-        points = two_points(rows, label.startswith("folds"))
-        if len(points) > 2:
-            names = next(run for runs in rows.values() for run in runs.values())["group_names"]
-            make(place, f"{stem}-two-points.png", figures.two_points, points, names, where)
+        make(place, "gallery", figures.gallery, useful, where, data_dir)
+        make(place, "disparity", figures.per_class, useful, where)
+        make(place, "training", figures.training, rows, where)
+        make(place, "masks", figures.fairtune_masks, rows, where)
+        if sum(name in rows for name in TWO_POINTS) > 2:
+            groups = next(iter(next(iter(rows.values())).values()))["group_names"]
+            make(place, "two-points", figures.two_points, two_points(rows, folded), groups, where)
         for kind, choose in (("sweep", sweep), ("temperature", temperatures)):
             try:
                 chosen = comparable(choose(rows))
@@ -722,14 +706,14 @@ def draw(found, folder, wanted, data_dir):
                 continue
             bad = [number_collapsed(runs) > 0 for runs in chosen.values()]
             if chosen:
-                make(place, f"{stem}-{kind}.png", figures.sweep, chosen, kind, bad, where)
+                make(place, kind, figures.sweep, chosen, kind, bad, where)
             if chosen and kind == "sweep":
-                make(place, f"{stem}-sweep-3d.png", figures.sweep_3d, chosen, bad, where)
+                make(place, "sweep-3d", figures.sweep_3d, chosen, where)
     for metric in ("AUROC", "worst group", "mean-DEO"):
-        names, numbers = rank_blocks(found, metric)
+        names, numbers = rank_blocks(by_place, metric)
         if len(names) > 2 and len(numbers) > 1:
-            name = f"ranks-{metric.replace(' ', '-')}.png"
-            make("all", name, figures.critical_difference, names, numbers, metric)
+            kind = f"ranks-{metric.replace(' ', '-')}"
+            make("all", kind, figures.critical_difference, names, numbers, metric)
     return captions
 
 
@@ -741,37 +725,28 @@ def main():
     parser.add_argument("--pack", action="store_true", help="add the results to those in results/")
     parser.add_argument("--data-dir", help="folder of the pictures, for a gallery of real ones")
     args = parser.parse_args()
-    if args.pack:
-        pack(args.results, ROOT / "results")
-        return print(f"packed {args.results} into {ROOT / 'results'}")
     source = Path(args.results)
-    found, repeated = collect(source), collect(source / "again")
-    if not found:
+    by_place, repeated = collect(source), collect(source / "again")
+    if not by_place:
         raise Refused(f"{source} holds no results: run a script first, or run_all.sh")
+    if args.pack:
+        pack(source, ROOT / "results")
+        return print(f"packed {source} into {ROOT / 'results'}")
     packed = any(source.glob("*.jsonl"))
     folder = source if packed else source / "report"
     folder.mkdir(exist_ok=True)
-    made, refused = tables(found, repeated)
-    captions = draw(found, folder, COMMITTED if packed else (), args.data_dir)
-    texts = pages(found, made, captions)
+    made, refused = tables(by_place, repeated)
+    captions = draw(by_place, folder, COMMITTED if packed else (), args.data_dir)
+    texts = pages(by_place, made, captions)
     for name, text in texts.items():
         save(folder / name, text)
     print(f"wrote {', '.join(texts)} and {sum(map(len, captions.values()))} figures to {folder}")
-    if packed and source.resolve() == ROOT / "results":
+    if source.resolve() == ROOT / "results":
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        save(ROOT / "README.md", fill(readme, headline_table(found).markdown()))
+        save(ROOT / "README.md", fill(readme, headline_table(by_place).markdown()))
     if refused:
         lines = [f"no table {kind} of {place}: {why}" for (place, kind), why in refused.items()]
         raise Refused("\n".join(lines))
-
-
-def fill(text, table):
-    """A README with its one generated table made anew."""
-    start, end = "<!-- table results -->\n", "\n<!-- end -->"
-    if start not in text or end not in text:
-        raise Refused(f"README.md has no place for the table, {start.strip()} ... {end.strip()}")
-    before, rest = text.split(start, 1)
-    return before + start + table + end + rest.split(end, 1)[1]
 
 
 if __name__ == "__main__":
