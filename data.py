@@ -67,8 +67,9 @@ def digest(content):
 
 @contextlib.contextmanager
 def explained(path):
-    """Turn an error of the operating system, such as a full disk, into a sentence about `path`."""
+    """Make the folder of `path`. Turn system errors, such as a full disk, into a sentence."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, NotImplementedError) as error:  # the second: a disk that knows no locks
         reason = getattr(error, "strerror", None) or error
@@ -84,7 +85,6 @@ def locked(path):
     path = Path(path)
     lock = FileLock(f"{path}.lock")
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             held = lock.acquire(timeout=1)
         except Timeout:
@@ -104,7 +104,6 @@ def replacing(path):
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             with open(temporary, "rb+") as file:
@@ -379,23 +378,20 @@ def load(name, root=None, size=None, *, device="cpu", **choices):
     from datasets import read_table  # not at the top, because datasets imports this file
 
     table, device = read_table(name, root, size, **choices), torch.device(device)
-    store, splits = torch.from_numpy(table.images), {}  # (M, H, W, 3) uint8
+    store = torch.from_numpy(table.images)  # (M, H, W, 3) uint8
     if device.type == "cuda" and store.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         store = store.to(device)  # everything lives on the device where it fits
-    for part in ("train", "val", "test"):
-        rows = np.flatnonzero(table.split == part)
-        splits[part] = Split(
-            store,
-            torch.from_numpy(rows).to(store.device),
-            torch.from_numpy(table.labels[rows]).to(device),
-            torch.from_numpy(table.groups[rows]).to(device),
-            [table.ids[n] for n in rows],
-            table.subjects[rows],
-        )
-    train = splits["train"]
-    step = math.ceil(len(train) / 2000)  # some 2,000 pictures are plenty for six numbers
-    some = train.store[train.rows[::step]].float()
-    for split in splits.values():
-        split.mean = some.mean(dim=(0, 1, 2))[:, None, None].to(device)
-        split.std = some.std(dim=(0, 1, 2))[:, None, None].clamp(min=1).to(device)
+    every = Split(
+        store,
+        torch.arange(len(store), device=store.device),
+        torch.from_numpy(table.labels).to(device),
+        torch.from_numpy(table.groups).to(device),
+        table.ids,
+        table.subjects,
+    )
+    train = torch.from_numpy(np.flatnonzero(table.split == "train"))
+    some = store[train[:: math.ceil(len(train) / 2000)]].float()  # plenty for six numbers
+    every.mean = some.mean(dim=(0, 1, 2))[:, None, None].to(device)
+    every.std = some.std(dim=(0, 1, 2))[:, None, None].clamp(min=1).to(device)
+    splits = {part: every.subset(table.split == part) for part in ("train", "val", "test")}
     return Data(name, table.classes, table.group_names, store.shape[1], splits, table.notes)

@@ -43,6 +43,17 @@ def read_list(path, lines, width, keep=(0,)):
     return rows
 
 
+def combination(positive):
+    """Codes into `combinations`, (N,), for pictures of which (N, attributes) says what is true."""
+    return positive @ 2 ** np.arange(positive.shape[1])[::-1]  # the first attribute counts most
+
+
+def combinations(attributes):
+    """The names of all combinations of attributes, such as "not Male, Young"."""
+    signs = ((f"not {name}", name) for name in attributes)
+    return [", ".join(values) for values in itertools.product(*signs)]
+
+
 def read(root, target, sensitive, fold, download):
     """The Table of the pictures that have a row; those without, and missing ones, are counted."""
     refuse_choices("celeba", fold)
@@ -56,8 +67,8 @@ def read(root, target, sensitive, fold, download):
             f"cut off, get it anew from {PAGE}; or write there how many you want"
         )
     chosen = {"target": target.split("+"), "sensitive": sensitive.split("+")}
-    for flag, name in ((flag, name) for flag, names in chosen.items() for name in names):
-        if name not in known:
+    for flag, names in chosen.items():
+        for name in [name for name in names if name not in known]:
             raise InputError(
                 f"--{flag} {name!r} is no attribute of CelebA: did you mean {near(name, known, 0)}?"
             )
@@ -91,23 +102,15 @@ def read(root, target, sensitive, fold, download):
 
     positive = np.array([rows[i] for i in ids]) == 1  # (N, attributes)
     n = len(chosen["target"])
-
-    def code(bits):  # (N, attributes) to (N,): the first attribute counts most
-        return bits @ 2 ** np.arange(bits.shape[1])[::-1]
-
-    def names(attributes):
-        signs = ((f"not {name}", name) for name in attributes)
-        return [", ".join(values) for values in itertools.product(*signs)]
-
     return Table(
         [folder / i for i in ids],
         ids,
-        code(positive[:, :n]),
-        code(positive[:, n:]),
+        combination(positive[:, :n]),
+        combination(positive[:, n:]),
         np.array([str(persons[i][0]) if i in persons else i for i in ids]),
         np.array([("train", "val", "test")[parts[i][0]] for i in ids]),
-        names(chosen["target"]),
-        names(chosen["sensitive"]),
+        combinations(chosen["target"]),
+        combinations(chosen["sensitive"]),
         {
             "left out: rows without a picture": len(set(rows) - found),
             "left out: pictures without a row": len(found - set(rows)),

@@ -29,6 +29,12 @@ DEFAULTS = {
 }
 
 
+def place(value):
+    """What texts are sorted by: numbers in their own order, others after them in the alphabet's."""
+    digits = value.removeprefix("-").replace(".", "", 1)
+    return float(value) if digits.isdecimal() else float("inf"), value
+
+
 def read(root, target, sensitive, fold, download):
     """The Table that labels.csv describes."""
     advice = "write one with the columns file,label,group and, if you like, split and subject"
@@ -44,13 +50,6 @@ def read(root, target, sensitive, fold, download):
                 f"{table}, line {line}: {row['file']} lies outside {root}: use names inside that "
                 "folder"
             )
-
-    def names(column):  # numbers in their own order, texts after them in the alphabet's
-        def place(value):
-            digits = value.removeprefix("-").replace(".", "", 1)
-            return float(value) if digits.isdecimal() else float("inf"), value
-
-        return sorted({row[column] for row in rows}, key=place)
 
     subjects = np.array([row.get("subject") or row["file"] for row in rows])
     if "split" in rows[0] and fold is None:
@@ -72,7 +71,8 @@ def read(root, target, sensitive, fold, download):
         split = split_by_subject(subjects, fold)
     files = [root / row["file"] for row in rows]
     files = [file if os.path.isfile(file) else None for file in files]
-    classes, group_names = names(target), names(sensitive)
+    classes = sorted({row[target] for row in rows}, key=place)
+    group_names = sorted({row[sensitive] for row in rows}, key=place)
     return Table(
         files,
         [row["file"] for row in rows],

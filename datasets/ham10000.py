@@ -13,6 +13,7 @@ to validate and 1,012 to test; --fold 0 to 4 test every picture once.
 LICENCE. CC BY-NC 4.0, not for commercial use; cite the paper.
 """
 
+import itertools
 import math
 import zipfile
 from pathlib import Path
@@ -38,10 +39,7 @@ FILES = {  # name: (number at Harvard Dataverse, MD5 that Dataverse publishes)
 }
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 TARGETS = {"malignant": ["akiec", "mel"], "malignant+bcc": ["akiec", "mel", "bcc"], "dx": None}
-GROUPS = {  # attribute: names of its groups, and the group of a row
-    "sex": (["female", "male"], lambda row: row["sex"]),
-    "age": (["age<=60", "age>60"], lambda row: "age>60" if row["age"] > 60 else "age<=60"),
-}
+GROUPS = {"sex": ["female", "male"], "age": ["age<=60", "age>60"]}
 
 
 def fetch(root):
@@ -63,6 +61,11 @@ def fetch(root):
                     member.filename = Path(member.filename).name  # no folders: nothing can leave
                     if member.filename.endswith(".jpg"):
                         archive.extract(member, root / Path(name).stem)
+
+
+def group_of(row, attribute):
+    """The group of a row of the table, whose age is a number of years."""
+    return row["sex"] if attribute == "sex" else GROUPS["age"][row["age"] > 60]
 
 
 def read(root, target, sensitive, fold, download):
@@ -105,11 +108,10 @@ def read(root, target, sensitive, fold, download):
     classes = ["benign", "malignant"] if positive else CLASSES
     labels = [classes[row["dx"] in positive] if positive else row["dx"] for row in rows]
     used = np.array([row["sex"] in ("male", "female") and row["age"] is not None for row in rows])
-    group_names = GROUPS[attributes[0]][0]
-    for attribute in attributes[1:]:  # crossed attributes: every combination is a group
-        group_names = [f"{a} {b}" for a in group_names for b in GROUPS[attribute][0]]
+    ## Of crossed attributes every combination is a group.
+    group_names = [" ".join(names) for names in itertools.product(*map(GROUPS.get, attributes))]
     groups = [
-        " ".join(GROUPS[a][1](row) for a in attributes) if u else group_names[0]
+        " ".join(group_of(row, a) for a in attributes) if u else group_names[0]
         for row, u in zip(rows, used)
     ]
     lesions = np.array([row["lesion_id"] for row in rows])

@@ -1,6 +1,8 @@
 """data.py, and how datasets/ decodes: files whole or absent, splits, batches, pixels made once."""
 
 import errno
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -63,6 +66,18 @@ def test_every_file_in_datasets_is_a_data_set_with_defaults():
         assert ("skew" in usual) == (name == "cifar10s")
 
 
+@pytest.mark.parametrize("name", data.DATASETS)
+def test_every_file_in_datasets_has_the_same_order(name):
+    """A manual, DEFAULTS, helpers, and at the end `read`."""
+    module = importlib.import_module(f"datasets.{name.replace('-', '_')}")
+    manual, source = module.__doc__, inspect.getsource(module)
+    words = ("WHERE", "FILES", "LABELS", "GROUPS", "SPLIT", "LICENCE")
+    places = [manual.find(word) for word in words if word in manual]
+    assert manual.startswith(f"{name}: ") and len(places) >= 5 and places == sorted(places)
+    places = [source.index(f"\n{start}") for start in ("DEFAULTS = ", "def read(")]
+    assert places == sorted(places) and "\ndef " not in source[places[1] + 1 :]
+
+
 def test_digests_stand_for_values():
     usual = {"lr": 0.1, "weights": {"a": torch.arange(6.0).view(2, 3)}}
     assert digest(usual) == digest(dict(reversed(usual.items()))) == digest(usual)
@@ -76,6 +91,11 @@ def test_numbers_that_are_not_finite_are_named():
     values = {"loss": float("nan"), "loss_ce": 1.0, "loss_kd": float("-inf")}
     with pytest.raises(data.Diverged, match="loss is nan, loss_kd is -inf in epoch 3: .*--lr"):
         data.check_finite(values, "epoch 3")
+
+
+def test_near_names():
+    known = ["resnet18", "mobilenet_v3_small"]
+    assert data.near("resnet19", known) == "resnet18" and data.near("xyz", known) == ""
 
 
 # ----- files -------------------------------------------------------------------------------------
@@ -135,6 +155,28 @@ def test_files_that_cannot_be_written_are_explained_and_the_old_one_stays(tmp_pa
                 save(file, [2])
         assert restore(file) == [1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["no folder", "state.pt"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, r=real, n=name: order.append(n) or r(*a))
+    save(tmp_path / "state.pt", [1])
+    want = ["fsync", "replace", "fsync"]  # the file, its name, the folder
+    assert order == (want if os.name == "posix" else want[:2])
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "not yours"), NotImplementedError("no locks")]
+)
+def test_a_lock_that_cannot_be_had_is_explained(error, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+    with pytest.raises(InputError, match="run cannot be written .(not yours|no locks).: make room"):
+        locked(tmp_path / "run").__enter__()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or os.name == "nt", reason="needs fork and signals")
@@ -229,6 +271,19 @@ def test_others_wait_for_a_lock_say_so_once_and_get_it_when_its_owner_is_killed(
     with locked(path), locked(tmp_path / "another"):
         assert not capfd.readouterr().out
 
+    def hold_for_a_moment():
+        with locked(path):
+            held.touch()
+            time.sleep(0.2)
+
+    held.unlink()
+    child = in_child(hold_for_a_moment)
+    while not held.exists():
+        time.sleep(0.01)
+    with locked(path):
+        assert not capfd.readouterr().out  # nobody needs to hear of a wait that short
+    os.waitpid(child, 0)
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_what_many_processes_need_is_made_once(tmp_path, capfd):
@@ -246,6 +301,23 @@ def test_what_many_processes_need_is_made_once(tmp_path, capfd):
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     assert capfd.readouterr().out.count("made") == 1
     assert [p.name for p in file.parent.iterdir()] == ["teacher.pt"]
+
+
+def test_what_was_made_once_is_read_under_its_lock(tmp_path, monkeypatch):
+    """So another process, which makes room under that lock, cannot remove it in between."""
+    file = tmp_path / "answers" / "epoch-001.pt"
+
+    def watch(*arguments):
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(f"{file.parent}.lock").acquire(timeout=0)
+        return restore(*arguments)
+
+    monkeypatch.setattr(data, "restore", watch)
+    assert data.made_once(file, lambda: 5) == 5 == data.made_once(file, pytest.fail)
+    file.unlink()
+    with pytest.raises(ZeroDivisionError):
+        data.made_once(file, lambda: 1 / 0)
+    assert not file.exists()
 
 
 # ----- order and augmentation --------------------------------------------------------------------
