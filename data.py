@@ -252,11 +252,11 @@ class Data:
                 cells = [f"{n} {n / max(len(labels), 1):6.1%}" for n in counts]
                 columns.append([name, group, *cells, f"{len(labels)}   100%"])
         widths = [max(map(len, column)) for column in columns]
-        align = ["<", *">" * (len(columns) - 1)]  # names begin, and numbers end, below each other
         lines = [f"{self.name}, {self.size} pixels a side"]
         lines += [f"  {what}: {n}" for what, n in self.notes.items() if n]
-        for row in zip(*columns):
-            lines.append("  ".join(map("{:{}{}}".format, row, align, widths)))
+        for name, *cells in zip(*columns):  # names begin, and numbers end, below each other
+            cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+            lines.append("  ".join([name.ljust(widths[0]), *cells]))
         return "\n".join(lines)
 
     def contact_sheet(self, folder, shown=10):

@@ -575,6 +575,7 @@ def test_smoke_takes_some_of_every_cell(name, originals, monkeypatch):
     whole = load(name, originals / name, 16)
     few = load(name, originals / name, 16, smoke=True)
     size = len(whole.classes) * len(whole.group_names)
+    assert len(few["train"].store) == sum(map(len, few.splits.values()))  # no other is decoded
     for part in ("train", "val", "test"):
         cells = [len(whole.group_names) * d[part].labels + d[part].groups for d in (whole, few)]
         counts = [np.bincount(c, minlength=size) for c in cells]
