@@ -548,12 +548,13 @@ class Teacher:
             feats, logits = zip(*(self(batch) for batch in views))
             return torch.cat(feats), torch.cat(logits)
 
-        answers = made_once(self.folder / self.views / f"epoch-{epoch + 1:03}.pt", ask, args.device)
-        with locked(self.folder):  # the oldest answers make room for these
+        path = self.folder / self.views / f"epoch-{epoch + 1:03}.pt"
+        with locked(self.folder):  # nobody removes answers while another process reads them
+            answers = made_once(path, ask, args.device)
             files = sorted(self.folder.rglob("*.pt"), key=lambda file: -file.stat().st_mtime)
             totals = np.cumsum([file.stat().st_size for file in files])  # the newest first
             for file in [f for f, total in zip(files, totals) if total > self.folder_bytes]:
-                file.unlink()
+                file.unlink()  # the oldest answers make room for these
         return answers
 
 
