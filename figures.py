@@ -1,9 +1,11 @@
 """Figures of result files, for report.py, which chooses the runs.
 
 Each function draws one figure from rows {name: {(fold, seed): result}} and returns its caption, or
-nothing where the runs do not give it. Colours are Okabe and Ito's, which colour-blind readers can
+None where the runs do not give it. Colours are Okabe and Ito's, which colour-blind readers can
 tell apart; markers and line styles say the same once more, for print in grey.
 """
+
+import collections
 
 import matplotlib
 
@@ -13,8 +15,9 @@ import numpy as np
 import scipy.stats
 
 import metrics
+import results
 from data import load
-from results import DEBIASED, TRAINING, Refused, arrays_of, cell
+from results import DEBIASED, RULES, TRAINING, TWO_POINTS
 
 COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #999999 #7a5c00 #b8a800".split()
 MARKERS, STYLES = "osD^vPX*<>", ["-", "--", "-.", ":"]
@@ -31,9 +34,12 @@ def look(n):
     }
 
 
-def shown_as_debiased(rows):
-    """The debiased student that stands beside CKD, or None."""
-    return next((name for name in DEBIASED if name in rows), None)
+def three_models(rows):
+    """{name: (row, network)} of the teacher, its student and a debiased student; or {}."""
+    debiased = next((name for name in DEBIASED if name in rows), None)
+    if "CKD" not in rows or not debiased:
+        return {}
+    return {"teacher": ("CKD", "teacher"), "CKD": ("CKD", "last"), debiased: (debiased, "last")}
 
 
 def band(axes, x, curve, n, label=None, alpha=0.2, **more):
@@ -55,26 +61,31 @@ def save(figure, path, title=None, legend_of=None, where="outside right center")
 # ----- one method against another -----------------------------------------------------------------
 
 
-def two_points(points, group_names, where, path):
-    """FairDi's figure 1. points: {row: {rule: {"auroc", "gap", "groups"} in percent}}."""
+def two_points(rows, pooled, where, path):
+    """FairDi's figure 1: each method at the epochs best on validation overall and in a group."""
+    rows = {name: rows[name] for name in TWO_POINTS if name in rows}
+    if len(rows) < 3:
+        return None
+    names = next(iter(next(iter(rows.values())).values()))["group_names"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
-    for n, (name, rules) in enumerate(points.items()):
-        style = look(n) | {"ls": ""}
-        for rule, p in rules.items():
-            fill = style["color"] if rule == "best_overall" else "white"
-            shown = style | {"ms": 8, "mfc": fill, "label": name if rule == "best_overall" else ""}
-            two = p["groups"] if len(group_names) == 2 else (max(p["groups"]), min(p["groups"]))
-            left.plot(*two, **shown)
-            right.plot(p["auroc"], p["gap"], **shown)
-        both = list(rules.values())
-        line = {"color": style["color"], "lw": 0.8, "zorder": 0}
-        right.plot([p["auroc"] for p in both], [p["gap"] for p in both], **line)
-    low, high = np.min([*left.get_xlim(), *left.get_ylim()]), np.max([*left.get_xlim(), 0])
-    ends = (max(low, 0), min(max(high, left.get_ylim()[1]), 100.5))
+    for n, (name, runs) in enumerate(rows.items()):
+        line = []
+        for rule, fill in zip(RULES, (look(n)["color"], "white")):
+            label = name if fill != "white" else ""
+            style = look(n) | {"ls": "", "ms": 8, "mfc": fill, "label": label}
+            groups = range(len(names))
+            areas = [results.point(runs, "auroc", rule, g, pooled) for g in groups]
+            left.plot(*(areas if len(names) == 2 else (max(areas), min(areas))), **style)
+            both = ("auroc", "auroc_gap")
+            line.append([results.point(runs, metric, rule, None, pooled) for metric in both])
+            right.plot(*line[-1], **style)
+        right.plot(*zip(*line), color=look(n)["color"], lw=0.8, zorder=0)
+    ends = [*left.get_xlim(), *left.get_ylim()]
+    ends = (max(min(ends), 0), min(max(ends), 100.5))
     left.plot(ends, ends, color="0.7", lw=1, ls="--", zorder=0)
     at = {"xytext": (12, 2), "textcoords": "offset points", "color": "0.4"}
     left.annotate("equal", (ends[0], ends[0]), **at)
-    names = ("best group", "worst group") if len(group_names) > 2 else group_names
+    names = names if len(names) == 2 else ("best group", "worst group")
     left.set(xlabel=f"AUROC of {names[0]} (%)", ylabel=f"AUROC of {names[1]} (%)")
     left.set_title("Groups: nearer to the line is fairer")
     right.set(xlabel="AUROC of all (%)", ylabel="AUROC gap between groups (points)")
@@ -108,12 +119,12 @@ def nemenyi(k, n, level=0.95):
 
 def cliques(mean_ranks, distance):
     """Longest stretches of sorted ranks that lie within the distance: [(first, last)] positions."""
-    found = []
+    stretches = []
     for i, first in enumerate(mean_ranks):
         last = max(j for j, r in enumerate(mean_ranks) if r - first <= distance)
-        if last > i and (not found or last > found[-1][1]):
-            found.append((i, last))
-    return found
+        if last > i and (not stretches or last > stretches[-1][1]):
+            stretches.append((i, last))
+    return stretches
 
 
 def critical_difference(names, scores, title, path):
@@ -121,7 +132,10 @@ def critical_difference(names, scores, title, path):
 
     scores    (N, k), higher is better: N data sets, folds or seeds, k methods
     """
-    (n, k), p = scores.shape, friedman(scores)
+    n, k = scores.shape
+    if n < 2 or k < 3:
+        return None
+    p = friedman(scores)
     mean, distance = ranks(scores).mean(0), nemenyi(k, n)
     order = np.argsort(mean, kind="stable")
     joined = cliques(mean[order], distance) if p < 0.05 else []  # the gate
@@ -160,12 +174,11 @@ def critical_difference(names, scores, title, path):
 
 def per_class(rows, where, path):
     """Signed disparity of each class: the teacher, its student, a debiased student."""
-    debiased = shown_as_debiased(rows)
-    if "CKD" not in rows or not debiased:
+    models = three_models(rows)
+    if not models:
         return None
     first = next(iter(rows["CKD"].values()))
     classes, groups = first["classes"], first["group_names"]
-    models = {"teacher": ("CKD", "teacher"), "CKD": ("CKD", "last"), debiased: (debiased, "last")}
     figure, axes = plt.subplots(figsize=(7, 1.4 + 0.5 * len(classes)), layout="constrained")
     for n, (name, (row, rule)) in enumerate(models.items()):
         tests = [result[rule]["test"]["classes"] for result in rows[row].values()]
@@ -188,39 +201,30 @@ def per_class(rows, where, path):
     )
 
 
-def gallery(rows, where, data_dir, path):
+def gallery(rows, data_dir, where, path):
     """Test pictures on which teacher, student and debiased student disagree."""
-    debiased = shown_as_debiased(rows)
-    if "CKD" not in rows or not debiased:
-        return None
-    key = min(rows["CKD"].keys() & rows[debiased].keys())
-    settings = rows["CKD"][key]["settings"]
-    if settings["dataset"] != "toy" and data_dir is None:
+    models = three_models(rows)
+    common = set.intersection(*({*rows[row]} for row, _ in models.values())) if models else ()
+    settings = rows["CKD"][min(common)]["settings"] if common else {}
+    if not common or (settings["dataset"] != "toy" and data_dir is None):
         return None
     choices = {k: settings[k] for k in ("target", "sensitive", "fold", "skip_bad")}
     data = load(settings["dataset"], data_dir, settings["image_size"], **choices)
     test, answers = data["test"], {}
-    models = {"teacher": ("CKD", "teacher"), "CKD": ("CKD", "last"), debiased: (debiased, "last")}
     for name, (row, rule) in models.items():
-        try:
-            arrays = arrays_of(rows[row][key])
-        except Refused:
-            return None  # its answers are not kept
-        if rule not in arrays or arrays["ids"].tolist() != test.ids:
-            return None  # not kept, or made from other pictures
-        answers[name] = arrays[rule].argmax(1)
+        logits, ids = results.arrays(rows[row][min(common)], (rule, "ids"))
+        if ids.tolist() != test.ids:
+            return None  # made from other pictures
+        answers[name] = logits.argmax(1)
     said = np.stack(list(answers.values()))  # (3, N)
     split = np.flatnonzero((said != said[0]).any(0))
-    if not len(split):
-        return None
     labels, groups = test.labels.numpy(), test.groups.numpy()
     ## The first of each class and group in turn, in the order of the test set: nobody chose them.
-    turn, seen = [], {}
+    turns, counts = [], collections.Counter()
     for n in split:
-        cell = (labels[n], groups[n])
-        seen[cell] = seen.get(cell, 0) + 1
-        turn.append((seen[cell], *cell, n))
-    chosen = [n for *_, n in sorted(turn)[:15]]
+        counts[labels[n], groups[n]] += 1
+        turns.append((counts[labels[n], groups[n]], labels[n], groups[n], n))
+    chosen = [n for *_, n in sorted(turns)[:15]]
     figure, axes = plt.subplots(3, 5, figsize=(10, 8.6), layout="constrained")
     for ax in axes.flat:
         ax.axis("off")
@@ -242,49 +246,47 @@ def gallery(rows, where, data_dir, path):
 # ----- along λ or T, and along training -----------------------------------------------------------
 
 PARITY = "demographic_parity_difference"
+STRENGTH = {"accuracy": "accuracy", "disparity": "disparity"}
+SOFTNESS = {"accuracy": "accuracy", "mean_deo": "mean-DEO", PARITY: "demographic parity difference"}
 ALONG = {  # what is varied: its name, the title, and the metrics that are shown
-    "sweep": (
-        "strength λ of the adversary",
-        "what a stronger adversary does",
-        {"accuracy": "accuracy", "disparity": "disparity"},
-    ),
-    "temperature": (
-        "temperature T of CKD",
-        "what a softer teacher does",
-        {"accuracy": "accuracy", "mean_deo": "mean-DEO", PARITY: PARITY.replace("_", " ")},
-    ),
+    "sweep": ("strength λ of the adversary", "what a stronger adversary does", STRENGTH),
+    "temperature": ("temperature T of CKD", "what a softer teacher does", SOFTNESS),
 }
 
 
-def sweep(chosen, kind, bad, where, path):
-    """A setting against accuracy and unfairness, with 95 % bands. chosen: {value: runs}."""
-    places, (words, title, shown) = np.arange(len(chosen)), ALONG[kind]
+def sweep(rows, kind, where, path):
+    """A setting against accuracy and unfairness, with 95 % bands. rows: {value: runs}."""
+    if not results.comparable(rows):
+        return None
+    places, (words, title, shown) = np.arange(len(rows)), ALONG[kind]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for n, (metric, label) in enumerate(shown.items()):
-        curve, style = np.array([cell(r, metric)[:3] for r in chosen.values()]), look(n)
+        curve = np.array([results.cell(runs, metric)[:3] for runs in rows.values()])
         band(axes, places, curve, n, label)
-        teacher = cell(next(iter(chosen.values())), metric, "teacher").point
-        axes.plot(-0.35, teacher, ls="", marker=style["marker"], mfc="white", color=style["color"])
-        if metric == "accuracy" and any(bad):
-            low = curve[np.array(bad), 0]
-            axes.plot(places[bad], low, "x", color="black", ms=11, label="some runs collapsed")
+        teacher = results.point(next(iter(rows.values())), metric, "teacher")
+        axes.plot(-0.35, teacher, **look(n) | {"ls": "", "mfc": "white"})
+        bad = [p for p, runs in zip(places, rows.values()) if results.number_collapsed(runs)]
+        if metric == "accuracy" and bad:
+            axes.plot(bad, curve[bad, 0], "x", color="black", ms=11, label="some runs collapsed")
     axes.plot([], [], "o", mfc="white", color="0.4", label="hollow: the teacher")
-    axes.set_xticks(places, [f"{s:g}" for s in chosen])
+    axes.set_xticks(places, rows)
     axes.set(xlabel=words, ylabel="percent of the test set", ylim=(0, 100))
     save(figure, path, f"{where}\n{title}", axes)
     bands = "95 % bands over runs, or over the test pictures of a single one"
     return f"The {words} against {' and '.join(shown.values())}, {bands}."
 
 
-def sweep_3d(chosen, where, path):
-    """λ, disparity and accuracy in one view."""
+def sweep_3d(rows, where, path):
+    """λ, disparity and accuracy in one view. rows: {λ: runs}."""
+    if not results.comparable(rows):
+        return None
     figure = plt.figure(figsize=(6.4, 5.2), layout="constrained")
-    axes, places = figure.add_subplot(projection="3d"), np.arange(len(chosen))
-    x, y = ([cell(r, m).point for r in chosen.values()] for m in ("disparity", "accuracy"))
+    axes, places = figure.add_subplot(projection="3d"), np.arange(len(rows))
+    x, y = ([results.point(r, m) for r in rows.values()] for m in ("disparity", "accuracy"))
     axes.plot(places, x, y, color="0.6")
     points = axes.scatter(places, x, y, c=places, cmap="cividis", s=50)
     points.set_depthshade(False)
-    axes.set_xticks(places, [f"{s:g}" for s in chosen], rotation=45, fontsize=7)
+    axes.set_xticks(places, rows, rotation=45, fontsize=7)
     axes.set(xlabel="\nλ", ylabel="\ndisparity (%)", zlabel="accuracy (%)")
     axes.set_box_aspect(None, zoom=0.88)
     save(figure, path, f"{where}\nstrength λ, disparity and accuracy")
@@ -352,13 +354,9 @@ def fairtune_masks(rows, where, path):
     objective, order = result["settings"]["objective"].replace("_", " "), np.arange(len(trials))
     height = 0.22 * len(names)
     figure, ((value, key), (grid, effect)) = plt.subplots(
-        2,
-        2,
-        figsize=(9, 3 + height),
-        layout="constrained",
-        width_ratios=[2, 1],
-        height_ratios=[2, height],
+        2, 2, figsize=(9, 3 + height), width_ratios=[2, 1], height_ratios=[2, height]
     )
+    figure.set_layout_engine("constrained")
     value.plot(order[ended], last[ended], "o", color=COLOURS[0], label="trained to the end")
     value.plot(order[~ended], last[~ended], "x", color=COLOURS[1], label="stopped early")
     value.set(ylabel=f"{objective}\n(validation)", xlim=(-0.5, len(trials) - 0.5), xticks=[])

@@ -1,30 +1,34 @@
-"""Result files as the rows of tables, and how two rows are compared: for report.py.
+"""Result files as rows of tables, and the difference of two rows: for report.py and figures.py.
 
-A row is a method with its own settings. Runs are grouped by all else that they were made with (data
-set, networks, epochs ...), and rows of one table must have the same pictures and seeds.
+Runs that differ in seed and fold alone are a row. Rows stand in one table if data set, networks,
+epochs and the like are equal; what was changed among these is called their conditions:
 
     {(data set, conditions): {row: {(fold, seed): result}}}     what `collect` returns
 
-Results come from runs/, as the scripts leave them, or from results/, as `pack` has packed them: one
-line of JSON for each run, and one file of arrays for each data set.
+Results come from runs/, as the scripts leave them, or from results/, as `pack` leaves them: one
+line of JSON for each run, and for each data set one file of arrays.
 
 Intervals are 95 %. Over seeds or folds they are Student's, of the mean; over the pictures of a test
-set they are a bootstrap of its subjects (lesions, persons). A difference is paired: over the same
-seeds, or over the same pictures in the same resamples.
+set they are a bootstrap of its subjects (lesions, persons). A difference is paired: by seed or
+fold, or by drawing the same pictures for both.
 """
 
+import functools
 import hashlib
 import io
+import itertools
 import json
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 
 import metrics
 from data import InputError, restore, save
 
-## Rows in the order of the tables: a script and those of its own settings that were changed.
+## A row is a script with some of its settings changed. Tables have the rows in this order.
 NAMES = {
     "ckd alpha=0.0": "ERM",
     "ckd alpha=0.0 balance=True": "re-balancing",
@@ -54,16 +58,13 @@ NAMES = {
     "fairtune": "FairTune",
 }
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α", "fair_weight": "μ"}
-## Settings that all scripts have. Those in CONDITIONS are shared by the rows of a table; those in
-## OF_A_ROW make a row, as do all settings that only one script has.
-OF_A_ROW = ("balance", "alpha", "temperature")
+## Settings that the rows of a table share; all others make rows.
 CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained epochs".split()
 CONDITIONS += "batch_size lr weight_decay precision compile smoke".split()
-## What two runs must share to stand in one table.
 SAME = "pictures image_size target sensitive epochs batch_size teacher student".split()
 OWN_NETWORKS = {"fairtune"}  # it tunes a transformer of its own, whatever student the others train
-POINTS = {"best_overall": "best overall", "best_worst_group": "best worst group"}
-## name in a table -> (name in metrics.py, which end is better)
+RULES = {"best_overall": "best overall", "best_worst_group": "best worst group"}
+## {name in a table: (name in metrics.py, 1 if more is better or -1 if less is)}
 METRICS = {
     "top-1": ("accuracy", 1),
     "recall": ("recall", 1),
@@ -80,12 +81,13 @@ METRICS = {
     "disparity": ("disparity", -1),
     "parity": ("demographic_parity_difference", -1),
 }
-DEBIASED = ("adversarial KD", "adversarial KD, λ = 0.5", "BIRD")  # one stands in figures
-## Rows of the figures of two chosen epochs and of training.
+UTILITY = ("top-1", "recall", "precision", "F1", "AUROC")
+## Rows of figures: debiased students, of which the first that is there is shown beside CKD; rows
+## whose log is drawn; rows that are shown at two chosen epochs.
+DEBIASED = ("adversarial KD", "adversarial KD, λ = 0.5", "BIRD")
+TRAINING = ("ERM", "CKD", "CTKD", "BIRD", "adversarial KD")
 TWO_POINTS = ("ERM", "re-balancing", "GroupDRO", "SWAD", "FIS", "FairDi", "FairTune", "CKD")
 TWO_POINTS += ("adversarial KD", "BIRD")
-TRAINING = ("ERM", "CKD", "CTKD", "BIRD", "adversarial KD")
-UTILITY = ("top-1", "recall", "precision", "F1", "AUROC")
 
 
 class Refused(InputError):
@@ -106,42 +108,38 @@ def tested(result):
 def read(folder):
     """All results in `folder`, fresh or packed, but for smoke runs.
 
-    Each has a further entry "arrays": the file of its arrays, and what they are called in there.
+    Each gets an entry "arrays": the path of a file of arrays, and {name: name in that file}.
     """
-    results = []
+    every = []
     for path in sorted(Path(folder).glob("*/*/*/result.json")):
         result = restore(path)
         if not {"method", "settings", "changed", "last"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
         names = {name: name for name in (*tested(result), *TRUTH)}
-        results.append(result | {"arrays": (path.with_name("logits.npz"), names)})
+        if not result["settings"].get("smoke"):
+            every.append(result | {"arrays": (path.with_name("logits.npz"), names)})
     for path in sorted(Path(folder).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             result = json.loads(line)
-            results.append(result | {"arrays": (path.with_suffix(".npz"), result["arrays"])})
-    return results
+            every.append(result | {"arrays": (path.with_suffix(".npz"), result["arrays"])})
+    return every
 
 
-OPENED = {}  # {path: {name: array}}
+@functools.cache
+def opened(path):
+    """All arrays of a file."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
 
 
-def arrays_of(result):
-    """{name: array}: test logits (N, C) of each network, labels, groups, ids, subjects (N,)."""
-    path, names = result["arrays"]
+def arrays(result, names):
+    """The named arrays of a result: a network's test logits (N, C), labels, groups, ids ... (N,)"""
+    path, places = result["arrays"]
     try:
-        if path not in OPENED:
-            with np.load(path, allow_pickle=False) as file:
-                OPENED[path] = dict(file)
-        return {name: OPENED[path][place] for name, place in names.items()}
-    except (OSError, ValueError, KeyError) as error:
-        raise Refused(f"{path} cannot be read ({error}): run {result['method']} again") from None
-
-
-def identity(result):
-    """What makes a run another run than the others of its data set; results are packed by it."""
-    settings, changed = result["settings"], result["changed"]
-    words = "-".join(f"{k}_{v}" for k, v in changed.items() if k != "fold") or "default"
-    return result["method"], f"{words}-seed", str(settings["fold"]), settings["seed"]
+        return [opened(path)[places[name]] for name in names]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        what = f"{path} cannot be read, or lacks the test logits of {row_name(result)}"
+        raise Refused(f"{what} ({error}): run {result['method']} again") from None
 
 
 def lean(result, intervals):
@@ -155,11 +153,10 @@ def lean(result, intervals):
         packed[name]["test"] = {k: test[k] for k in (*shown, "counts", "n")} | {
             "interval": {k: test["interval"][k] for k in shown if intervals and test["interval"]},
             "groups": [{"auroc": group["auroc"]} for group in test["groups"]],
-            "classes": [{"disparity": one["disparity"]} for one in test["classes"]],
+            "classes": [{"disparity": own["disparity"]} for own in test["classes"]],
         }
-    packed = rounded(packed, 12)
     log = rounded(packed["log"], 5) if row_name(result) in TRAINING else []
-    return packed | {"log": log}
+    return rounded(packed, 12) | {"log": log}
 
 
 def rounded(content, digits):
@@ -169,31 +166,32 @@ def rounded(content, digits):
 
 
 def pack(source, target):
-    """Add the results in the folder `source` to the packed ones in `target`; the same run anew.
+    """Add the results in the folder `source` to the packed ones in `target`; equal runs anew.
 
-    Of a data set each distinct array is kept once, and only what tables and figures read: where a
-    row has many seeds its intervals are over seeds and need no logits, but for the one run whose
-    answers a figure shows; the epochs that are best on validation, and the log, for some rows.
+    Each distinct array is kept once, and only what tables and figures read. Where intervals are
+    over seeds no logits are needed, but for the runs whose answers a figure shows.
     """
-    by_dataset = {}
+    datasets, seeds = {}, {}
     for result in [*read(target), *read(source)]:
-        by_dataset.setdefault(result["settings"]["dataset"], {})[identity(result)] = result
-    for dataset, results in by_dataset.items():
+        settings, row = result["settings"], row_name(result)
+        place, fold, seed = conditions(result), settings["fold"], settings["seed"]
+        datasets.setdefault(settings["dataset"], {})[place, row, fold, seed] = result
+        seeds.setdefault((settings["dataset"], place), set()).add((seed, fold)[fold is not None])
+    for dataset, runs in datasets.items():
         lines, kept = [], {}
-        seeds = len({result["settings"]["seed"] for result in results.values()}) > 1
-        for _, result in sorted(results.items()):
-            row, settings, names = row_name(result), result["settings"], {}
-            wanted = {"teacher", "last", "fis", *TRUTH}
+        for (place, row, fold, seed), result in runs.items():
+            one_seed = fold is not None or len(seeds[dataset, place]) == 1
+            wanted, there = {"teacher", "last", "fis", *TRUTH}, result["arrays"][1].keys()
             if row in TWO_POINTS or result["method"] == "fairdi":
-                wanted |= result["arrays"][1].keys()
-            shown = row in (*DEBIASED, "CKD") and settings["seed"] == 0
-            if (shown or not seeds) and result["arrays"][0].exists():
-                for name, array in arrays_of(result).items():
-                    if name in wanted:
-                        names[name] = hashlib.sha256(array.tobytes()).hexdigest()[:12]
-                        kept[names[name]] = array
-            single = not seeds and settings["fold"] is None  # its intervals are over its pictures
-            line = lean(result, single) | {"arrays": names}
+                wanted |= there
+            if not one_seed and not (row in (*DEBIASED, "CKD") and seed == 0):
+                wanted = set()
+            names = [name for name in there if name in wanted]
+            digests = {}
+            for name, array in zip(names, arrays(result, names)):
+                digests[name] = hashlib.sha256(array.tobytes()).hexdigest()[:12]
+                kept[digests[name]] = array
+            line = lean(result, one_seed and fold is None) | {"arrays": digests}
             lines.append(json.dumps(line, ensure_ascii=False, separators=(",", ":")))
         if kept:
             np.savez_compressed(packed := io.BytesIO(), **kept)
@@ -205,108 +203,95 @@ def pack(source, target):
 
 
 def own_settings(result):
-    """{setting: value} that make the row: changed ones of the script alone, or of OF_A_ROW."""
-    own = {k: v for k, v in result["changed"].items() if k not in (*CONDITIONS, "fold")}
-    own.pop("source", None)  # what FairTune starts from: no other row has it
-    return dict(sorted(own.items()))
+    """{setting: value} of what was changed and makes the row."""
+    ## All of FairTune's rows start from the same source of pictures; no other row has one.
+    shared = {*CONDITIONS, "fold", "source"}
+    return {k: v for k, v in sorted(result["changed"].items()) if k not in shared}
 
 
 def row_name(result):
     """The name of a result's row: from NAMES, or the script's with the changed settings."""
     own, script = own_settings(result), result["method"]
     key = " ".join([script, *(f"{k}={v}" for k, v in own.items())])
-    words = [f"{k} = {v}" for k, v in own.items() if not isinstance(v, float)]
-    words += [f"{SYMBOLS.get(k, k)} = {v:g}" for k, v in own.items() if isinstance(v, float)]
-    return NAMES.get(key) or f"{NAMES[script]}, {', '.join(words)}"
+    words = [f"{SYMBOLS.get(k, k)} = {v:g}" for k, v in own.items() if isinstance(v, float)]
+    words += [f"{k} = {v}" for k, v in own.items() if not isinstance(v, float)]
+    return NAMES.get(key) or ", ".join([NAMES.get(script, script), *words])
 
 
-def unusual(result, without=()):
-    """{setting: value} that a run shares with all of its tables and that were changed."""
-    skip = {"fold", *OF_A_ROW, *without}
-    return {k: v for k, v in result["changed"].items() if k in CONDITIONS and k not in skip}
+def shared_settings(result, but=()):
+    """{setting: value} of what was changed and is shared by a table's rows, `but` for some."""
+    changed = result["changed"].items()
+    return {k: v for k, v in changed if k in CONDITIONS and k not in but}
 
 
-def conditions(result, without=()):
-    """`unusual` as a text, "" for none; in front "folds", where the test set is one of five."""
+def conditions(result, but=()):
+    """`shared_settings` as a text, "" for none; in front "folds", where the test set is a fold."""
     parts = [] if result["settings"]["fold"] is None else ["folds"]
-    parts += [f"{k}_{v}".replace("/", "_") for k, v in unusual(result, without).items()]
+    parts += [f"{k}_{v}".replace("/", "_") for k, v in shared_settings(result, but).items()]
     return "-".join(parts)
 
 
+def with_fis(result):
+    """A result as rows: its own and, for FairDi, that of its step 0, a method of its own."""
+    yield row_name(result), result
+    if "fis" in result:
+        ## Where step 0 has no other epoch at a rule, its last one stands for that rule.
+        names = {"last": "fis"}
+        names |= {rule: f"fis_{rule}" if f"fis_{rule}" in result else "fis" for rule in RULES}
+        path, places = result["arrays"]
+        renamed = {rule: places[name] for rule, name in names.items() if name in places}
+        step = {rule: result[name] for rule, name in names.items()}
+        yield "FIS", result | step | {"arrays": (path, places | renamed)}
+
+
 def collect(folder):
-    """{(dataset, conditions): {row: {(fold, seed): result}}} of all result files but smoke runs."""
-    found, free = {}, []
-    for result in read(folder):
-        settings = result["settings"]
-        key = (settings["fold"] or 0, settings["seed"])
-        group = (settings["dataset"], conditions(result))
-        if result["method"] in OWN_NETWORKS:
-            free.append((key, result))
-            continue
-        found.setdefault(group, {}).setdefault(row_name(result), {})[key] = result
-        if "fis" in result:  # FairDi's step 0, which is a method of its own
-            names = {"last": "fis", **{rule: f"fis_{rule}" for rule in POINTS}}
-            names = {rule: name if name in result else "fis" for rule, name in names.items()}
-            step = {rule: result[name] for rule, name in names.items()}
-            path, places = result["arrays"]
-            renamed = {rule: places[name] for rule, name in names.items() if name in places}
-            result = {**result, **step, "arrays": (path, places | renamed)}
-            found[group].setdefault("FIS", {})[key] = result
-    ## FairTune's runs stand in every table of the same conditions but for the networks, or alone.
-    homes = {}
-    for (dataset, _), rows in found.items():
-        first = next(result for runs in rows.values() for result in runs.values())
-        place = dataset, conditions(first, ("teacher", "student"))
-        homes.setdefault(place, []).append(rows)
-    for key, result in free:
-        dataset = result["settings"]["dataset"]
-        like = dataset, conditions(result, ("teacher", "student"))
-        alone = found.setdefault((dataset, conditions(result)), {}) if like not in homes else {}
-        for rows in homes.get(like, [alone]):
-            rows.setdefault(row_name(result), {})[key] = result
-    order = {name: place for place, name in enumerate(NAMES.values())}
-    ordered = {}
-    for group, rows in sorted(found.items()):
+    """{(data set, conditions): {row: {(fold, seed): result}}} of all results in a folder."""
+    by_place, homes = {}, {}  # homes: the places that differ in their networks alone
+    for result in sorted(read(folder), key=lambda result: result["method"] in OWN_NETWORKS):
+        settings, place = (result["settings"], (result["settings"]["dataset"], conditions(result)))
+        like = settings["dataset"], conditions(result, but=("teacher", "student"))
+        if result["method"] in OWN_NETWORKS:  # they stand in every table that is alike, or alone
+            places = homes.get(like, [place])
+        else:
+            places = [place]
+            homes.setdefault(like, {})[place] = None
+        for place, (name, run) in itertools.product(places, with_fis(result)):
+            row = by_place.setdefault(place, {}).setdefault(name, {})
+            row[settings["fold"] or 0, settings["seed"]] = run
+    order = {name: number for number, name in enumerate(NAMES.values())}
+    for place, rows in by_place.items():
         names = sorted(rows, key=lambda name: order.get(name, len(order)))
-        ordered[group] = {name: rows[name] for name in names}
-    return ordered
+        by_place[place] = {name: rows[name] for name in names}
+    return dict(sorted(by_place.items()))
 
 
 def comparable(rows, whole=True):
-    """`rows` {name: {key: result}} as they are; raises Refused when a table must not mix them.
+    """`rows` {name: {(fold, seed): result}} as they are, or Refused if a table must not mix them.
 
     whole    every row must have every (fold, seed)
     """
-    wrong, first = [], next(iter(rows), None)
-
-    def say(runs):
-        return ", ".join(f"fold {f} seed {s}" if f else f"{s}" for f, s in sorted(runs))
-
+    wrong, (first, base) = [], next(iter(rows.items()), (None, {}))
     for name, runs in rows.items():
-        if whole and sorted(runs) != sorted(rows[first]):
-            wrong.append(f"{name} has seeds {say(runs)}, {first} {say(rows[first])}")
-        for key in runs.keys() & rows[first].keys():
-            a, b = rows[first][key]["settings"], runs[key]["settings"]
-            free = {r[key]["method"] for r in (rows[first], runs)} & OWN_NETWORKS
-            same = [k for k in SAME if not (free and k in ("teacher", "student"))]
-            wrong += [f"{k} of {first} is {a[k]}, of {name} {b[k]}" for k in same if a[k] != b[k]]
-    every = [result for runs in rows.values() for result in runs.values()]
-    if len({r["search"]["theta_0"] for r in every if "theta_0" in r.get("search", {})}) > 1:
+        if whole and runs.keys() != base.keys():
+            wrong.append(f"{name} has seeds {seeds_of(runs)}, {first} {seeds_of(base)}")
+        for key in sorted(runs.keys() & base.keys()):
+            a, b = base[key], runs[key]
+            free = {"teacher", "student"} if {a["method"], b["method"]} & OWN_NETWORKS else set()
+            for k in [k for k in SAME if k not in free and a["settings"][k] != b["settings"][k]]:
+                wrong.append(f"{k} of {first} is {a['settings'][k]}, of {name} {b['settings'][k]}")
+    searches = [run.get("search", {}) for runs in rows.values() for run in runs.values()]
+    if len({search["theta_0"] for search in searches if "theta_0" in search}) > 1:
         wrong.append("FairTune's runs start from different pre-trained weights")
     if wrong:
         raise Refused("these runs cannot be compared: " + "; ".join(dict.fromkeys(wrong)))
     return rows
 
 
-def select(rows, names):
-    """The named rows that are there, in the order of `names`."""
-    return comparable({name: rows[name] for name in names if name in rows})
-
-
-def values(runs, metric, rule="last"):
-    """One test metric in percent, an array over the runs of a row; undefined is NaN."""
-    numbers = [runs[key][rule]["test"][metric] for key in sorted(runs)]
-    return 100 * np.array([np.nan if n is None else n for n in numbers], float)
+def seeds_of(runs):
+    """The seeds, and folds if there are any, of a row as a text."""
+    return ", ".join(
+        f"fold {fold} seed {seed}" if fold else f"{seed}" for fold, seed in sorted(runs)
+    )
 
 
 def collapsed(test):
@@ -323,6 +308,63 @@ def collapsed(test):
 
 def number_collapsed(runs, rule="last"):
     return sum(collapsed(result[rule]["test"]) for result in runs.values())
+
+
+# ----- test pictures of several folds together ----------------------------------------------------
+
+
+class Pool:
+    """Test pictures of some runs together, each tested by the model of its fold.
+
+    point    {metric: value} of `metrics.headline`
+    draws    {metric: values of 1000 resamples}
+
+    ## Pooling folds mixes models: each fold has its own, and a logit of 1 need not mean the same
+    ## in all. AUROC over the pool pays for that; the mean over folds would not, but folds are too
+    ## small for groups with few positives. Logits are pooled as they are, for every method.
+    """
+
+    def __init__(self, runs, rule):
+        parts = [arrays(run, (rule, *TRUTH)) for run in runs]
+        columns = [np.concatenate(column) for column in zip(*parts)]
+        order = np.argsort(columns[3])  # by id
+        logits, self.labels, self.groups, self.ids, self.subjects = (c[order] for c in columns)
+        if len(np.unique(self.ids)) < len(self.ids):
+            folds = [run["settings"]["fold"] for run in runs]
+            raise Refused(f"a picture is tested twice in folds {folds}")
+        self.data = {"labels": self.labels, "groups": self.groups, "logits": logits.astype(float)}
+        self.data["num_groups"] = len(runs[0]["group_names"])
+
+    @functools.cached_property
+    def point(self):
+        return metrics.headline(**self.data)
+
+    @functools.cached_property
+    def draws(self):
+        return metrics.bootstrap(**self.data, weights=resamples(tuple(self.subjects.tolist())))
+
+
+@functools.lru_cache(maxsize=4)
+def resamples(subjects):
+    """How often each picture is drawn, (1000, N), given the subject of each."""
+    return metrics.bootstrap_weights(n=len(subjects), clusters=np.array(subjects))
+
+
+POOLS = {}  # each pool is made once, because a base is compared with many rows
+
+
+def pool(runs, rule="last"):
+    """The `Pool` of some runs {(fold, seed): result}: of each fold the run with the lowest seed."""
+    chosen = [runs[key] for key in folds_of(runs)]
+    name = (rule, *((run["arrays"][0], *sorted(run["arrays"][1].items())) for run in chosen))
+    if name not in POOLS:
+        POOLS[name] = Pool(chosen, rule)
+    return POOLS[name]
+
+
+def folds_of(runs):
+    """One (fold, seed) for each fold of a row, with the lowest seed."""
+    return tuple({fold: (fold, seed) for fold, seed in sorted(runs, reverse=True)}.values())[::-1]
 
 
 # ----- values and their differences ---------------------------------------------------------------
@@ -346,156 +388,105 @@ class Value(NamedTuple):
         return f"{self.point:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
+def values(runs, metric, rule="last", group=None):
+    """A test metric in percent, an array over the runs of a row; undefined is NaN."""
+    tests = [runs[key][rule]["test"] for key in sorted(runs)]
+    parts = tests if group is None else [test["groups"][group] for test in tests]
+    return 100 * np.array([part[metric] for part in parts], float)
+
+
+def in_percent(*shares):
+    """A value and, if there is one, its bootstrap interval."""
+    return Value(*(100 * float(share) for share in shares))
+
+
 def over_runs(numbers):
     """Mean of an array over seeds or folds, with its interval."""
     return Value(*metrics.seed_interval(values=numbers), "±")
 
 
-def cell(runs, metric, rule="last"):
-    """A metric of a row: over its runs, or, for a single run, over its test pictures."""
-    if len(runs) > 1:
-        return over_runs(values(runs, metric, rule))
-    test = next(iter(runs.values()))[rule]["test"]
-    parts = [test[metric], *test.get("interval", {}).get(metric, [])]
-    return Value(*(np.nan if p is None else 100 * p for p in parts))
+def point(runs, metric, rule="last", group=None, pooled=False):
+    """A metric of a row in percent, without an interval, which takes much longer if pooled."""
+    if not pooled:
+        return values(runs, metric, rule, group).mean()
+    points = pool(runs, rule).point
+    return 100 * float(points[metric] if group is None else points[f"group_{metric}"][group])
 
 
-def change(runs, base, metric, rule="last", base_rule=None):
-    """Paired difference of a metric, row minus base, over the same runs or the same pictures."""
-    base_rule = base_rule or rule
-    if len(runs) > 1:
-        return over_runs(values(runs, metric, rule) - values(base, metric, base_rule))
-    keys = list(runs)
-    return paired(scores(runs, rule, keys), scores(base, base_rule, keys), metric)
+def drawn(runs, metric, rule="last", group=None):
+    """A metric over the test pictures of all folds, and over 1000 resamples of them: (1001,)."""
+    pictures, name = pool(runs, rule), metric if group is None else f"group_{metric}"
+    return np.array([pictures.point[name], *pictures.draws[name]]).T[
+        ... if group is None else group
+    ]
 
 
-def relative_change(numbers, base):
-    """Change of the mean in percent of the base's mean, paired by seed: (value, low, high).
+def cell(runs, metric, rule="last", group=None, pooled=False):
+    """A metric of a row, of a group if named: over runs, or over the test pictures of one.
 
-    ## Fieller's interval: all ratios ρ for which the interval of the mean of y - ρx holds 0. It
-    ## needs no division by single, perhaps tiny, values. NaN where x may be 0: no bounds then.
+    pooled    over the test pictures of all folds together
     """
-    x, y, n = np.asarray(base, float), np.asarray(numbers, float), len(numbers)
-    point = 100 * (y.mean() / x.mean() - 1)
-    if n < 2:
-        return Value(point)
-    _, low, high = metrics.seed_interval(values=np.arange(n))
-    t2 = ((high - low) / 2) ** 2 / np.arange(n).var(ddof=1)  # t² / n
-    cov = np.cov(x, y)
-    a, b, c = (
-        u - t2 * v
-        for u, v in (
-            (x.mean() ** 2, cov[0, 0]),
-            (x.mean() * y.mean(), cov[0, 1]),
-            (y.mean() ** 2, cov[1, 1]),
-        )
-    )
-    if a <= 0:
-        return Value(point)
-    root = np.sqrt(max(b * b - a * c, 0))
-    return Value(point, 100 * ((b - root) / a - 1), 100 * ((b + root) / a - 1))
+    if pooled:
+        whole, *draws = drawn(runs, metric, rule, group)
+        return in_percent(whole, *metrics.interval(draws=draws, point=whole))
+    if len(runs) > 1:
+        return over_runs(values(runs, metric, rule, group))
+    (result,) = runs.values()
+    test = result[rule]["test"]
+    parts = [test[metric], *test["interval"].get(metric, [])]
+    return in_percent(*np.array(parts, float))  # where None becomes NaN
+
+
+def change(runs, base, metric, rule="last", base_rule=None, pooled=False):
+    """Paired difference of a metric in points, row minus base, over the runs that both have.
+
+    base_rule    the base's network, if it is another one than the row's, such as "teacher"
+    pooled       over the test pictures of all folds together
+    """
+    both, base_rule = runs.keys() & base.keys(), base_rule or rule
+    runs, base = ({key: row[key] for key in both} for row in (runs, base))
+    if len(both) > 1 and not pooled:
+        return over_runs(values(runs, metric, rule) - values(base, metric, base_rule))
+    own, other = pool(runs, rule), pool(base, base_rule)
+    for name in ("ids", "labels", "groups"):
+        if not np.array_equal(getattr(own, name), getattr(other, name)):
+            raise Refused("paired differences need the same test pictures, labels and groups")
+    whole, *draws = drawn(runs, metric, rule) - drawn(base, metric, base_rule)
+    return in_percent(whole, *metrics.interval(draws=draws))
 
 
 def relative(runs, base, metric, rule="last", base_rule=None):
-    """`change` in percent of the base's value."""
+    """`change` in percent of the base's value; without an interval if the base's may be 0."""
     base_rule = base_rule or rule
     if len(runs) > 1:
         return relative_change(values(runs, metric, rule), values(base, metric, base_rule))
-    keys = list(runs)
-    one, other = scores(runs, rule, keys), scores(base, base_rule, keys)
-    of = [np.array([x["point"][metric], *x["draws"][metric]], float) for x in (one, other)]
-    if np.quantile(of[1], 0.025) <= 0:  # the base may be 0: no bounds, as above
-        return Value(100 * (of[0][0] / of[1][0] - 1) if of[1][0] else np.nan)
-    point, *draws = 100 * (of[0] / np.where(of[1] > 0, of[1], np.nan) - 1)
-    return Value(float(point), *metrics.interval(draws=np.array(draws)))
+    x, y = drawn(base, metric, base_rule), drawn(runs, metric, rule)
+    whole, *draws = y / np.where(x > 0, x, np.nan) - 1
+    ends = metrics.interval(draws=draws) if np.quantile(x, 0.025) > 0 else ()
+    return in_percent(whole, *ends)
 
 
-# ----- test logits: folds together, and two models on the same pictures ---------------------------
+def relative_change(numbers, base):
+    """Change of a mean in percent of the base's mean, paired by seed.
 
-
-def pictures(runs, rule, keys):
-    """Logits, labels, groups, ids and subjects of the test pictures of some runs, by id.
-
-    ## Pooling folds mixes models: each fold has its own, and a logit of 1 need not mean the same
-    ## in all. AUROC over the pool pays for that; the mean over folds would not, but folds are too
-    ## small for groups with few positives. Logits are pooled as they are, for every method.
+    ## Fieller's interval: all ratios ρ for which the interval of the mean of y - ρx holds 0. It
+    ## needs no division by single, perhaps tiny, values. It has no bounds where x may be 0.
     """
-    parts = []
-    for key in keys:
-        arrays = arrays_of(runs[key])
-        if rule not in arrays:
-            raise Refused(f"{runs[key]['arrays'][0]} lacks the logits of {row_name(runs[key])}")
-        parts.append([arrays[name] for name in (rule, *TRUTH)])
-    logits, labels, groups, ids, subjects = (np.concatenate(column) for column in zip(*parts))
-    order = np.argsort(ids)
-    if len(np.unique(ids)) < len(ids):
-        raise Refused(f"a picture is tested twice in folds {[f for f, _ in keys]}")
-    return [array[order] for array in (logits.astype(float), labels, groups, ids, subjects)]
+    x, y, n = np.asarray(base, float), np.asarray(numbers, float), len(numbers)
+    ratio, cov, t2 = (y.mean() / x.mean(), np.cov(x, y), scipy.stats.t.ppf(0.975, n - 1) ** 2 / n)
+    ## The ends solve aρ² - 2bρ + c = 0.
+    a = x.mean() ** 2 - t2 * cov[0, 0]
+    b = x.mean() * y.mean() - t2 * cov[0, 1]
+    c = y.mean() ** 2 - t2 * cov[1, 1]
+    root = np.sqrt(max(b * b - a * c, 0))
+    ends = ((b - root) / a - 1, (b + root) / a - 1) if a > 0 else ()
+    return in_percent(ratio - 1, *ends)
 
 
-CACHE = {}  # of `scores`: a base is compared with many rows
-
-
-def scores(runs, rule, keys, replicates=1000):
-    """Point values and bootstrap draws of every metric over the pictures of some runs."""
-    name = (
-        rule,
-        *((path, *sorted(names.items())) for path, names in (runs[k]["arrays"] for k in keys)),
-    )
-    if name not in CACHE:
-        logits, labels, groups, ids, subjects = pictures(runs, rule, keys)
-        groups_there = len(runs[keys[0]]["group_names"])
-        data = dict(logits=logits, labels=labels, groups=groups, num_groups=groups_there)
-        weights = metrics.bootstrap_weights(n=len(ids), replicates=replicates, clusters=subjects)
-        draws = metrics.bootstrap(**data, weights=weights)
-        CACHE[name] = {
-            "ids": ids,
-            "truth": (labels, groups),
-            "draws": draws,
-            "point": metrics.headline(**data),
-        }
-    return CACHE[name]
-
-
-def measured(one, metric, group=None):
-    """A metric of `scores` in percent with its bootstrap interval; of one group, if named."""
-    point, draws = one["point"][metric], one["draws"][metric]
-    point, draws = (point, draws) if group is None else (point[group], draws[:, group])
-    low, high = metrics.interval(draws=draws, point=point)
-    return Value(100 * float(point), 100 * low, 100 * high)
-
-
-def paired(one, base, metric):
-    """Difference of a metric, one minus base, on the same pictures in the same resamples."""
-    same = zip((one["ids"], *one["truth"]), (base["ids"], *base["truth"]))
-    if not all(np.array_equal(a, b) for a, b in same):
-        raise Refused("paired differences need the same test pictures, labels and groups")
-    d = metrics.paired_difference(
-        point_a=one["point"][metric],
-        point_b=base["point"][metric],
-        draws_a=one["draws"][metric],
-        draws_b=base["draws"][metric],
-    )
-    return Value(*(100 * d[k] for k in ("difference", "low", "high")))
-
-
-def folds_of(runs):
-    """One (fold, seed) for each fold of a row, with the lowest seed."""
-    lowest = {}
-    for fold, seed in sorted(runs, reverse=True):
-        lowest[fold] = (fold, seed)
-    return tuple(sorted(lowest.values()))
-
-
-def paired_over(runs, base, metric, base_rule, folded):
-    """Difference over all that both rows have, and what that is: seeds, or pictures of folds."""
-    both = {key: runs[key] for key in sorted(runs.keys() & base.keys())}
-    if folded:
-        keys = folds_of(both)
-        one, other = scores(runs, "last", keys), scores(base, base_rule, keys)
-        return paired(one, other, metric), f"{len(keys)} folds, {len(one['ids']):,} pictures"
-    other = {key: base[key] for key in both}
-    count = f"{len(both)} seeds"
-    if len(both) == 1:
-        count = f"1 seed, {next(iter(both.values()))['last']['test']['n']:,} pictures"
-    return change(both, other, metric, "last", base_rule), count
+def what_both_have(runs, base, pooled=False):
+    """What a difference is over, as a text: seeds, or test pictures."""
+    both = {key: runs[key] for key in runs.keys() & base.keys()}
+    if pooled:
+        return f"{len(folds_of(both))} folds, {len(pool(both).ids):,} pictures"
+    count = f"{next(iter(both.values()))['last']['test']['n']:,}"
+    return f"{len(both)} seeds" if len(both) > 1 else f"1 seed, {count} pictures"
