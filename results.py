@@ -220,8 +220,8 @@ def row_name(result):
 
 def shared_settings(result, but=()):
     """{setting: value} of what was changed and is shared by a table's rows, `but` for some."""
-    changed = result["changed"].items()
-    return {k: v for k, v in changed if k in CONDITIONS and k not in but}
+    changed = result["changed"]
+    return {k: changed[k] for k in CONDITIONS if k in changed and k not in but}
 
 
 def conditions(result, but=()):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import compare
 import figures
 import report
+import results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,22 +19,24 @@ def test_ranks_friedman_and_nemenyi_against_the_parity_file():
     scores = cd["in/scores_dataset_by_method"]
     assert np.array_equal(figures.ranks(scores), cd["out/ranks"])
     assert np.allclose(figures.ranks(scores).mean(0), cd["out/avg_rank"])
-    assert np.allclose(figures.friedman(scores), cd["out/friedman_scipy_tie_corrected_stat_p"])
+    assert np.isclose(figures.friedman(scores), cd["out/friedman_scipy_tie_corrected_stat_p"][1])
     distance = figures.nemenyi(scores.shape[1], len(scores))
     assert np.isclose(distance, cd["out/nemenyi_cd_05_studentized"], atol=1e-5)
     assert np.isclose(distance, cd["out/nemenyi_cd_05_table"], atol=1e-3)
 
 
-@pytest.mark.parametrize("k", [2, 3, 4, 7, 13])
-def test_friedman_and_nemenyi_against_scipy(k):
+@pytest.mark.parametrize("k", [3, 4, 7, 13])
+def test_friedman_written_out(k):
+    """From its definition, with scores that tie; the highest has rank 1."""
     rng = np.random.default_rng(k)
     scores = rng.integers(0, 6, (8, k)) + np.arange(k) / 3  # some ties
-    if k > 2:
-        want = scipy.stats.friedmanchisquare(*-scores.T)
-        assert np.allclose(figures.friedman(scores), want)
-    q = scipy.stats.studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
-    assert np.isclose(figures.nemenyi(k, 8), q * np.sqrt(k * (k + 1) / 48), rtol=1e-5)
-    assert figures.friedman(np.ones((5, k)))[1] == 1
+    ranks = (scores[:, None] > scores[:, :, None]).sum(-1)
+    ranks = ranks + ((scores[:, None] == scores[:, :, None]).sum(-1) + 1) / 2
+    assert np.array_equal(figures.ranks(scores), ranks)
+    variance = ((ranks - (k + 1) / 2) ** 2).sum() / (8 * (k - 1))
+    chi2 = 8 * ((ranks.mean(0) - (k + 1) / 2) ** 2).sum() / variance
+    assert np.isclose(figures.friedman(scores), scipy.stats.chi2.sf(chi2, k - 1))
+    assert figures.friedman(np.ones((5, k))) == 1
 
 
 def test_cliques_are_the_longest_stretches():
@@ -43,42 +45,78 @@ def test_cliques_are_the_longest_stretches():
 
 
 @pytest.fixture(scope="module")
-def found():
+def by_place():
     """The toy results that the README shows."""
-    found = compare.collect(ROOT / "results" / "reference")
-    return {key: rows for key, rows in found.items() if key == ("toy", "")}
+    by_place = results.collect(ROOT / "results")
+    return {place: rows for place, rows in by_place.items() if place == ("toy", "")}
 
 
-def test_every_figure_is_drawn(found, tmp_path, capsys):
-    """A page lists them with the command."""
-    report.draw(found, tmp_path, "results/reference", None)
+def test_every_figure_is_drawn(by_place, tmp_path):
+    """Each has a caption, and pages show both."""
+    captions = report.draw(by_place, tmp_path, (), None)
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    kinds = ("disparity", "training", "gallery", "two-points")
-    assert {f"toy-{kind}.png" for kind in kinds} | {"ranks-mean-DEO.png"} <= drawn
-    page = (tmp_path / "figures.md").read_text()
-    assert all(f"]({name})" in page for name in drawn)
-    assert page.count("`python report.py --results results/reference`") == len(drawn)
+    kinds = "disparity training gallery two-points masks sweep temperature sweep-3d".split()
+    ranks = {f"ranks-{name}.png" for name in ("AUROC", "worst-group", "mean-DEO")}
+    assert drawn == {f"toy-{kind}.png" for kind in kinds} | ranks
+    assert {*captions["toy", ""], *captions["all"]} == drawn
+    texts = report.pages(by_place, {("all", "made"): report.made_table(by_place)}, captions)
+    for name, caption in [*captions["toy", ""].items(), *captions["all"].items()]:
+        assert f"]({name})\n\n*{caption}*" in "".join(texts.values())
 
 
-def test_titles_fit(found, monkeypatch):
+def test_only_wanted_figures_are_drawn(by_place, tmp_path):
+    captions = report.draw(by_place, tmp_path, {"toy-disparity.png"}, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy-disparity.png"]
+    assert list(captions) == [("toy", "")]
+
+
+def test_no_figure_of_what_is_not_there_or_not_comparable(by_place, tmp_path):
+    """One row; no logits; and a sweep whose rows have other seeds."""
+    rows = by_place["toy", ""]
+    assert report.draw({("toy", ""): {"ERM": rows["ERM"]}}, tmp_path, (), None) == {}
+    without = {
+        name: {key: run | {"arrays": (tmp_path / "x.npz", {})} for key, run in runs.items()}
+        for name, runs in rows.items()
+    }
+    without["CKD, T = 2"].pop((0, 0))
+    report.draw({("toy", ""): without}, tmp_path, ("toy-gallery.png", "toy-temperature.png"), None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gallery_shows_how_each_model_answered(by_place, tmp_path, monkeypatch):
+    """Above each picture: its class, and the answers, which must be those of the logits."""
+    rows, titles = by_place["toy", ""], []
+    monkeypatch.setattr(figures.plt.Axes, "set_title", lambda axes, text, **_: titles.append(text))
+    figures.gallery(rows, None, "toy", tmp_path / "gallery.png")
+    run = rows["CKD"][0, 0]
+    logits, truth = results.arrays(run, ("last", "labels"))
+    answers = logits.argmax(1)
+    assert len(titles) == 15
+    for title in titles:
+        lines = title.splitlines()
+        said = run["classes"].index(lines[2].partition(": ")[2])
+        true = run["classes"].index(lines[0].partition(",")[0])
+        assert (answers[truth == true] == said).any() and lines[2].startswith("✓✗"[said != true])
+
+
+def test_titles_fit(by_place, monkeypatch):
     """With the longest name of a table that the committed results have."""
-    rows = found["toy", ""]
+    rows, drawn = by_place["toy", ""], []
     where = "ham10000, folds, sensitive age, teacher convnet16, student convnet8, epochs 6"
-    drawn = []
 
-    def checked(figure, path):
+    def checked(figure, path, **_):
         figure.draw_without_rendering()
         box = figure._suptitle.get_window_extent()
         assert where in figure.get_suptitle() and 0 <= box.x0 and box.x1 <= figure.bbox.x1, path
         drawn.append(path)
 
-    monkeypatch.setattr(figures, "save", checked)
-    chosen = report.temperatures(rows)
-    figures.sweep(chosen, "temperature", [False] * len(chosen), where, "temperature")
+    monkeypatch.setattr(figures.plt.Figure, "savefig", checked)
+    figures.sweep(report.swept(rows, "temperature"), "temperature", where, "temperature")
     figures.per_class(rows, where, "disparity")
     figures.training(rows, where, "training")
     figures.fairtune_masks(rows, where, "masks")
-    assert len(drawn) == 4
+    figures.two_points(rows, False, where, "two points")
+    assert len(drawn) == 5
 
 
 def test_the_search_of_fairtune_is_drawn(tmp_path):

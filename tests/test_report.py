@@ -1,47 +1,74 @@
-"""Tables come from result files alone, refuse to mix runs, and the README says what they say."""
+"""Tables come from result files alone and refuse to mix runs that cannot be compared."""
 
-import csv
-import html
 import itertools
 import json
-import re
-from pathlib import Path
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import scipy.stats
+from forked import ROOT
 from sklearn.metrics import roc_auc_score
 
-import compare
-import metrics as M
+import metrics
 import report
+import results
 
-ROOT = Path(__file__).resolve().parent.parent
 FINE = ((40, 10), (10, 40))  # of each group: true x predicted
 
 
-def result(script, seed=0, accuracy=0.8, disparity=0.2, counts=(FINE, FINE), **settings):
-    """A result file's content, as far as tables look at it; other settings are the usual ones."""
-    metrics = [name for name, _ in compare.METRICS.values()]
-    test = dict.fromkeys(metrics, 0.5) | dict(accuracy=accuracy, disparity=disparity, recall=0.8)
-    test |= {"counts": counts, "auroc": None, "n": 600}
-    usual = compare.usual(script, settings.get("dataset", "toy"))
-    normal = {k: v for k, v in usual.items() if k not in compare.R.PLACES}
-    settings = normal | {"seed": seed, "pictures": "x"} | settings
-    model = {"test": test, "parameters": 1000, "megabytes": 0.1}
+USUAL = {
+    "dataset": "toy",
+    "image_size": 32,
+    "target": "label",
+    "sensitive": "group",
+    "fold": None,
+    "teacher": "convnet32",
+    "student": "convnet8",
+    "epochs": 12,
+    "batch_size": 64,
+    "temperature": 4.0,
+    "adversary_weight": 5.0,
+    "smoke": False,
+}
+
+
+def result(script, seed=0, accuracy=0.8, disparity=0.2, counts=(FINE, FINE), pictures="x", **own):
+    """A result file's content, as far as reports look at it; `own` settings were changed."""
+    measured = [name for name, _ in results.METRICS.values()]
+    test = dict.fromkeys(measured, 0.5) | {"accuracy": accuracy, "disparity": disparity}
+    test |= {"recall": 0.8, "counts": counts, "auroc": None, "n": 600, "interval": {}}
+    test |= {"groups": [{"auroc": 0.5}] * 2, "classes": [{"disparity": disparity}] * 2}
+    model = {"test": test, "epoch": 1, "network": "x", "parameters": 1000, "megabytes": 0.1}
     times = {"epochs": [1.0], "teacher": 2.0, "total": 3.0, "cpu_latency_ms": 0.2}
     times |= {"device": "x86_64 CPU, 1 threads", "torch": "2.6.0+cpu"}
-    models = dict.fromkeys(("teacher", "last", "best_overall", "best_worst_group"), model)
-    names = {"group_names": ["f", "m"], "classes": ["benign", "malignant"]}
-    return {"method": script, "settings": settings, "times": times, **models, **names}
+    return {
+        "method": script,
+        "settings": USUAL | {"seed": seed, "pictures": pictures} | own,
+        "changed": {k: v for k, v in own.items() if k != "dataset" and v is not None},
+        "classes": ["benign", "malignant"],
+        "group_names": ["f", "m"],
+        "log": [],
+        "times": times,
+        **{name: model for name in ("teacher", "last", *results.RULES)},
+    }
 
 
 def put(folder, made, name="default"):
+    """Write a result as a script does; the folder of the run."""
     settings = made["settings"]
-    path = folder / settings["dataset"] / made["method"] / f"{name}-seed{settings['seed']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made))
+    path = folder / settings["dataset"] / made["method"] / f"{name}-seed{settings['seed']}"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "result.json").write_text(json.dumps(made))
     return path
+
+
+def changed_test(made, **values):
+    """A result whose student has other values in its test."""
+    last = made["last"]
+    return made | {"last": last | {"test": last["test"] | values}}
 
 
 @pytest.fixture
@@ -50,57 +77,57 @@ def folder(tmp_path):
     for script, shift in (("ckd", 0.0), ("rkd", 0.1)):
         for seed in range(3):
             put(tmp_path, result(script, seed, 0.8 + shift + seed / 100))
-    put(tmp_path / "smoke", result("ckd", 9, 0.1, 0.1))
+    put(tmp_path / "smoke", result("ckd", 9, 0.1, 0.1, smoke=True))
+    put(tmp_path, result("ckd", 8, 0.1, 0.1, smoke=True))
     return tmp_path
 
 
 def toy_rows(folder):
-    return compare.collect(folder)[("toy", "")]
+    return results.collect(folder)[("toy", "")]
 
 
 def test_rows_are_means_over_seeds_with_intervals(folder):
-    lines = report.slides_table(toy_rows(folder)).markdown().split("\n")
+    lines = report.layout_table("slides", toy_rows(folder)).markdown().split("\n")
     half = scipy.stats.t.ppf(0.975, 2) / np.sqrt(3)  # times the standard deviation, 1 point
     assert lines[3].startswith(f"| CKD | 81.0 ± {half:.1f} |")
     assert lines[4].startswith(f"| RKD | **91.0 ± {half:.1f}** |")
     assert len(lines) == 5 and "nan" not in "".join(lines)
 
 
-def test_csv_has_the_same_numbers(folder, tmp_path):
-    table = report.slides_table(toy_rows(folder))
-    table.csv(tmp_path / "t.csv")
-    rows = list(csv.DictReader(open(tmp_path / "t.csv")))
-    assert [row["student by"] for row in rows] == ["*the teacher*", "CKD", "RKD"]
-    mean, low, high = M.seed_interval(values=[90, 91, 92])
-    got = [float(rows[2][f"top-1{end}"]) for end in ("", " low", " high")]
-    assert np.allclose(got, [mean, low, high], rtol=1e-5)
+def test_smoke_runs_are_left_out(folder):
+    assert {seed for runs in toy_rows(folder).values() for _, seed in runs} == {0, 1, 2}
 
 
-def test_rows_are_named_by_their_settings(tmp_path):
-    for script, name, own in (
-        ("ckd", "ERM", {"alpha": 0.0}),
-        ("ckd", "re-balancing", {"alpha": 0.0, "balance": True}),
-        ("bird", "BIRD", {}),
-        ("adversarial_kd", "adversarial KD, λ = 0.5", {"adversary_weight": 0.5}),
-    ):
-        assert compare.row_name(result(script, **own)) == name
-        assert compare.conditions(result(script, **own)) == ""
-    small = result("rkd", epochs=3, fold=2)
-    assert compare.row_name(small) == "RKD" and compare.conditions(small) == "folds-epochs_3"
+@pytest.mark.parametrize(
+    ("script", "own", "name"),
+    [
+        ("ckd", {"alpha": 0.0}, "ERM"),
+        ("ckd", {"balance": True, "alpha": 0.0}, "re-balancing"),
+        ("bird", {}, "BIRD"),
+        ("bird", {"fair_weight": 0.3}, "BIRD, μ = 0.3"),
+        ("adversarial_kd", {"adversary_weight": 0.5}, "adversarial KD, λ = 0.5"),
+        ("mine", {"depth": 3}, "mine, depth = 3"),  # a reader's own script
+    ],
+)
+def test_rows_are_named_by_what_was_changed(script, own, name):
+    assert results.row_name(result(script, **own)) == name
+    assert results.conditions(result(script, **own)) == ""
+    small = result(script, epochs=3, fold=2, **own)
+    assert results.row_name(small) == name and results.conditions(small) == "folds-epochs_3"
 
 
 def test_different_seeds_or_pictures_are_refused(folder):
-    (folder / "toy" / "rkd" / "default-seed2.json").unlink()
-    with pytest.raises(compare.Refused, match=r"RKD has seeds 0, 1, CKD 0, 1, 2"):
-        report.slides_table(toy_rows(folder))
+    shutil.rmtree(folder / "toy" / "rkd" / "default-seed2")
+    with pytest.raises(results.Refused, match=r"RKD has seeds 0, 1, CKD 0, 1, 2"):
+        report.layout_table("slides", toy_rows(folder))
     put(folder, result("rkd", 2, pictures="y"))
-    with pytest.raises(compare.Refused, match="pictures of CKD is x, of RKD y"):
-        report.slides_table(toy_rows(folder))
+    with pytest.raises(results.Refused, match="pictures of CKD is x, of RKD y"):
+        report.layout_table("slides", toy_rows(folder))
     put(folder, result("rkd", 2, epochs=3))  # other conditions: a table of its own
-    found = compare.collect(folder)
-    assert list(found) == [("toy", ""), ("toy", "epochs_3")]
-    made, refused = report.tables(found)
-    assert "toy-slides" in refused and "toy-epochs_3-overview" in made
+    by_place = results.collect(folder)
+    assert list(by_place) == [("toy", ""), ("toy", "epochs_3")]
+    made, refused = report.tables(by_place, {})
+    assert (("toy", ""), "slides") in refused and (("toy", "epochs_3"), "overview") in made
 
 
 @pytest.mark.parametrize("starts", ["aa", "ab"])
@@ -109,9 +136,24 @@ def test_tuning_is_compared_from_one_start(folder, starts):
         for seed in range(3):
             made = result("fairtune", seed, mask=mask, trials=4 if mask == "all" else 20)
             put(folder, made | {"search": {"theta_0": start}}, f"mask_{mask}")
-    made, refused = report.tables(compare.collect(folder))
-    assert ("toy-overview" in made) == (starts == "aa")
-    assert ("different pre-trained weights" in refused.get("toy-overview", "")) == (starts == "ab")
+    made, refused = report.tables(results.collect(folder), {})
+    overview = ("toy", ""), "overview"
+    assert (overview in made) == (starts == "aa")
+    assert ("different pre-trained weights" in refused.get(overview, "")) == (starts == "ab")
+
+
+def test_fairtune_stands_beside_other_networks(folder):
+    """Its transformer is no condition of a table; without other runs like it, it stands alone."""
+    put(folder, result("ckd", epochs=3, student="convnet16"), "epochs_3")
+    put(folder, result("fairtune", student="vit_tiny"))
+    put(folder, result("fairtune", student="vit_tiny", epochs=3), "epochs_3")
+    put(folder, result("fairtune", student="vit_tiny", epochs=4), "epochs_4")
+    rows = {place[1]: list(rows) for place, rows in results.collect(folder).items()}
+    assert rows == {
+        "": ["CKD", "RKD", "FairTune"],
+        "student_convnet16-epochs_3": ["CKD", "FairTune"],
+        "student_vit_tiny-epochs_4": ["FairTune"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -126,11 +168,10 @@ def test_tuning_is_compared_from_one_start(folder, starts):
 def test_collapsed_runs_are_marked_and_never_the_fairest(folder, counts, recall, bad):
     """A class never predicted, in all groups or in one; recall near chance."""
     counts = [counts, counts] if np.ndim(counts) == 2 else counts
-    made = result("rkd", 1, 0.9, 0.0, counts)
-    made["last"]["test"]["recall"] = recall
-    assert compare.collapsed(made["last"]["test"]) == bad
+    made = changed_test(result("rkd", 1, 0.9, 0.0, counts), recall=recall)
+    assert results.collapsed(made["last"]["test"]) == bad
     put(folder, made)
-    table = report.slides_table(toy_rows(folder)).markdown()
+    table = report.layout_table("slides", toy_rows(folder)).markdown()
     assert ("RKD (1 of 3 collapsed)" in table) == bad
     line = next(line for line in table.split("\n") if "CKD |" in line)
     assert ("**20.0 ± 0.0**" in line) == bad  # RKD's disparity is lower
@@ -141,52 +182,51 @@ def test_relative_change_is_fieller_s():
     rng = np.random.default_rng(0)
     x = rng.normal(50, 5, 6)
     y = 0.6 * x + rng.normal(0, 3, 6)
-    change = compare.relative_change(y, x)
+    change = results.relative_change(y, x)
     assert np.isclose(change.point, 100 * (y.mean() / x.mean() - 1))
     assert change.low < change.point < change.high
     for end in change[1:3]:
-        _, low, high = M.seed_interval(values=y - (1 + end / 100) * x)
+        _, low, high = metrics.seed_interval(values=y - (1 + end / 100) * x)
         assert min(abs(low), abs(high)) < 1e-4
-    unsure = compare.relative_change([1, 2, 3], [-1.0, 1, 2])  # the mean of x may be 0
+    unsure = results.relative_change([1, 2, 3], [-1.0, 1, 2])  # the mean of x may be 0
     assert np.isnan(unsure.low)
 
 
 def test_sweep_says_which_strength_pays(tmp_path):
     accuracy = {0.0: 0.8, 1.0: 0.795, 5.0: 0.78, 150.0: 0.8}
     disparity = {0.0: 0.4, 1.0: 0.2, 5.0: 0.1, 150.0: 0.0}
-    for strength in accuracy:
-        for seed in range(3):
-            # the strongest has collapsed: perfectly fair, and useless
-            counts = [((50, 0), (50, 0))] * 2 if strength > 100 else (FINE, FINE)
-            made = result("adversarial_kd", seed, accuracy[strength],
-                          disparity[strength] + seed / 100, counts)  # fmt: skip
-            made["settings"]["adversary_weight"] = strength
-            put(tmp_path, made, f"adversary_weight_{strength}")
-    table = report.sweep_table(toy_rows(tmp_path))
+    for strength, seed in itertools.product(accuracy, range(3)):
+        # the strongest has collapsed: perfectly fair, and useless
+        counts = [((50, 0), (50, 0))] * 2 if strength > 100 else (FINE, FINE)
+        values = accuracy[strength], disparity[strength] + seed / 100
+        own = {} if strength == 5 else {"adversary_weight": strength}
+        put(tmp_path, result("adversarial_kd", seed, *values, counts, **own), f"{strength}")
+    table = report.layout_table("sweep", report.swept(toy_rows(tmp_path), "sweep"))
     assert [row[0] for row in table.rows] == ["0", "1", "5", "150 (3 of 3 collapsed)"]
     assert [row[-1] for row in table.rows] == ["", "yes", "no", "no"]
     assert np.isclose(table.rows[1][-2].point, 100 * (0.21 / 0.41 - 1))
 
 
 def test_temperatures_stand_beside_the_teacher(tmp_path):
-    for n, temperature in enumerate((1.0, 4.0, 20.0)):
-        for seed in range(3):
-            made = result("ckd", seed, 0.7 + n / 100, 0.4 - n / 10 + seed / 100)
-            made["settings"]["temperature"] = temperature
-            for rule, parity in (("last", 0.3 - n / 10), ("teacher", 0.2)):
-                test = made[rule]["test"] | {"demographic_parity_difference": parity}
-                made[rule] = made[rule] | {"test": test}
-            put(tmp_path, made, f"temperature_{temperature}")
+    parity = results.METRICS["parity"][0]
+    for (n, temperature), seed in itertools.product(enumerate((1.0, 4.0, 20.0)), range(3)):
+        own = {} if temperature == 4 else {"temperature": temperature}
+        made = result("ckd", seed, 0.7 + n / 100, 0.4 - n / 10 + seed / 100, **own)
+        teacher = changed_test(made, **{parity: 0.2})["last"]
+        made = changed_test(made, **{parity: 0.3 - n / 10}) | {"teacher": teacher}
+        put(tmp_path, made, f"temperature_{temperature}")
     rows = toy_rows(tmp_path)
-    table = report.temperature_table(rows)
+    table = report.layout_table("temperature", report.swept(rows, "temperature"))
     assert [row[0] for row in table.rows] == ["*the teacher*", "1", "4", "20"]
-    of = lambda row, column: row[table.header.index(column)]
-    assert [of(row, "parity, − teacher") for row in table.rows][0] == ""
-    assert np.allclose([of(r, "parity, − teacher").point for r in table.rows[1:]], [10, 0, -10])
-    assert of(table.rows[1], "top-1, T − 1") == ""
-    assert np.allclose([of(r, "top-1, T − 1").point for r in table.rows[2:]], [1, 2])
-    assert table.best() & {(0, c) for c in range(9)} == set()  # the teacher does not compete
-    names = [row[0] for row in report.overview_table(rows).rows]
+    columns = dict(zip(table.header, zip(*table.rows)))
+    assert columns["parity, − teacher"][0] == ""
+    assert np.allclose([v.point for v in columns["parity, − teacher"][1:]], [10, 0, -10])
+    assert columns["top-1, T − 1"][1] == ""
+    assert np.allclose([v.point for v in columns["top-1, T − 1"][2:]], [1, 2])
+    assert not any(r == 0 for r, _ in table.best())  # the teacher does not compete
+    names = [
+        row[0] for row in report.tables({("toy", ""): rows}, {})[0][("toy", ""), "overview"].rows
+    ]
     assert "CKD, T = 1" in names and "CKD, T = 20" not in names
     claims = report.claims_table({("toy", ""): rows}).rows
     assert [row[-1] for row in claims if "T = 20" in row[0]] == ["confirmed"] * 2
@@ -215,28 +255,33 @@ def lesions():
     }
 
 
-def put_folds(folder, lesions, script, folds, **own):
-    for fold in folds:
-        made = result(script, dataset="ham10000", fold=fold, **own)
-        path = put(folder, made, f"fold_{fold}")
-        here = lesions["fold"] == fold
-        logits = dict.fromkeys(("teacher", *compare.POINTS, "last"), lesions[script][here])
-        names = ("labels", "groups", "ids", "subjects")
-        np.savez(path.with_suffix(".npz"), **logits, **{k: lesions[k][here] for k in names})
+def put_arrays(path, lesions, script, here=slice(None)):
+    """The arrays of a run: some of the pictures, with a script's logits for all networks."""
+    logits = dict.fromkeys(("teacher", "last", *results.RULES), lesions[script][here])
+    np.savez(path / "logits.npz", **logits, **{k: lesions[k][here] for k in results.TRUTH})
+
+
+def put_folds(folder, lesions, script, **own):
+    for fold in range(5):
+        path = put(folder, result(script, dataset="ham10000", fold=fold, **own), f"fold_{fold}")
+        put_arrays(path, lesions, script, lesions["fold"] == fold)
 
 
 @pytest.fixture
-def folded(tmp_path, lesions, monkeypatch):
-    monkeypatch.setitem(compare.NAMES, "rkd", "GroupDRO")  # a script that is there
-    lesions["rkd"] = lesions["groupdro"]
-    put_folds(tmp_path, lesions, "ckd", range(5), alpha=0.0)
-    put_folds(tmp_path, lesions, "rkd", range(5))
+def folded(tmp_path, lesions):
+    put_folds(tmp_path, lesions, "ckd", alpha=0.0)
+    put_folds(tmp_path, lesions, "groupdro")
+    results.opened.cache_clear()
+    results.POOLS.clear()
     return tmp_path
 
 
+def pooled_tables(folder):
+    return report.pooled_tables(results.collect(folder)["ham10000", "folds"], {"last": ""})
+
+
 def test_pooled_folds_test_every_picture_once(folded, lesions):
-    rows = compare.collect(folded)[("ham10000", "folds")]
-    made = report.pooled_tables(rows, {"last": ""})
+    made = pooled_tables(folded)
     table, differences = made[""], made["-differences"]
     assert [row[:2] for row in table.rows] == [["ERM", "600"], ["GroupDRO", "600"]]
     want = {}
@@ -258,16 +303,15 @@ def test_pooled_folds_test_every_picture_once(folded, lesions):
     # the same resamples for both: much narrower than the two intervals
     assert cells[0].high - cells[0].low < table.rows[0][2].high - table.rows[0][2].low
     # lesions are drawn whole: two pictures of one lesion make the interval wider than single ones
-    single = M.bootstrap_weights(n=600)
-    clustered = M.bootstrap_weights(n=600, clusters=np.sort(lesions["subjects"]))
+    single = metrics.bootstrap_weights(n=600)
+    clustered = metrics.bootstrap_weights(n=600, clusters=np.sort(lesions["subjects"]))
     assert clustered[:, ::2].tolist() == clustered[:, 1::2].tolist() != single[:, 1::2].tolist()
 
 
 def test_incomplete_folds_are_compared_on_the_same_pictures(folded, lesions):
     for fold in (2, 3, 4):
-        (folded / "ham10000" / "rkd" / f"fold_{fold}-seed0.json").unlink()
-    rows = compare.collect(folded)[("ham10000", "folds")]
-    made = report.pooled_tables(rows, {"last": ""})
+        shutil.rmtree(folded / "ham10000" / "groupdro" / f"fold_{fold}-seed0")
+    made = pooled_tables(folded)
     names = [row[:2] for row in made[""].rows]
     assert names == [["ERM", "600"], ["ERM (folds 0, 1)", "240"], ["GroupDRO (folds 0, 1)", "240"]]
     here = lesions["fold"] < 2
@@ -281,76 +325,133 @@ def test_incomplete_folds_are_compared_on_the_same_pictures(folded, lesions):
 
 
 def test_fairdi_s_comparison_has_both_points(folded):
-    made, refused = report.tables(compare.collect(folded))
-    names = [row[0] for row in made["ham10000-folds-fairdi"].rows]
+    made, refused = report.tables(results.collect(folded), {})
+    names = [row[0] for row in made[("ham10000", "folds"), "fairdi"].rows]
     assert names == [
         f"{n}, best {p}" for n in ("ERM", "GroupDRO") for p in ("overall", "worst group")
     ]
     assert not refused
 
 
-def test_other_pictures_are_not_paired(folded, lesions):
-    compare.CACHE.clear()
-    path = folded / "ham10000" / "rkd" / "fold_1-seed0.npz"
+def test_other_pictures_are_not_paired(folded):
+    path = folded / "ham10000" / "groupdro" / "fold_1-seed0" / "logits.npz"
     content = dict(np.load(path))
     content["labels"] = 1 - content["labels"]
     np.savez(path, **content)
-    rows = compare.collect(folded)[("ham10000", "folds")]
-    with pytest.raises(compare.Refused, match="same test pictures"):
-        report.pooled_tables(rows, {"last": ""})
-    path.write_text("no archive")
-    compare.CACHE.clear()
-    with pytest.raises(compare.Refused, match="cannot be read"):
-        report.pooled_tables(rows, {"last": ""})
+    with pytest.raises(results.Refused, match="same test pictures"):
+        pooled_tables(folded)
 
 
-# ----- README -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("content", [b"no archive", b"PK\x03\x04 the beginning of one", None])
+def test_arrays_that_cannot_be_read_are_named(folded, content):
+    path = folded / "ham10000" / "groupdro" / "fold_1-seed0" / "logits.npz"
+    path.write_bytes(content) if content else path.unlink()
+    with pytest.raises(results.Refused, match=r"fold_1-seed0.logits.npz cannot be read.*groupdro"):
+        pooled_tables(folded)
 
 
-def test_readme_is_made_from_the_result_files():
-    """Filling the README again changes nothing: no number in its tables was typed."""
-    folder = ROOT / "results" / "reference"
-    made, _ = report.tables(compare.collect(folder), compare.collect(folder / report.AGAIN))
-    for path in (ROOT / "README.md", ROOT / "results" / "README.md"):
-        text = path.read_text()
-        assert text.count("<!-- table ") == text.count("<!-- end -->") >= 2
-        assert report.fill(text, made) == text, path
+def test_a_picture_is_tested_once(folded):
+    path = folded / "ham10000" / "groupdro"
+    shutil.copy(path / "fold_0-seed0" / "logits.npz", path / "fold_1-seed0" / "logits.npz")
+    with pytest.raises(results.Refused, match=r"tested twice in folds \[0, 1, 2, 3, 4\]"):
+        pooled_tables(folded)
+
+
+# ----- packing, pages and the command -------------------------------------------------------------
+
+
+def test_packed_results_give_the_same_tables(folded, tmp_path):
+    packed = tmp_path / "packed"
+    results.pack(folded, packed)
+    assert {path.name for path in packed.iterdir()} == {"ham10000.jsonl", "ham10000.npz"}
+    fresh, again = (report.tables(results.collect(path), {}) for path in (folded, packed))
+    assert [t.markdown() for t in fresh[0].values()] == [t.markdown() for t in again[0].values()]
+    assert len(fresh[0]) == 6 and not fresh[1]
+    with np.load(packed / "ham10000.npz") as file:  # each distinct array once
+        contents = [array.tobytes() for array in file.values()]
+    assert len(contents) == len(set(contents)) == 5 * (2 + len(results.TRUTH))
+
+
+def test_packing_adds_runs_and_replaces_equal_ones(folder, lesions, tmp_path):
+    packed = tmp_path / "packed"
+    put_arrays(folder / "toy" / "ckd" / "default-seed0", lesions, "ckd")  # a figure shows them
+    results.pack(folder, packed)
+    before = (packed / "toy.jsonl").read_bytes()
+    results.pack(tmp_path / "nothing", packed)
+    assert (packed / "toy.jsonl").read_bytes() == before  # 12 digits stay 12 digits
+    put(tmp_path / "more", result("rkd", 2, accuracy=0.123))
+    put(tmp_path / "more", result("kdpp", 0))
+    results.pack(tmp_path / "more", packed)
+    rows = toy_rows(packed)
+    assert {name: len(runs) for name, runs in rows.items()} == {"CKD": 3, "RKD": 3, "KD++": 1}
+    assert np.allclose(results.values(rows["RKD"], "accuracy"), [90, 91, 12.3])
+
+
+def test_another_seed_does_not_throw_away_the_logits_of_folds(folded, tmp_path):
+    packed = tmp_path / "packed"
+    results.pack(folded, packed)
+    more = result("groupdro", 1, dataset="ham10000", fold=0)
+    shutil.copy(
+        folded / "ham10000" / "groupdro" / "fold_0-seed0" / "logits.npz",
+        put(tmp_path / "more", more, "fold_0"),
+    )
+    results.pack(tmp_path / "more", packed)
+    assert len(pooled_tables(packed)["-differences"].rows) == 1
+
+
+def run_report(*flags):
+    return subprocess.run(
+        [sys.executable, ROOT / "report.py", *flags], capture_output=True, text=True
+    )
+
+
+def test_the_command_writes_pages_and_says_what_cannot_be_compared(folder):
+    done = run_report("--results", folder)
+    assert done.returncode == 0 and "wrote toy.md, claims.md" in done.stdout
+    page = (folder / "report" / "toy.md").read_text()
+    assert "6 runs, 0.0 hours on x86_64 CPU, 1 threads torch 2.6.0, of `bash run_all.sh" in page
+    assert "| RKD | **91.0 ± 2.5** |" in page
+    shutil.rmtree(folder / "toy" / "rkd" / "default-seed2")
+    done = run_report("--results", folder)
+    assert done.returncode == 1 and "RKD has seeds 0, 1, CKD 0, 1, 2" in done.stderr
+    (folder / "toy" / "rkd" / "default-seed1" / "result.json").write_text("{")
+    done = run_report("--results", folder)
+    assert done.returncode == 1 and "is damaged" in done.stderr and "Trace" not in done.stderr
+
+
+def test_no_results_and_no_place_for_the_table_are_named(tmp_path):
+    done = run_report("--results", tmp_path)
+    assert done.returncode == 1 and "holds no results: run a script first" in done.stderr
+    with pytest.raises(results.Refused, match="no place for the table"):
+        report.fill("A README without it", "| a |")
+    text = "a\n<!-- table results -->\nold\n<!-- end -->\nb"
+    assert report.fill(text, "| new |") == text.replace("old", "| new |")
+
+
+def test_a_result_without_its_student_is_named(folder):
+    path = folder / "toy" / "ckd" / "default-seed0" / "result.json"
+    path.write_text(json.dumps({"method": "ckd"}))
+    with pytest.raises(results.Refused, match="lacks its settings or its student"):
+        results.collect(folder)
 
 
 def test_published_numbers_stand_beside_ours_only_for_the_paper_s_data(folder):
     for dataset, columns in (("wider", 5), ("toy", 0)):
-        table = report.slides_table(toy_rows(folder))
+        table = report.layout_table("slides", toy_rows(folder))
         width = len(table.header)
         table = report.beside_published(table, dataset, "slides")
         assert len(table.header) == width + columns == len(table.rows[-1])
         assert ("published: slides" in table.markdown()) == bool(columns)
 
 
-def test_diff_page_folds_what_is_shared_and_shows_the_methods_whole(tmp_path):
-    page = report.diff_page("ckd", "bird")
-    folded, opened = page.count("<details><summary>"), page.count("<details open><summary>")
-    shared = report.importlib.import_module("test_side_by_side").shared
-    count = len(shared((ROOT / "methods" / "ckd.py").read_text()))
-    assert folded == count and opened == 3  # header, own flags, the method
-    method = page.split("<details open><summary>4 THE METHOD")[1].split("</details>")[0]
-    words = html.unescape(re.sub("<[^>]*>", "", method)).replace("\xa0", " ")
-    for name in ("ckd", "bird"):
-        text = (ROOT / "methods" / f"{name}.py").read_text()
-        own = text.split("# ===== 4. THE METHOD")[1].split("# ===== 5.")[0]
-        lines = [line for line in own.splitlines()[1:] if line.strip() and len(line) < 85]
-        assert all(line.strip() in words for line in lines)
-    with pytest.raises(compare.Refused, match="there is no script burd"):
-        report.diff_page("ckd", "burd")
-
-
 def test_claims_are_judged_by_their_paired_interval(folder):
     """Three seeds: CKD's disparity above, across and below its teacher's."""
     for low, verdict in ((0.3, "confirmed"), (0.0, "undecided"), (-0.3, "contradicted")):
         rows = toy_rows(folder)
-        for n, result in enumerate(rows["CKD"].values()):
+        for n, run in enumerate(rows["CKD"].values()):
             noise = 0.05 * (-1) ** n
-            result["teacher"]["test"]["disparity"] = 0.5
-            result["last"]["test"]["disparity"] = 0.5 + low + noise
+            run["teacher"]["test"]["disparity"] = 0.5
+            run["last"]["test"]["disparity"] = 0.5 + low + noise
         table = report.claims_table({("toy", ""): {"CKD": rows["CKD"]}})
         (row,) = table.rows
         assert row[0].startswith("slides") and row[4].startswith(verdict)
@@ -361,7 +462,7 @@ def test_claims_are_judged_by_their_paired_interval(folder):
 
 def test_claims_name_weaker_settings_and_tables_of_one_strength_keep_it(tmp_path):
     """λ = 0.5 alone is a row like any other; as a part of a sweep it stands in that table."""
-    for script, weights in (("ckd", [None]), ("adversarial_kd", [5.0, 0.5])):
+    for script, weights in (("ckd", [None]), ("adversarial_kd", [None, 0.5])):
         for weight, seed in itertools.product(weights, range(3)):
             own = {} if weight is None else {"adversary_weight": weight}
             put(tmp_path, result(script, seed, disparity=0.2 + seed / 100, **own), f"{weight}")
@@ -369,11 +470,17 @@ def test_claims_name_weaker_settings_and_tables_of_one_strength_keep_it(tmp_path
     claims = [row[0] for row in report.claims_table({("toy", ""): rows}).rows]
     weaker = [claim for claim in claims if claim.startswith("adversarial")]
     assert len(weaker) == 2 and weaker[1] == weaker[0] + " (λ = 0.5)"
-    shown = lambda: [row[0] for row in report.poster_table(toy_rows(tmp_path)).rows]
-    assert shown() == ["CKD", "adversarial KD", "adversarial KD, λ = 0.5"]
+    assert list(report.without_sweeps(rows)) == ["CKD", "adversarial KD", "adversarial KD, λ = 0.5"]
     for seed in range(3):
         put(tmp_path, result("adversarial_kd", seed, adversary_weight=0.0), "0.0")
-    assert shown() == ["CKD", "adversarial KD"]
+    assert list(report.without_sweeps(toy_rows(tmp_path))) == ["CKD", "adversarial KD"]
+    for seed in range(3):  # too strong to be of use: the weaker one stands beside it
+        collapsed = [((50, 0), (50, 0))] * 2
+        put(tmp_path, result("adversarial_kd", seed, counts=collapsed), "None")
+    shown = list(report.without_sweeps(toy_rows(tmp_path)))
+    assert shown == ["CKD", "adversarial KD", "adversarial KD, λ = 0.5"]
+    headline = report.headline_table({("toy", ""): toy_rows(tmp_path)}).markdown()
+    assert "(λ = 0.5) |" in headline
 
 
 def test_ranks_are_of_the_methods_that_every_run_has(tmp_path):
@@ -382,39 +489,60 @@ def test_ranks_are_of_the_methods_that_every_run_has(tmp_path):
         plan = [(0, {}), (1, {}), (2, {"epochs": 5}), (3, {"epochs": 6})]
         for seed, own in plan[: 4 if n < 2 else 3 if n < 3 else 2]:
             made = result(script, seed, dataset="cifar10s", **own)
-            made["last"]["test"]["auroc"] = n / 10
-            put(tmp_path, made, f"{own}")
+            put(tmp_path, changed_test(made, auroc=n / 10), f"{len(own)}")
         put(tmp_path, result(script, dataset="toy"))
-    names, scores = report.rank_blocks(compare.collect(tmp_path), "AUROC")
+    names, scores = report.rank_blocks(results.collect(tmp_path), "AUROC")
     assert names == ["CKD", "RKD", "FairDi"]
     assert np.allclose(scores, [[0, 0.1, 0.2]] * 3)
 
 
+def test_collapsed_runs_rank_last_in_fairness_alone(tmp_path):
+    for script, counts in (("ckd", (FINE, FINE)), ("fairdi", [((50, 0), (50, 0))] * 2)):
+        for seed in (0, 1):
+            put(
+                tmp_path, changed_test(result(script, seed, counts=counts), auroc=0.7, mean_deo=0.0)
+            )
+    by_place = results.collect(tmp_path)
+    assert report.rank_blocks(by_place, "mean-DEO")[1].tolist() == [[0, -np.inf]] * 2
+    assert report.rank_blocks(by_place, "AUROC")[1].tolist() == [[0.7, 0.7]] * 2
+
+
 def test_a_single_run_has_intervals_in_percent_of_the_base(tmp_path, lesions):
     """Its accuracy against the base's, resample by resample."""
-    names, right = ("labels", "groups", "ids", "subjects"), {}
-    lesions["rkd"] = lesions["groupdro"]
-    for script in ("ckd", "rkd"):
-        path = put(tmp_path, result(script)).with_suffix(".npz")
-        logits = dict.fromkeys(("teacher", *compare.POINTS, "last"), lesions[script])
-        np.savez(path, **logits, **{k: lesions[k] for k in names})
+    right = {}
+    for script in ("ckd", "groupdro"):
+        put_arrays(put(tmp_path, result(script)), lesions, script)
         right[script] = lesions[script].argmax(1) == lesions["labels"]
     rows = toy_rows(tmp_path)
-    weights = M.bootstrap_weights(n=600, replicates=1000, clusters=lesions["subjects"])
-    rate = lambda script: (weights * right[script]).sum(1) / weights.sum(1)
-    want = np.quantile(100 * (rate("rkd") / rate("ckd") - 1), [0.025, 0.975])
-    point, low, high, _ = compare.relative(rows["RKD"], rows["CKD"], "accuracy")
-    assert np.isclose(point, 100 * (right["rkd"].sum() / right["ckd"].sum() - 1))
-    assert np.allclose((low, high), want)
+    weights = metrics.bootstrap_weights(n=600, replicates=1000, clusters=lesions["subjects"])
+    rates = {name: (weights * hit).sum(1) / weights.sum(1) for name, hit in right.items()}
+    want = np.quantile(100 * (rates["groupdro"] / rates["ckd"] - 1), [0.025, 0.975])
+    value = results.relative(rows["GroupDRO"], rows["CKD"], "accuracy")
+    assert np.isclose(value.point, 100 * (right["groupdro"].sum() / right["ckd"].sum() - 1))
+    assert np.allclose((value.low, value.high), want)
 
 
 def test_a_second_processor_s_runs_are_compared_and_stand_in_no_other_table(folder):
     for seed in range(3):
-        put(folder / report.AGAIN, result("rkd", seed, disparity=0.25))
-        put(folder / report.AGAIN, result("kdpp", seed))  # not run the first time
-    found, again = (compare.collect(path) for path in (folder, folder / report.AGAIN))
-    assert list(found["toy", ""]) == ["CKD", "RKD"]
-    table = report.tables(found, again)[0]["again"]
+        put(folder / "again", result("rkd", seed, disparity=0.25))
+        put(folder / "again", result("kdpp", seed))  # not run the first time
+    by_place, repeated = results.collect(folder), results.collect(folder / "again")
+    assert list(by_place["toy", ""]) == ["CKD", "RKD"]
+    table = report.tables(by_place, repeated)[0]["all", "repeated"]
     (row,) = table.rows
     assert row[0] == "RKD" and row[2] == "3 seeds"
     assert str(row[table.header.index("disparity")]) == "5.0 ± 0.0"
+
+
+def test_commands_name_what_was_changed(folder):
+    for seed in range(3):
+        put(folder, result("ckd", seed, dataset="csv", epochs=3, skip_bad=True), "epochs_3")
+    put(folder, result("rkd", 4, dataset="ham10000", target="dx 7", balance=True, fold=2), "dx")
+    commands = [row[1] for row in report.made_table(results.collect(folder)).rows]
+    assert commands == [
+        "`bash run_all.sh --dataset csv --data-dir DIR --seeds 3 --only ckd "
+        "-- --epochs 3 --skip-bad`",
+        "`python methods/rkd.py --dataset ham10000 --data-dir DIR --seed 4 "
+        "--target 'dx 7' --balance --fold 2`",
+        "`bash run_all.sh --seeds 3 --only ckd rkd`",
+    ]
