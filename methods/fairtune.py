@@ -98,7 +98,7 @@ def settings():
     add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--student", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
-    add("--epochs", type=count, default=12, help="passes over the training pictures")
+    add("--epochs", type=count, default=12, help="passes over the pictures, the teacher's too")
     add("--batch-size", type=number(2, kind=int), default=64, help="pictures (RepDistiller: 64)")
     add("--lr", type=number(1e-12), default=0.05, help="highest learning rate (RepDistiller: 0.05)")
     add("--weight-decay", type=weight, default=5e-4, help="of SGD (RepDistiller: 5e-4)")
@@ -112,7 +112,7 @@ def settings():
     add("--compile", action=switch, default=False, help="make networks faster on GPUs")
     add("--live-teacher", action=switch, default=False, help="keep no answers of the teacher")
     add("--out", default="runs", help="folder for all that a run leaves behind")
-    add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
+    add("--restart", action=switch, default=False, help="make this run anew; its teacher stays")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     # ----- the method's own -----------------------------------------------------------------------
     parser.set_defaults(student="vit_tiny", lr=3e-4)  # this --lr counts where none is searched
@@ -135,7 +135,7 @@ def parse(argv=None):
             setattr(args, name, value)
     if args.smoke:
         args.epochs, args.batch_size = min(args.epochs, 2), min(args.batch_size, 32)
-        args.lr /= 5  # a few steps are too few to warm up to more
+        args.lr /= 5  # the full rate, reached within a few steps, makes losses diverge
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -149,7 +149,7 @@ def parse(argv=None):
 
 
 def chosen(args):
-    """{setting: value} of all settings that change a result: not where files are, and the like."""
+    """{setting: value} but for those of where files are, what is shown, which device computes."""
     others = ("describe", "device", "download", "live_teacher", "out", "restart")
     return {k: v for k, v in vars(args).items() if k not in others and not k.endswith("_dir")}
 
@@ -158,7 +158,10 @@ def chosen(args):
 
 
 def convnet(width):
-    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions."""
+    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions.
+
+    Pictures (B, 3, H, H) to (B, 1): like all bodies it gets another last layer in Network.
+    """
     stages, inputs = [], 3
     for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
         stage = []
@@ -244,7 +247,7 @@ class Network(nn.Module):
 
 
 class PlainTraining:
-    """Training of one network by cross-entropy alone. Teachers are trained so; Method builds on it.
+    """Training of one network by cross-entropy alone, as of teachers. Method overrides its hooks:
 
     __init__    extra networks and optimisers, further teachers
     step        the whole algorithm for one batch; returns the losses by name
@@ -312,7 +315,8 @@ def vit_tiny(size):
 
     layers = ((16, 2), (32, 2), (64, 1), (64, 2))  # width and stride: 2 · 2 · 2 = 8 pixels
     stem = [ConvStemConfig(width, 3, stride, StillBatchNorm) for width, stride in layers]
-    return VisionTransformer(size, 8, 4, 4, 64, 128, conv_stem_configs=stem)
+    layout = {"patch_size": 8, "num_layers": 4, "num_heads": 4, "hidden_dim": 64, "mlp_dim": 128}
+    return VisionTransformer(size, **layout, conv_stem_configs=stem)
 
 
 OWN_NETWORKS["vit_tiny"] = vit_tiny
@@ -321,7 +325,7 @@ OWN_NETWORKS["vit_tiny"] = vit_tiny
 def parts(network):
     """What bits decide on, lists of modules: norms, attention, MLP of block 1, of block 2, ...
 
-    ## ViT-B/16: 36. Norms are 3,072 of a block's 7 million weights, but scale all it computes.
+    ViT-B/16 has 36. Norms are 3,072 of a block's 7 million weights, but scale all it computes.
     """
     if not hasattr(network.body, "encoder"):
         raise InputError(f"{network.name} has no transformer blocks: use --student vit_tiny")
@@ -366,12 +370,13 @@ class Tuning(PlainTraining):
 def theta_0(args, data):
     """A network with weights θ₀ and a new head. Pre-trains it, the first time, on --source.
 
-    ## Like downloaded weights, all seeds share it. readers.read_toy_source says what it has seen.
+    Like downloaded weights, all seeds share it. For the toy the source is datasets/toy_source.py.
     """
     torch.manual_seed(args.seed)
     network = Network(args, args.student, len(data.classes)).to(args.device)
     source = args.source or ("toy-source" if args.dataset == "toy" else None)
-    if parts(network) and args.pretrained:
+    parts(network)  # raises InputError unless it is a transformer
+    if args.pretrained:
         return network
     if not source:
         raise InputError(f"{args.student} must be pre-trained: name a data set by --source")
@@ -390,13 +395,14 @@ def search(args, data, start):
     The study is a file, which all processes that run this same command share: each takes trials
     that nobody works on. A process that was killed leaves its trial to the next one.
     """
-    count, anything = len(parts(start)), args.mask == "search"
+    count, searching = len(parts(start)), args.mask == "search"
     fixed = {"all": "1" * count, "none": "0" * count}.get(args.mask, args.mask)
-    if not anything and (len(fixed) != count or set(fixed) - {"0", "1"}) or args.trials < anything:
+    right = args.trials > 0 if searching else len(fixed) == count and set(fixed) <= {"0", "1"}
+    if not right:
         raise InputError(f"--mask: all, none, {count} bits, or search with 1 or more --trials")
     if args.trials == 0:
         return fixed, args.lr, []
-    names = [f"bit {n:02}" for n in range(count)] if anything else []
+    names = [f"bit {n:02}" for n in range(count)] if searching else []
     space = dict.fromkeys(names, optuna.distributions.IntDistribution(0, 1))
     space["lr"] = optuna.distributions.FloatDistribution(*RATES, log=True)
 
@@ -410,12 +416,12 @@ def search(args, data, start):
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4: the "liar"
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     with locked(folder / "study.db"):
-        alone = FileLock(folder / "search.lock")
+        first_here = FileLock(folder / "search.lock")
         try:
-            alone.acquire(timeout=0)
-            if args.restart:  # unless another process is at work on this study
+            first_here.acquire(timeout=0)
+            if args.restart:
                 (folder / "study.db").unlink(missing_ok=True)
-        except Timeout:
+        except Timeout:  # another process is at work on this study, which must stay
             pass
         study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}",
@@ -424,17 +430,21 @@ def search(args, data, start):
             direction=better,
             ## Successive halving: who is not in the best quarter of the trials so far after one
             ## epoch, or again after four, ends there.
-            pruner=optuna.pruners.SuccessiveHalvingPruner(1, 4),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4),
         )
 
     def attempt(draw):
-        """Trial number `draw`, unless it is finished: L_fair after args.epochs of training."""
+        """Trial number `draw`, unless it is finished: L_fair after args.epochs of training.
+
+        The caller holds the lock of this number, so that a trial of it which seems to run belongs
+        to a process that was killed. One without a number was killed before it was noted here.
+        """
         with locked(folder / "study.db"):
             trials = study.get_trials(states=[State.RUNNING, State.COMPLETE, State.PRUNED])
             for trial in (t for t in trials if t.user_attrs.get("draw", draw) == draw):
                 if trial.state != State.RUNNING:
                     return
-                study.tell(trial.number, state=State.FAIL)  # its process has been killed
+                study.tell(trial.number, state=State.FAIL)
             ## Each draw has a seed of its own, so that a search that was killed tries the same.
             ## "Liar": two processes do not try the same.
             seed = (args.seed * 100_003 + draw) % 2**32
@@ -450,14 +460,16 @@ def search(args, data, start):
             print(f"trial {draw} ends here: {str(why) or 'others were better at its age'}")
             study.tell(trial, state=State.PRUNED)
 
-    for patience in (0, -1):  # first what nobody works on; then wait for the trials of others
+    ## First the trials that nobody works on (0: do not wait), then those of other processes (-1:
+    ## wait for ever), which are finished, or ours if their process was killed.
+    for patience in (0, -1):
         for draw in range(total):
             try:
                 with FileLock(folder / f"trial-{draw}.lock", timeout=patience):
                     attempt(draw)
             except Timeout:
                 pass
-    alone.release()
+    first_here.release()
     trials = [
         {
             "params": trial.params,
@@ -498,8 +510,8 @@ def measure(model, data, part, replicates=0):
     model.eval()
     with torch.no_grad():
         logits = torch.cat([model(batch.images)[1] for batch in batches(data[part], 256)])
-    ## Logits are stored as float16, and its three digits are finer than any of our intervals. They
-    ## are rounded before anything is computed, so that the stored ones give the same numbers again.
+    ## Logits are stored as float16, whose rounding is finer than any of our intervals. They are
+    ## rounded before anything is computed, so that the stored ones give the same numbers again.
     logits = logits.half().float().cpu().numpy()
     check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
     return logits, metrics.evaluate(**data.truth(part), logits=logits, replicates=replicates)
@@ -530,7 +542,8 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
 
     for epoch in range(len(log), args.epochs):
         start, sums = time.time(), {}
-        answers = method.teacher and method.teacher.begin_epoch(args, method.split, epoch)
+        teacher = method.teacher
+        answers = teacher.begin_epoch(args, method.split, epoch) if teacher else None
         torch.manual_seed(args.seed * 100_003 + epoch)  # dropout, too, depends on (seed, epoch)
         model.train()
         views = batches(method.split, size, args.seed, epoch, augment=True, balance=args.balance)
@@ -580,8 +593,9 @@ def data_folder(args):
 class Teacher:
     """A trained network that never changes: no gradient reaches it, its batch norm stands still.
 
-    Order and views of the pictures depend on (seed, epoch) alone. So all methods ask a teacher the
-    same questions. The first run writes its answers to an epoch into a file, the others read them.
+    The views of the pictures, which are cropped and flipped, depend on (seed, epoch) alone. So most
+    methods ask a teacher the same questions: the first run writes its answers, features and logits,
+    to the views of an epoch into a file, and the others read it.
     """
 
     epoch_bytes, folder_bytes = 512 * 2**20, 8 * 2**30  # the most that is kept
@@ -599,7 +613,10 @@ class Teacher:
             return self.network(batch.images)
 
     def begin_epoch(self, args, split, epoch):
-        """The answers to all views of an epoch, (N, D') and (N, C); None if they are not kept."""
+        """The answers to the views of an epoch, (steps · B, D') and (steps · B, C), or None.
+
+        None, where they are not kept: each step then asks the network itself.
+        """
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
         if not self.folder or size > self.epoch_bytes:
             return None
@@ -670,13 +687,14 @@ def main():
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
-    ## The folder's name tells which settings were changed, and its digest covers all settings and
-    ## pictures. Another setting has another folder, so that no run overwrites another one.
+    ## The folder's name tells which settings were changed, and its digest covers all settings, the
+    ## seed and the pictures. Another setting has another folder: no run overwrites another one.
     usual = parse(["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"])
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
     name = "-".join(f"{k}_{v}".replace("/", "_") for k, v in changed.items())[:100] or "default"
-    settings = chosen(args) | {"pictures": data.hash()}
-    folder = data_folder(args) / Path(__file__).stem / f"{name}-{digest(settings)}-seed{args.seed}"
+    everything = chosen(args) | {"pictures": data.hash()}
+    name = f"{name}-{digest(everything)}-seed{args.seed}"
+    folder = data_folder(args) / Path(__file__).stem / name
     path = folder / "result.json"
     if args.restart:
         path.unlink(missing_ok=True)
@@ -684,7 +702,7 @@ def main():
     if path.exists():
         print(f"{path} is there already; --restart makes it anew")
     else:
-        train_and_test(args, data, folder, {"settings": settings, "changed": changed})
+        train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     result = restore(path)
     columns = {"teacher": result.get("teacher"), "student": result["last"]}
@@ -709,8 +727,8 @@ def train_and_test(args, data, folder, about):
         result, logits, test = {}, {}, data["test"]
         networks = {"teacher": teacher.network} if teacher else {}
         for name, network in (networks | method.reported | dict.fromkeys(states, student)).items():
-            if name in states:
-                put_back(network, states[name], name)
+            if name in states:  # the student is tested with the weights of each rule
+                put_back(network, states[name], folder)
             _, on_val = measure(network, data, "val")
             logits[name], on_test = measure(network, data, "test", 100 if args.smoke else 1000)
             tensors = network.state_dict().values()
@@ -728,7 +746,7 @@ def train_and_test(args, data, folder, about):
             "total": time.time() - start,
             "teacher": teacher_seconds,
             "epochs": seconds,
-            "images_per_second": len(method.split) * len(seconds) / sum(seconds),
+            "images_per_second": len(method.split) * len(seconds) / sum(seconds),  # and validation
             "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "torchvision", "numpy")},
@@ -744,8 +762,8 @@ def train_and_test(args, data, folder, about):
         code = b"".join(Path(m.__file__).read_bytes() for m in (sys.modules[__name__], metrics))
         about |= {"method": Path(__file__).stem, "source": hashlib.sha256(code).hexdigest()[:16]}
         about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}
-        scale = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
-        save(folder / "student.pt", about | scale)
+        weights = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
+        save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
         arrays = {name: values.astype(np.float16) for name, values in logits.items()}
         np.savez_compressed(packed := io.BytesIO(), **arrays, **truth, subjects=test.subjects)

@@ -101,7 +101,7 @@ def settings():
     add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--student", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
-    add("--epochs", type=count, default=12, help="passes over the training pictures")
+    add("--epochs", type=count, default=12, help="passes over the pictures, the teacher's too")
     add("--batch-size", type=number(2, kind=int), default=64, help="pictures (RepDistiller: 64)")
     add("--lr", type=number(1e-12), default=0.05, help="highest learning rate (RepDistiller: 0.05)")
     add("--weight-decay", type=weight, default=5e-4, help="of SGD (RepDistiller: 5e-4)")
@@ -115,7 +115,7 @@ def settings():
     add("--compile", action=switch, default=False, help="make networks faster on GPUs")
     add("--live-teacher", action=switch, default=False, help="keep no answers of the teacher")
     add("--out", default="runs", help="folder for all that a run leaves behind")
-    add("--restart", action=switch, default=False, help="forget result and checkpoint of this run")
+    add("--restart", action=switch, default=False, help="make this run anew; its teacher stays")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     # ----- the method's own -----------------------------------------------------------------------
     add("--weight-step", type=weight, default=0.01, help="η: step size of q (both codes: 0.01)")
@@ -132,7 +132,7 @@ def parse(argv=None):
             setattr(args, name, value)
     if args.smoke:
         args.epochs, args.batch_size = min(args.epochs, 2), min(args.batch_size, 32)
-        args.lr /= 5  # a few steps are too few to warm up to more
+        args.lr /= 5  # the full rate, reached within a few steps, makes losses diverge
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -146,7 +146,7 @@ def parse(argv=None):
 
 
 def chosen(args):
-    """{setting: value} of all settings that change a result: not where files are, and the like."""
+    """{setting: value} but for those of where files are, what is shown, which device computes."""
     others = ("describe", "device", "download", "live_teacher", "out", "restart")
     return {k: v for k, v in vars(args).items() if k not in others and not k.endswith("_dir")}
 
@@ -155,7 +155,10 @@ def chosen(args):
 
 
 def convnet(width):
-    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions."""
+    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions.
+
+    Pictures (B, 3, H, H) to (B, 1): like all bodies it gets another last layer in Network.
+    """
     stages, inputs = [], 3
     for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
         stage = []
@@ -241,7 +244,7 @@ class Network(nn.Module):
 
 
 class PlainTraining:
-    """Training of one network by cross-entropy alone. Teachers are trained so; Method builds on it.
+    """Training of one network by cross-entropy alone, as of teachers. Method overrides its hooks:
 
     __init__    extra networks and optimisers, further teachers
     step        the whole algorithm for one batch; returns the losses by name
@@ -347,8 +350,8 @@ def measure(model, data, part, replicates=0):
     model.eval()
     with torch.no_grad():
         logits = torch.cat([model(batch.images)[1] for batch in batches(data[part], 256)])
-    ## Logits are stored as float16, and its three digits are finer than any of our intervals. They
-    ## are rounded before anything is computed, so that the stored ones give the same numbers again.
+    ## Logits are stored as float16, whose rounding is finer than any of our intervals. They are
+    ## rounded before anything is computed, so that the stored ones give the same numbers again.
     logits = logits.half().float().cpu().numpy()
     check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
     return logits, metrics.evaluate(**data.truth(part), logits=logits, replicates=replicates)
@@ -379,7 +382,8 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
 
     for epoch in range(len(log), args.epochs):
         start, sums = time.time(), {}
-        answers = method.teacher and method.teacher.begin_epoch(args, method.split, epoch)
+        teacher = method.teacher
+        answers = teacher.begin_epoch(args, method.split, epoch) if teacher else None
         torch.manual_seed(args.seed * 100_003 + epoch)  # dropout, too, depends on (seed, epoch)
         model.train()
         views = batches(method.split, size, args.seed, epoch, augment=True, balance=args.balance)
@@ -429,8 +433,9 @@ def data_folder(args):
 class Teacher:
     """A trained network that never changes: no gradient reaches it, its batch norm stands still.
 
-    Order and views of the pictures depend on (seed, epoch) alone. So all methods ask a teacher the
-    same questions. The first run writes its answers to an epoch into a file, the others read them.
+    The views of the pictures, which are cropped and flipped, depend on (seed, epoch) alone. So most
+    methods ask a teacher the same questions: the first run writes its answers, features and logits,
+    to the views of an epoch into a file, and the others read it.
     """
 
     epoch_bytes, folder_bytes = 512 * 2**20, 8 * 2**30  # the most that is kept
@@ -448,7 +453,10 @@ class Teacher:
             return self.network(batch.images)
 
     def begin_epoch(self, args, split, epoch):
-        """The answers to all views of an epoch, (N, D') and (N, C); None if they are not kept."""
+        """The answers to the views of an epoch, (steps · B, D') and (steps · B, C), or None.
+
+        None, where they are not kept: each step then asks the network itself.
+        """
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
         if not self.folder or size > self.epoch_bytes:
             return None
@@ -519,13 +527,14 @@ def main():
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
-    ## The folder's name tells which settings were changed, and its digest covers all settings and
-    ## pictures. Another setting has another folder, so that no run overwrites another one.
+    ## The folder's name tells which settings were changed, and its digest covers all settings, the
+    ## seed and the pictures. Another setting has another folder: no run overwrites another one.
     usual = parse(["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"])
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
     name = "-".join(f"{k}_{v}".replace("/", "_") for k, v in changed.items())[:100] or "default"
-    settings = chosen(args) | {"pictures": data.hash()}
-    folder = data_folder(args) / Path(__file__).stem / f"{name}-{digest(settings)}-seed{args.seed}"
+    everything = chosen(args) | {"pictures": data.hash()}
+    name = f"{name}-{digest(everything)}-seed{args.seed}"
+    folder = data_folder(args) / Path(__file__).stem / name
     path = folder / "result.json"
     if args.restart:
         path.unlink(missing_ok=True)
@@ -533,7 +542,7 @@ def main():
     if path.exists():
         print(f"{path} is there already; --restart makes it anew")
     else:
-        train_and_test(args, data, folder, {"settings": settings, "changed": changed})
+        train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     result = restore(path)
     columns = {"teacher": result.get("teacher"), "student": result["last"]}
@@ -558,8 +567,8 @@ def train_and_test(args, data, folder, about):
         result, logits, test = {}, {}, data["test"]
         networks = {"teacher": teacher.network} if teacher else {}
         for name, network in (networks | method.reported | dict.fromkeys(states, student)).items():
-            if name in states:
-                put_back(network, states[name], name)
+            if name in states:  # the student is tested with the weights of each rule
+                put_back(network, states[name], folder)
             _, on_val = measure(network, data, "val")
             logits[name], on_test = measure(network, data, "test", 100 if args.smoke else 1000)
             tensors = network.state_dict().values()
@@ -577,7 +586,7 @@ def train_and_test(args, data, folder, about):
             "total": time.time() - start,
             "teacher": teacher_seconds,
             "epochs": seconds,
-            "images_per_second": len(method.split) * len(seconds) / sum(seconds),
+            "images_per_second": len(method.split) * len(seconds) / sum(seconds),  # and validation
             "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "torchvision", "numpy")},
@@ -593,8 +602,8 @@ def train_and_test(args, data, folder, about):
         code = b"".join(Path(m.__file__).read_bytes() for m in (sys.modules[__name__], metrics))
         about |= {"method": Path(__file__).stem, "source": hashlib.sha256(code).hexdigest()[:16]}
         about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}
-        scale = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
-        save(folder / "student.pt", about | scale)
+        weights = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
+        save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
         arrays = {name: values.astype(np.float16) for name, values in logits.items()}
         np.savez_compressed(packed := io.BytesIO(), **arrays, **truth, subjects=test.subjects)
