@@ -33,7 +33,7 @@ DATASETS = sorted(path.stem.replace("_", "-") for path in FILES)
 
 
 class InputError(ValueError):
-    """Something that the user gave us is wrong; the message says what, where, and what to do."""
+    """What the user gave us cannot be used; the message says what, where, and what to do."""
 
 
 class Diverged(InputError):
@@ -156,11 +156,14 @@ def put_back(part, state, path):
 
 
 def made_once(path, make, device="cpu"):
-    """Return what `make()` returns, kept in the file `path`: only the first process makes it."""
+    """Return what `make()` returns, kept in the file `path`: only the first process makes it.
+
+    A checkpoint.pt beside it, from which a killed training would have gone on, is removed.
+    """
     with locked(path.parent):
         if not path.exists():
             save(path, make())
-        path.with_name("checkpoint.pt").unlink(missing_ok=True)  # training needed it to this point
+        path.with_name("checkpoint.pt").unlink(missing_ok=True)  # what is made needs none any more
         return restore(path, device)  # under the lock, so that nobody removes it in between
 
 
@@ -189,7 +192,10 @@ class Split:
         return self.store[self.rows].permute(0, 3, 1, 2)
 
     def hash(self, groups=True):
-        """16 hex digits for ids, labels, groups (if asked for) and the pixels of every picture."""
+        """16 hex digits for ids, labels, groups (if asked for) and each picture's sum of pixels.
+
+        A sum is fast, and it sees another picture, though not one with its pixels rearranged.
+        """
         content = hashlib.sha256("\n".join(self.ids).encode())
         for rows in self.rows.split(1024):  # a part at a time, and one sum for each picture
             sums = self.store[rows].sum(dim=(1, 2, 3), dtype=torch.int64)
@@ -293,11 +299,11 @@ class Batch(NamedTuple):
 def balanced_order(labels, groups, rng):
     """(N,) positions, drawn with replacement: every class x group cell has an equal share."""
     pairs = np.stack([labels, groups])
-    _, cells, sizes = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
-    start = np.cumsum(sizes) - sizes  # where each cell begins once the pictures are sorted by cell
-    cell = rng.permutation(np.arange(len(labels)) % len(sizes))  # (N,) the cell of each draw
-    place = start[cell] + rng.integers(0, sizes[cell])
-    return np.argsort(cells.ravel(), kind="stable")[place]
+    _, cell_of, sizes = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
+    by_cell = np.argsort(cell_of.ravel(), kind="stable")  # (N,) positions, sorted by their cells
+    start = np.cumsum(sizes) - sizes  # (cells,) where each cell begins in by_cell
+    drawn = rng.permutation(np.arange(len(labels)) % len(sizes))  # (N,) the cell of each draw
+    return by_cell[start[drawn] + rng.integers(0, sizes[drawn])]
 
 
 def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False):
@@ -328,7 +334,7 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
 
     pixels = split.store.view(-1, 3)  # (M·H·W, 3)
     line, column = torch.arange(height, device=where), torch.arange(width, device=where)
-    ## To subtract one long row is faster than to subtract three numbers again and again.
+    ## One long row per line of pixels, because operations on rows of three numbers are slow.
     mean, std = (t.flatten().repeat(width) for t in (split.mean, split.std))  # (3·W,)
     for step in range(math.ceil(n / batch_size) if seed is None else n // batch_size):
         now = slice(step * batch_size, (step + 1) * batch_size)
@@ -390,7 +396,7 @@ def load(name, root=None, size=None, *, device="cpu", **choices):
         table.subjects,
     )
     train = torch.from_numpy(np.flatnonzero(table.split == "train"))
-    some = store[train[:: math.ceil(len(train) / 2000)]].float()  # plenty for six numbers
+    some = store[train[:: math.ceil(len(train) / 2000)]].float()  # enough for 3 means, 3 deviations
     every.mean = some.mean(dim=(0, 1, 2))[:, None, None].to(device)
     every.std = some.std(dim=(0, 1, 2))[:, None, None].clamp(min=1).to(device)
     splits = {part: every.subset(table.split == part) for part in ("train", "val", "test")}

@@ -143,7 +143,8 @@ def disparity(*, counts):
     """d_c = R[1, c] - R[0, c], (..., C) in [-1, 1], and the mean over classes of |d_c|, (...,).
 
     Groups (female, male) give male minus female. For more than two groups d_c is D_c of `deo`,
-    which has no sign. A class that a group lacks is NaN and left out. From the W210 capstone.
+    which has no sign. A class that a group lacks is NaN and left out. From Bolner et al. (2023),
+    "Enhancing Knowledge Distillation via Bias Mitigation", a capstone of the course W210.
     """
     ## The capstone's code takes 0 for the recall of a class that a group lacks, which looks like
     ## unfairness, and leaves out classes of d_c = 0, so that a fair class does not help.
@@ -183,8 +184,8 @@ def _area(positive, score, weights):
     low = np.searchsorted(score[negatives], score[positives], "left")
     high = np.searchsorted(score[negatives], score[positives], "right")
     weights = weights[..., positives]
-    ## below[high] holds the negatives that tie with a positive, below[low] does not: half of their
-    ## weight is in the mean of the two.
+    ## below[low] is the weight of the negatives that score lower than a positive, below[high] of
+    ## those that score lower or equal: their mean counts ties half.
     won = (weights * (below[..., low] + below[..., high])).sum(-1) / 2
     return _ratio(won, weights.sum(-1) * below[..., -1])
 
@@ -202,6 +203,8 @@ def auroc(*, labels, probs, weights=None):
 
 def auroc_per_group(*, labels, probs, groups, num_groups, weights=None):
     """`auroc` inside each group: (..., G). A group with one class only is NaN (FairVision: -1)."""
+    ## All groups may lie above the AUROC of all pictures, which also compares pictures of different
+    ## groups: their scores can be shifted against each other.
     labels, probs = _scores(labels, probs)
     groups = _codes("groups", groups, num_groups, len(labels))
     weights, areas = _weights(weights, len(labels)), []
@@ -276,8 +279,8 @@ def interval(*, draws, level=0.95, point=None):
 
 def paired_difference(*, point_a, point_b, draws_a, draws_b, level=0.95):
     """a - b with its percentile interval; draws (R,) must come from the same resamples."""
-    ## What is hard for both models cancels. Two separate intervals may overlap although one model
-    ## is better in nearly every resample.
+    ## Both models see the same resample, so its difficulty cancels in the difference. Two separate
+    ## intervals may overlap although one model is better in nearly every resample.
     low, high = interval(draws=np.subtract(draws_a, draws_b), level=level)
     return {"difference": float(point_a - point_b), "low": low, "high": high}
 
