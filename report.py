@@ -174,13 +174,13 @@ def sweep(rows, kind):
 
     {} without the value to compare with, or with fewer than three.
     """
-    (script, setting, base), at = SWEEPS[kind], {}
+    (script, setting, base), row_of = SWEEPS[kind], {}
     for name, runs in rows.items():
         result = next(iter(runs.values()))
         if result["method"] == script and not results.own_settings(result).keys() - {setting}:
-            at[result["settings"][setting]] = name
-    enough = base in at and len(at) > 2
-    return {f"{value:g}": at[value] for value in sorted(at)} if enough else {}
+            row_of[result["settings"][setting]] = name
+    enough = base in row_of and len(row_of) > 2
+    return {f"{value:g}": row_of[value] for value in sorted(row_of)} if enough else {}
 
 
 def swept(rows, kind):

@@ -96,7 +96,6 @@ class Refused(InputError):
 
 # ----- reading and packing ------------------------------------------------------------------------
 
-
 TRUTH = ("labels", "groups", "ids", "subjects")  # of the test pictures
 
 
@@ -110,19 +109,19 @@ def read(folder):
 
     Each gets an entry "arrays": the path of a file of arrays, and {name: name in that file}.
     """
-    every = []
+    runs = []
     for path in sorted(Path(folder).glob("*/*/*/result.json")):
         result = restore(path)
         if not {"method", "settings", "changed", "last"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
         names = {name: name for name in (*tested(result), *TRUTH)}
         if not result["settings"].get("smoke"):
-            every.append(result | {"arrays": (path.with_name("logits.npz"), names)})
+            runs.append(result | {"arrays": (path.with_name("logits.npz"), names)})
     for path in sorted(Path(folder).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             result = json.loads(line)
-            every.append(result | {"arrays": (path.with_suffix(".npz"), result["arrays"])})
-    return every
+            runs.append(result | {"arrays": (path.with_suffix(".npz"), result["arrays"])})
+    return runs
 
 
 @functools.cache
@@ -176,22 +175,20 @@ def pack(source, target):
         settings, row = result["settings"], row_name(result)
         place, fold, seed = conditions(result), settings["fold"], settings["seed"]
         datasets.setdefault(settings["dataset"], {})[place, row, fold, seed] = result
-        seeds.setdefault((settings["dataset"], place), set()).add((seed, fold)[fold is not None])
+        seeds.setdefault((settings["dataset"], place), set()).add(seed)
     for dataset, runs in datasets.items():
         lines, kept = [], {}
         for (place, row, fold, seed), result in runs.items():
-            one_seed = fold is not None or len(seeds[dataset, place]) == 1
-            wanted, there = {"teacher", "last", "fis", *TRUTH}, result["arrays"][1].keys()
-            if row in TWO_POINTS or result["method"] == "fairdi":
-                wanted |= there
-            if not one_seed and not (row in (*DEBIASED, "CKD") and seed == 0):
-                wanted = set()
-            names = [name for name in there if name in wanted]
-            digests = {}
+            over_seeds = fold is None and len(seeds[dataset, place]) > 1
+            names, digests = list(result["arrays"][1]), {}
+            if over_seeds and (row not in (*DEBIASED, "CKD") or seed > 0):
+                names = []
+            elif row not in TWO_POINTS and result["method"] != "fairdi":
+                names = [name for name in names if name in ("teacher", "last", *TRUTH)]
             for name, array in zip(names, arrays(result, names)):
                 digests[name] = hashlib.sha256(array.tobytes()).hexdigest()[:12]
                 kept[digests[name]] = array
-            line = lean(result, one_seed and fold is None) | {"arrays": digests}
+            line = lean(result, fold is None and not over_seeds) | {"arrays": digests}
             lines.append(json.dumps(line, ensure_ascii=False, separators=(",", ":")))
         if kept:
             np.savez_compressed(packed := io.BytesIO(), **kept)
@@ -248,7 +245,8 @@ def collect(folder):
     """{(data set, conditions): {row: {(fold, seed): result}}} of all results in a folder."""
     by_place, homes = {}, {}  # homes: the places that differ in their networks alone
     for result in sorted(read(folder), key=lambda result: result["method"] in OWN_NETWORKS):
-        settings, place = (result["settings"], (result["settings"]["dataset"], conditions(result)))
+        settings = result["settings"]
+        place = settings["dataset"], conditions(result)
         like = settings["dataset"], conditions(result, but=("teacher", "student"))
         if result["method"] in OWN_NETWORKS:  # they stand in every table that is alike, or alone
             places = homes.get(like, [place])

@@ -399,29 +399,31 @@ def test_another_seed_does_not_throw_away_the_logits_of_folds(folded, tmp_path):
     assert len(pooled_tables(packed)["-differences"].rows) == 1
 
 
-def run_report(*flags):
-    return subprocess.run(
-        [sys.executable, ROOT / "report.py", *flags], capture_output=True, text=True
-    )
-
-
-def test_the_command_writes_pages_and_says_what_cannot_be_compared(folder):
-    done = run_report("--results", folder)
-    assert done.returncode == 0 and "wrote toy.md, claims.md" in done.stdout
+def test_the_command_writes_pages_and_says_what_cannot_be_compared(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(folder)])
+    report.main()
+    assert "wrote toy.md, claims.md" in capsys.readouterr().out
     page = (folder / "report" / "toy.md").read_text()
     assert "6 runs, 0.0 hours on x86_64 CPU, 1 threads torch 2.6.0, of `bash run_all.sh" in page
     assert "| RKD | **91.0 ± 2.5** |" in page
     shutil.rmtree(folder / "toy" / "rkd" / "default-seed2")
-    done = run_report("--results", folder)
-    assert done.returncode == 1 and "RKD has seeds 0, 1, CKD 0, 1, 2" in done.stderr
+    with pytest.raises(results.Refused, match="RKD has seeds 0, 1, CKD 0, 1, 2"):
+        report.main()
+    assert "RKD" not in (folder / "report" / "toy.md").read_text()
+
+
+def test_faults_end_the_command_with_one_sentence(folder):
     (folder / "toy" / "rkd" / "default-seed1" / "result.json").write_text("{")
-    done = run_report("--results", folder)
-    assert done.returncode == 1 and "is damaged" in done.stderr and "Trace" not in done.stderr
+    command = [sys.executable, ROOT / "report.py", "--results", folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("report.py: ")
+    assert "is damaged" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_no_results_and_no_place_for_the_table_are_named(tmp_path):
-    done = run_report("--results", tmp_path)
-    assert done.returncode == 1 and "holds no results: run a script first" in done.stderr
+def test_no_results_and_no_place_for_the_table_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path)])
+    with pytest.raises(results.Refused, match="holds no results: run a script first"):
+        report.main()
     with pytest.raises(results.Refused, match="no place for the table"):
         report.fill("A README without it", "| a |")
     text = "a\n<!-- table results -->\nold\n<!-- end -->\nb"
@@ -541,7 +543,7 @@ def test_commands_name_what_was_changed(folder):
     commands = [row[1] for row in report.made_table(results.collect(folder)).rows]
     assert commands == [
         "`bash run_all.sh --dataset csv --data-dir DIR --seeds 3 --only ckd "
-        "-- --epochs 3 --skip-bad`",
+        "-- --skip-bad --epochs 3`",
         "`python methods/rkd.py --dataset ham10000 --data-dir DIR --seed 4 "
         "--target 'dx 7' --balance --fold 2`",
         "`bash run_all.sh --seeds 3 --only ckd rkd`",
