@@ -168,22 +168,24 @@ def pack(source, target):
     """Add the results in the folder `source` to the packed ones in `target`; equal runs anew.
 
     Each distinct array is kept once, and only what tables and figures read. Where intervals are
-    over seeds no logits are needed, but for the runs whose answers a figure shows.
+    over seeds no logits are needed, but for the runs whose answers a figure shows. What is packed
+    already keeps all that it has, whatever is added.
     """
     datasets, seeds = {}, {}
     for result in [*read(target), *read(source)]:
         settings, row = result["settings"], row_name(result)
         place, fold, seed = conditions(result), settings["fold"], settings["seed"]
         datasets.setdefault(settings["dataset"], {})[place, row, fold, seed] = result
-        seeds.setdefault((settings["dataset"], place), set()).add(seed)
+        seeds.setdefault((settings["dataset"], place, row), set()).add(seed)
     for dataset, runs in datasets.items():
         lines, kept = [], {}
         for (place, row, fold, seed), result in runs.items():
-            over_seeds = fold is None and len(seeds[dataset, place]) > 1
+            is_packed = result["arrays"][0].name != "logits.npz"
+            over_seeds = fold is None and len(seeds[dataset, place, row]) > 1 and not is_packed
             names, digests = list(result["arrays"][1]), {}
             if over_seeds and (row not in (*DEBIASED, "CKD") or seed > 0):
                 names = []
-            elif row not in TWO_POINTS and result["method"] != "fairdi":
+            elif not is_packed and row not in TWO_POINTS and result["method"] != "fairdi":
                 names = [name for name in names if name in ("teacher", "last", *TRUTH)]
             for name, array in zip(names, arrays(result, names)):
                 digests[name] = hashlib.sha256(array.tobytes()).hexdigest()[:12]

@@ -1,5 +1,6 @@
 """Tables come from result files alone and refuse to mix runs that cannot be compared."""
 
+import importlib
 import itertools
 import json
 import shutil
@@ -380,7 +381,9 @@ def test_packing_adds_runs_and_replaces_equal_ones(folder, lesions, tmp_path):
     results.pack(tmp_path / "nothing", packed)
     assert (packed / "toy.jsonl").read_bytes() == before  # 12 digits stay 12 digits
     put(tmp_path / "more", result("rkd", 2, accuracy=0.123))
-    put(tmp_path / "more", result("kdpp", 0))
+    put_arrays(
+        put(tmp_path / "more", result("kdpp", 0)), lesions | {"kdpp": lesions["ckd"]}, "kdpp"
+    )
     results.pack(tmp_path / "more", packed)
     rows = toy_rows(packed)
     assert {name: len(runs) for name, runs in rows.items()} == {"CKD": 3, "RKD": 3, "KD++": 1}
@@ -397,6 +400,31 @@ def test_another_seed_does_not_throw_away_the_logits_of_folds(folded, tmp_path):
     )
     results.pack(tmp_path / "more", packed)
     assert len(pooled_tables(packed)["-differences"].rows) == 1
+
+
+def test_what_is_packed_keeps_its_arrays_when_runs_are_added(lesions, tmp_path):
+    """A second seed of one row takes no logits from the others, nor from its first seed."""
+    packed = tmp_path / "packed"
+    for seed, scripts in ((0, ("rkd", "groupdro")), (1, ("rkd",))):
+        for script in scripts:
+            path = put(tmp_path / f"seed {seed}", result(script, seed, dataset="celeba"))
+            put_arrays(path, lesions | {"rkd": lesions["ckd"]}, script)
+        results.pack(tmp_path / f"seed {seed}", packed)
+        results.opened.cache_clear()
+    rows = results.collect(packed)["celeba", ""]
+    assert sorted(rows["RKD"]) == [(0, 0), (0, 1)]
+    for row in ("RKD", "GroupDRO"):
+        logits, *_ = results.arrays(rows[row][0, 0], ("last", *results.TRUTH))
+        assert np.array_equal(logits, lesions["ckd" if row == "RKD" else "groupdro"])
+    with pytest.raises(results.Refused, match="lacks the test logits of RKD"):
+        results.arrays(rows["RKD"][0, 1], ("last",))
+
+
+def test_conditions_are_all_settings_that_every_script_has():
+    """A setting that ckd.py has and that no table knows would make a row of its own."""
+    ckd = importlib.import_module("ckd")
+    known = {*results.CONDITIONS, "balance", "alpha", "temperature", "dataset", "fold", "seed"}
+    assert {*ckd.chosen(ckd.parse([]))} == known
 
 
 def test_the_command_writes_pages_and_says_what_cannot_be_compared(folder, monkeypatch, capsys):
