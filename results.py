@@ -104,8 +104,8 @@ def tested(result):
     return {k: part for k, part in result.items() if isinstance(part, dict) and "test" in part}
 
 
-def read(folder):
-    """All results in `folder`, fresh or packed, but for smoke runs.
+def read(folder, smoke=False):
+    """All results in `folder`, fresh or packed, smoke runs only if they are asked for.
 
     Each gets an entry "arrays": the path of a file of arrays, and {name: name in that file}.
     """
@@ -115,7 +115,7 @@ def read(folder):
         if not {"method", "settings", "changed", "last"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
         names = {name: name for name in (*tested(result), *TRUTH)}
-        if not result["settings"].get("smoke"):
+        if smoke or not result["settings"].get("smoke"):
             runs.append(result | {"arrays": (path.with_name("logits.npz"), names)})
     for path in sorted(Path(folder).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -243,10 +243,10 @@ def with_fis(result):
         yield "FIS", result | step | {"arrays": (path, places | renamed)}
 
 
-def collect(folder):
+def collect(folder, smoke=False):
     """{(data set, conditions): {row: {(fold, seed): result}}} of all results in a folder."""
     by_place, homes = {}, {}  # homes: the places that differ in their networks alone
-    for result in sorted(read(folder), key=lambda result: result["method"] in OWN_NETWORKS):
+    for result in sorted(read(folder, smoke), key=lambda result: result["method"] in OWN_NETWORKS):
         settings = result["settings"]
         place = settings["dataset"], conditions(result)
         like = settings["dataset"], conditions(result, but=("teacher", "student"))
@@ -319,9 +319,9 @@ class Pool:
     point    {metric: value} of `metrics.headline`
     draws    {metric: values of 1000 resamples}
 
-    ## Pooling folds mixes models: each fold has its own, and a logit of 1 need not mean the same
-    ## in all. AUROC over the pool pays for that; the mean over folds would not, but folds are too
-    ## small for groups with few positives. Logits are pooled as they are, for every method.
+    Pooling folds mixes models: each fold has its own, and a logit of 1 need not mean the same in
+    all. AUROC over the pool pays for that; the mean over folds would not, but folds are too small
+    for groups with few positives. Logits are pooled as they are, for every method.
     """
 
     def __init__(self, runs, rule):

@@ -167,11 +167,16 @@ MAKERS = {  # a miniature for each data set that is not drawn
 
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory):
-    """All miniatures, made once, in folders with the names of the data sets; tests get copies."""
+    """All miniatures, made once, in folders with the names of the data sets; tests use copies.
+
+    A test that ran on an original would leave decoded pixels in it, which other tests would copy.
+    """
     folder = tmp_path_factory.mktemp("originals")
     for name, make in MAKERS.items():
         make(folder / name)
-    return folder
+    before = {*folder.rglob("*")}
+    yield folder
+    assert {*folder.rglob("*")} == before, "a test ran on an original miniature, not on a copy"
 
 
 @pytest.fixture

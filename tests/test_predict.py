@@ -28,7 +28,8 @@ SMALL = "--smoke --device cpu --image-size 16 --epochs 2 --teacher convnet4".spl
 def run(originals, tmp_path_factory):
     """The folder of a finished run on the miniature of pictures in folders."""
     folder = tmp_path_factory.mktemp("predict")
-    flags = ["--dataset", "csv", "--data-dir", originals / "csv", *SMALL, "--student", "convnet2"]
+    pictures = shutil.copytree(originals / "csv", folder / "pictures")
+    flags = ["--dataset", "csv", "--data-dir", pictures, *SMALL, "--student", "convnet2"]
     done = run_script("ckd", *flags, cwd=folder)
     assert done.returncode == 0, done.stderr
     (path,) = folder.glob("runs/smoke/csv/ckd/*/student.pt")
