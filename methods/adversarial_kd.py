@@ -10,7 +10,8 @@ CHANGES RELATIVE TO ckd.py.
     - section 4: Reverse, Adversary and adversary_loss; Method owns the adversary and its optimiser.
 
 EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α, λ: weights;
-a: groups; w_ya ∝ 1 / number of training pictures of class y and group a, on average 1.
+a: groups; w_ya ∝ 1 / number of training pictures of class y and group a, on average 1; g: gradient
+of L_A in z.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                        kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                            Method.step

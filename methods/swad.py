@@ -339,8 +339,8 @@ class Method(PlainTraining):
         super().__init__(args, data, student, teacher)
         self.averaging = self.saved["averaging"] = Averaging()
 
-    def valley(self):
-        """`valley` of the epochs so far, with the settings of this run."""
+    def averaged(self):
+        """The segments to average, by `valley` of the epochs so far."""
         args = self.args
         return valley(self.averaging.values, args.converge, args.tolerance, args.threshold)
 
@@ -356,7 +356,8 @@ class Method(PlainTraining):
         now.count += 1
         ## Every step counts, not the last of an epoch alone: that is what "dense" means. The mean
         ## over all steps removes the noise of single steps.
-        now.mean = [running_mean(m, w, now.count) for m, w in zip(now.mean or weights, weights)]
+        before = now.mean or weights  # the mean of one step is this step
+        now.mean = [running_mean(m, w, now.count) for m, w in zip(before, weights)]
         return {"loss": loss}
 
     def end_epoch(self, epoch, validation):
@@ -365,14 +366,14 @@ class Method(PlainTraining):
         now.values.append(validation["loss"])
         now.segments[epoch] = now.mean
         now.mean, now.count = [], 0
-        first = min(self.valley().start, epoch + 2 - self.args.converge)  # a start still to come
+        first = min(self.averaged().start, epoch + 2 - self.args.converge)  # a start still to come
         now.segments = {e: weights for e, weights in now.segments.items() if e >= first}
 
     def finish(self):
         """The average becomes the student."""
-        chosen = self.valley()
-        print(f"averaged epochs {chosen.start + 1} to {chosen.stop} of {self.args.epochs}")
-        segments = [self.averaging.segments[epoch] for epoch in chosen]
+        epochs = self.averaged()
+        print(f"averaged epochs {epochs.start + 1} to {epochs.stop} of {self.args.epochs}")
+        segments = [self.averaging.segments[epoch] for epoch in epochs]
         for parameter, *each in zip(self.student.parameters(), *segments):
             # Eq. (5)
             parameter.data.copy_(torch.stack(each).mean(dim=0))

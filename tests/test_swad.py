@@ -118,11 +118,11 @@ VALUES = [1.0, 0.6, 0.5, 0.55, 0.52, 0.9, 0.54, 0.9, 0.95, 0.9, 0.96]
 def test_the_student_becomes_the_mean_of_every_step_of_the_valley(toy):
     """Epochs 2 to 6: epoch 5 is bad but epoch 6 is not, and then four in a row are."""
     method, path = walk(toy, VALUES, "--tolerance", "3")
-    assert list(method.valley()) == [2, 3, 4, 5, 6]
+    assert list(method.averaged()) == [2, 3, 4, 5, 6]
     last = [p.clone() for p in method.student.parameters()]
     method.finish()
     for n, parameter in enumerate(method.student.parameters()):
-        every = torch.stack([weights[n] for e in method.valley() for weights in path[e]])
+        every = torch.stack([weights[n] for e in method.averaged() for weights in path[e]])
         assert torch.allclose(parameter, every.double().mean(0).float(), atol=1e-6)
         assert not torch.equal(parameter, last[n])
 
@@ -174,7 +174,7 @@ def test_a_restart_finds_the_average(toy, tmp_path):
             method.step(batch)
         method.end_epoch(6, {"loss": 0.5})
         method.finish()
-    assert list(whole.valley()) == [2, 3, 4, 5, 6]
+    assert list(whole.averaged()) == [2, 3, 4, 5, 6]
     for (name, a), b in zip(
         whole.student.state_dict().items(), other.student.state_dict().values()
     ):
@@ -188,4 +188,4 @@ def test_one_epoch_and_no_teacher(toy):
     method.step(next(batches(toy["train"], 32, seed=0)))
     method.end_epoch(0, {"loss": 1.0})
     method.finish()
-    assert list(method.valley()) == [0]
+    assert list(method.averaged()) == [0]
