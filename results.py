@@ -451,8 +451,9 @@ def change(runs, base, metric, rule="last", base_rule=None, pooled=False):
     for name in ("ids", "labels", "groups"):
         if not np.array_equal(getattr(own, name), getattr(other, name)):
             raise Refused("paired differences need the same test pictures, labels and groups")
-    whole, *draws = drawn(runs, metric, rule) - drawn(base, metric, base_rule)
-    return in_percent(whole, *metrics.interval(draws=draws))
+    points = {"point_a": own.point[metric], "point_b": other.point[metric]}
+    draws = {"draws_a": own.draws[metric], "draws_b": other.draws[metric]}
+    return in_percent(*metrics.paired_difference(**points, **draws).values())
 
 
 def relative(runs, base, metric, rule="last", base_rule=None):

@@ -363,6 +363,11 @@ RULES = {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"}
 LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
 
 
+def training_views(args, split, epoch):
+    """The batches of an epoch. Kept answers of a teacher are answers to exactly these."""
+    return batches(split, args.batch_size, args.seed, epoch, augment=True, balance=args.balance)
+
+
 def fit(args, data, method, label, checkpoint=None, rules=RULES):
     """Train method.student for args.epochs, from the epoch on that the file `checkpoint` holds.
 
@@ -386,7 +391,7 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         answers = teacher.begin_epoch(args, method.split, epoch) if teacher else None
         torch.manual_seed(args.seed * 100_003 + epoch)  # dropout, too, depends on (seed, epoch)
         model.train()
-        views = batches(method.split, size, args.seed, epoch, augment=True, balance=args.balance)
+        views = training_views(args, method.split, epoch)
         for batch in tqdm(views, label, steps, leave=False, disable=None):
             if answers:
                 rows = slice(batch.step * size, (batch.step + 1) * size)
@@ -468,7 +473,7 @@ class Teacher:
 
         def ask():
             ## Batch by batch, so that they are bit by bit what each step would compute.
-            views = batches(split, args.batch_size, args.seed, epoch, True, args.balance)
+            views = training_views(args, split, epoch)
             feats, logits = zip(*(self(batch) for batch in views))
             return torch.cat(feats), torch.cat(logits)
 

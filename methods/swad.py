@@ -380,9 +380,8 @@ class Method(PlainTraining):
         ## Batch norm keeps means and variances of what its layer once received, from weights that
         ## are no longer there: averaged, such a network can be as bad as chance. So the training
         ## pictures pass once more, without gradient, as in an epoch that comes after the last.
-        args = self.args
-        views = (args.batch_size, args.seed, args.epochs, True, args.balance)
-        torch.optim.swa_utils.update_bn(batches(self.split, *views), self.student)
+        views = training_views(self.args, self.split, self.args.epochs)
+        torch.optim.swa_utils.update_bn(views, self.student)
 
 
 # ===== 5. FIT AND EVALUATE (shared) ===============================================================
@@ -404,6 +403,11 @@ def measure(model, data, part, replicates=0):
 ## the best AUROC on validation, and the one with the best AUROC of the worst group there.
 RULES = {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"}
 LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
+
+
+def training_views(args, split, epoch):
+    """The batches of an epoch. Kept answers of a teacher are answers to exactly these."""
+    return batches(split, args.batch_size, args.seed, epoch, augment=True, balance=args.balance)
 
 
 def fit(args, data, method, label, checkpoint=None, rules=RULES):
@@ -429,7 +433,7 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         answers = teacher.begin_epoch(args, method.split, epoch) if teacher else None
         torch.manual_seed(args.seed * 100_003 + epoch)  # dropout, too, depends on (seed, epoch)
         model.train()
-        views = batches(method.split, size, args.seed, epoch, augment=True, balance=args.balance)
+        views = training_views(args, method.split, epoch)
         for batch in tqdm(views, label, steps, leave=False, disable=None):
             if answers:
                 rows = slice(batch.step * size, (batch.step + 1) * size)
@@ -511,7 +515,7 @@ class Teacher:
 
         def ask():
             ## Batch by batch, so that they are bit by bit what each step would compute.
-            views = batches(split, args.batch_size, args.seed, epoch, True, args.balance)
+            views = training_views(args, split, epoch)
             feats, logits = zip(*(self(batch) for batch in views))
             return torch.cat(feats), torch.cat(logits)
 
