@@ -306,6 +306,15 @@ def balanced_order(labels, groups, rng):
     return by_cell[start[drawn] + rng.integers(0, sizes[drawn])]
 
 
+def class_shares(split, num_classes, balance=False):
+    """The share of each class among the pictures that `batches` gives: a list (C,)."""
+    cells = torch.stack([split.labels, split.groups], dim=1)
+    seen = cells.unique(dim=0)[:, 0] if balance else split.labels
+    ## A class without a picture counts as one: its share must not be 0, which has no logarithm.
+    counts = torch.bincount(seen, minlength=num_classes).clamp(min=1)  # (C,)
+    return (counts / counts.sum()).tolist()
+
+
 def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False):
     """The batches of one epoch.
 

@@ -9,8 +9,19 @@ bootstrap resamples they are one axis of length R, and every function computes a
 Values are fractions. Arguments are given by keyword, because no error would show that truth and
 prediction were swapped. What cannot be measured is NaN and never 0, since 0 would read as perfectly
 fair (a gap) or as worse than chance (an AUROC). Means and extremes leave NaN out.
+
+Every metric of decisions is computed for two decisions, from logits z and the shares π of the
+classes among what a network was trained on:
+
+    metric              arg max over c of z_c, the largest output: few errors, if classes are as
+                        frequent as in training
+    metric_corrected    arg max over c of z_c - log π_c: as if all classes were equally frequent
+
+Where a class is rare, the first hardly ever names it, and a gap in its recall is small because the
+recall is small. The second has nothing to tune: logit adjustment (Menon et al., ICLR 2021).
 """
 
+import itertools
 import json
 import time
 
@@ -33,7 +44,7 @@ def _mean(values):
 def _codes(name, values, number, size=None):
     """`values` as integers (N,) from 0 to number - 1; ValueError if they are anything else."""
     values = np.asarray(values)
-    fits = values.ndim == 1 and 0 < len(values) == (size or len(values))
+    fits = values.ndim == 1 and 0 < len(values) == (len(values) if size is None else size)
     if not fits or values.dtype.kind not in "iub" or values.min() < 0 or values.max() >= number:
         raise ValueError(f"{name} must be integers below {number}, one per sample, not empty.")
     return values.astype(np.int64)
@@ -173,6 +184,23 @@ def equalized_odds_difference(*, counts):
     return _mean(np.maximum(*gaps))  # np.maximum keeps NaN
 
 
+def decisions(*, counts):
+    """All metrics of a table of counts by name: (...,), and "group_accuracy" (..., G)."""
+    shares = group_accuracy(counts=counts)
+    out = {"counts": counts, "group_accuracy": shares}
+    out |= {"accuracy_worst_group": worst_group(values=shares), "accuracy_gap": gap(values=shares)}
+    for metric in (recall, precision, f1):
+        out[metric.__name__] = metric(counts=counts)
+        out[f"{metric.__name__}_weighted"] = metric(counts=counts, average="weighted")
+    for metric in (accuracy, equalized_odds_difference, demographic_parity_difference):
+        out[metric.__name__] = metric(counts=counts)
+    _, out["mean_deo"], out["max_deo"] = deo(counts=counts)
+    _, out["disparity"] = disparity(counts=counts)
+    cells = recall_per_group(counts=counts)  # (..., G, C)
+    out["worst_cell"] = worst_group(values=cells.reshape(*cells.shape[:-2], -1))
+    return out
+
+
 # ----- metrics of scores --------------------------------------------------------------------------
 def _area(positive, score, weights):
     """P(a positive scores above a negative), ties count half: (...,); NaN if either is missing."""
@@ -300,34 +328,39 @@ def seed_interval(*, values, level=0.95):
 
 
 # ----- everything about one model -----------------------------------------------------------------
-def headline(*, labels, groups, logits, num_groups, weights=None):
-    """All metrics by name, from labels (N,), groups (N,) and logits (N, C).
+def log_odds(logits):
+    """log p_c / (1 - p_c) of softmax probabilities p, from logits: (N, C) both."""
+    ## Ranked by p itself, all pictures beyond margins of 37 would tie: p is then 1 in float64.
+    others = [np.delete(logits, c, axis=1) for c in range(logits.shape[1])]  # C times (N, C - 1)
+    return logits - np.stack([np.logaddexp.reduce(rest, axis=1) for rest in others], axis=1)
 
-    Values are (...,); those named group_... are (..., G), and "counts" is (..., G, C, C).
+
+def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=None):
+    """All metrics by name, from labels (N,), groups (N,), logits (N, C) and class_shares π (C,).
+
+    Values are (...,); those named group_... are (..., G), and "counts" is (..., G, C, C). Without
+    class_shares all classes were equally frequent in training, and both decisions are the same.
     """
     labels, logits = _scores(labels, np.asarray(logits, float))
-    weights = _weights(weights, len(labels))
-    log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)  # (N, C)
-    probs, num_classes = np.exp(log_probs), logits.shape[1]
-    scored = {"labels": labels, "probs": probs, "weights": weights}
+    weights, num_classes = _weights(weights, len(labels)), logits.shape[1]
     split = {"groups": groups, "num_groups": num_groups}
-    decided = {"labels": labels, "predictions": probs.argmax(1), "weights": weights}
-    counts = confusion(**decided, **split, num_classes=num_classes)
-    shares = group_accuracy(counts=counts)
+    scored = {"labels": labels, "probs": log_odds(logits), "weights": weights}
     overall, areas = auroc(**scored), auroc_per_group(**scored, **split)
-    out = {"counts": counts, "auroc": overall, "group_auroc": areas, "group_accuracy": shares}
+    out = {"auroc": overall, "group_auroc": areas}
     out |= {"auroc_worst_group": worst_group(values=areas), "auroc_gap": gap(values=areas)}
-    out |= {"accuracy_worst_group": worst_group(values=shares), "accuracy_gap": gap(values=shares)}
-    for metric in (recall, precision, f1):
-        out[metric.__name__] = metric(counts=counts)
-        out[f"{metric.__name__}_weighted"] = metric(counts=counts, average="weighted")
-    for metric in (accuracy, equalized_odds_difference, demographic_parity_difference):
-        out[metric.__name__] = metric(counts=counts)
     out["es_auc"] = es_auc(overall=overall, per_group=areas)
     out["psd_mean"], out["psd_max"] = psd(overall=overall, per_group=areas)
-    _, out["mean_deo"], out["max_deo"] = deo(counts=counts)
-    _, out["disparity"] = disparity(counts=counts)
-    out["calibration_error"] = calibration_error(**scored)
+    said, log_shares = logits.argmax(1), 0.0 if class_shares is None else np.log(class_shares)
+    ## Shares that are equal but for a rounding must not turn a tie into another decision.
+    corrected = said if np.ptp(log_shares) < 1e-6 else (logits - log_shares).argmax(1)
+    for end, predictions in (("", said), ("_corrected", corrected)):
+        if not end or (corrected != said).any():
+            decided = {"labels": labels, "predictions": predictions, "weights": weights}
+            hard = decisions(counts=confusion(**decided, **split, num_classes=num_classes))
+        out |= {name + end: value for name, value in hard.items()}
+    log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)  # (N, C)
+    calibrated = {"labels": labels, "probs": np.exp(log_probs), "weights": weights}
+    out["calibration_error"] = calibration_error(**calibrated)
     losses = -weights * log_probs[np.arange(len(labels)), labels]  # cross-entropy, (..., N)
     member = np.eye(num_groups)[groups]  # (N, G)
     out["loss"] = _ratio(losses.sum(-1), weights.sum(-1))
@@ -343,40 +376,71 @@ def bootstrap(*, weights, **data):
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+ENDS = "", "_corrected"  # of the names of metrics of decisions
+
+
+def has_collapsed(*, counts):
+    """Whether decisions (G, C, C) are so useless that fairness values mean nothing.
+
+    A class that has samples is never predicted, a group with samples of two classes or more gets
+    one answer, or macro recall is within 5 points of chance.
+    """
+    there, predicted = counts.sum(-1) > 0, counts.sum(-2) > 0  # (G, C) each
+    present = there.any(0)  # (C,)
+    one_answer = ((predicted.sum(-1) == 1) & (there.sum(-1) > 1)).any()
+    never = (present & ~predicted.any(0)).any()
+    return bool(never or one_answer or recall(counts=counts) < 1 / max(present.sum(), 2) + 0.05)
+
+
 def evaluate(
-    *, labels, groups, logits, num_classes, num_groups, clusters=None, replicates=1000, seed=0
+    *,
+    labels,
+    groups,
+    logits,
+    num_classes,
+    num_groups,
+    class_shares=None,
+    clusters=None,
+    replicates=1000,
+    seed=0,
 ):
     """One model on one split as a dict for JSON. labels, groups, clusters (N,), logits (N, C).
 
     "n"                  number of samples
     "accuracy", ...      the metrics of `headline`; None is undefined, and "undefined" says why
     "groups", "classes"  a dict of metrics for each of them
-    "counts"             the table (G, C, C)
+    "counts"             the table (G, C, C); "counts_corrected", too
     "interval"           {metric: [low, high]}, 95 %; empty with replicates=0, which is fast
-    "collapsed"          all predictions are one class: then fairness values mean nothing
+    "collapsed"          `has_collapsed` of the corrected decisions
     """
     if np.shape(logits)[1:] != (num_classes,):
         raise ValueError(f"logits must be (N, {num_classes}), not {np.shape(logits)}.")
     data = {"labels": labels, "groups": groups, "logits": logits, "num_groups": num_groups}
+    data["class_shares"] = class_shares
     out = headline(**data)  # before the resamples, because it checks the arguments
     weights = bootstrap_weights(n=len(labels), replicates=replicates, seed=seed, clusters=clusters)
     draws = bootstrap(**data, weights=weights) if replicates else {}
-    counts = out.pop("counts")
-    samples, recalls = counts.sum(-1), recall_per_group(counts=counts)  # (G, C) both
+    tables = {end: out.pop(f"counts{end}") for end in ENDS}
     within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
     out["interval"] = {k: interval(draws=draws[k], point=out[k]) for k in out if draws}
     out["n"] = len(labels)
+    samples, of_class = tables[""].sum(-1), {}  # (G, C), the same in both tables
+    for end, counts in tables.items():
+        recalls = recall_per_group(counts=counts)  # (G, C)
+        within[f"recall{end}"] = _mean(recalls)  # (G,)
+        of_class[f"recall{end}"] = _ratio(*_margins(counts.sum(0))[:2])  # (C,)
+        of_class[f"recall_per_group{end}"] = recalls.T
+        of_class[f"disparity{end}"] = disparity(counts=counts)[0]
+        of_class[f"deo{end}"] = deo(counts=counts)[0]
+        out[f"counts{end}"] = counts.astype(int)
     out["groups"] = []
     for g in range(num_groups):
-        own = {k: values[g] for k, values in within.items()}
-        ends = {k: draws[f"group_{k}"][:, g] for k in own if draws}  # (R,) each
+        own = {k: values[g] for k, values in within.items()} | {"n": int(samples[g].sum())}
+        ends = {k: draws[f"group_{k}"][:, g] for k in own if f"group_{k}" in draws}  # (R,) each
         own["interval"] = {k: interval(draws=ends[k], point=own[k]) for k in ends}
-        out["groups"].append(own | {"n": int(samples[g].sum()), "recall": _mean(recalls[g])})
-    of_class = {"recall": _ratio(*_margins(counts.sum(0))[:2]), "recall_per_group": recalls.T}
-    of_class |= {"disparity": disparity(counts=counts)[0], "deo": deo(counts=counts)[0]}
+        out["groups"].append(own)
     out["classes"] = [{k: v[c] for k, v in of_class.items()} for c in range(num_classes)]
-    out["counts"] = counts.astype(int)
-    out["collapsed"] = int((counts.sum((0, 1)) > 0).sum()) == 1
+    out["collapsed"] = has_collapsed(counts=tables["_corrected"])
     empty = np.argwhere(samples == 0)
     out["undefined"] = [f"group {g} has no sample of class {c}" for g, c in empty]
     if num_groups == 1:
@@ -387,34 +451,45 @@ def evaluate(
 
 # ----- show and time ------------------------------------------------------------------------------
 SHOWN = ["accuracy", "f1", "auroc", "auroc_worst_group", "auroc_gap", "es_auc"]
-SHOWN += ["mean_deo", "max_deo", "disparity"]
+SHOWN += ["mean_deo", "max_deo", "disparity", "worst_cell"]
 
 
 def show(columns, class_names, group_names):
     """A table as text, in percent with 95 % intervals: a column for each model.
 
     columns: {"teacher": evaluate(...), "student": ...}. The rows are the metrics in SHOWN, then
-    AUROC and accuracy of each group, then the signed disparity of each class.
+    AUROC and accuracy of each group, then the signed disparity of each class. Where both decisions
+    differ, each metric of decisions has a second row.
     """
-    models = columns.values()
+    models = [*columns.values()]
     rows = [(key, models, key) for key in SHOWN]  # first cell, the dicts that hold the value, key
     for key in ("auroc", "accuracy"):
         for g, name in enumerate(group_names):
             rows.append((f"{key}, {name}", [model["groups"][g] for model in models], key))
     for c, name in enumerate(class_names):
         rows.append((f"disparity, {name}", [model["classes"][c] for model in models], "disparity"))
+    two = any(model["counts"] != model["counts_corrected"] for model in models)
     cells = [["percent", *columns]]
-    for first, parts, key in rows:
-        cells.append([first])
+    for (first, parts, key), end in itertools.product(rows, ENDS if two else ENDS[:1]):
+        if key + end not in parts[0]:
+            continue
+        cells.append([first + end.replace("_", ", ")])
         for part in parts:
-            values = [part[key], *part.get("interval", {}).get(key, [])]
-            value, *ends = ["undefined" if v is None else f"{100 * v:.1f}" for v in values]
-            cells[-1].append(f"{value} [{', '.join(ends)}]" if ends else value)
+            values = [part[key + end], *part.get("interval", {}).get(key + end, [])]
+            value, *bounds = ["undefined" if v is None else f"{100 * v:.1f}" for v in values]
+            cells[-1].append(f"{value} [{', '.join(bounds)}]" if bounds else value)
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    if two:
+        lines.append("corrected: decisions by z - log π, π the shares of the classes in training")
+    for g, c in np.argwhere(np.sum(models[0]["counts"], axis=-1) == 0):
+        lines.append(f"no picture of {class_names[c]}, {group_names[g]}: means leave it out")
     for name, model in columns.items():
         if model["collapsed"]:
-            lines.append(f"{name} has collapsed: it predicts one class for every picture")
+            lines.append(
+                f"{name} has collapsed: it gives up a class, gives a group one answer, or is about "
+                "as good as chance. Try --balance, more --epochs, or less weight on fairness"
+            )
     return "\n".join(lines)
 
 

@@ -25,6 +25,11 @@ DEFAULTS = {
     "student": "resnet18",
     "target": "Attractive",
     "sensitive": "Male",
+    "epochs": 12,
+    "batch_size": 64,
+    "lr": 0.05,
+    "teacher_epochs": 12,
+    "teacher_lr": 0.05,
 }
 PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 

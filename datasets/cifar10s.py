@@ -27,6 +27,11 @@ DEFAULTS = {
     "target": "label",
     "sensitive": "group",
     "skew": 0.95,
+    "epochs": 12,
+    "batch_size": 64,
+    "lr": 0.05,
+    "teacher_epochs": 12,
+    "teacher_lr": 0.05,
 }
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()

@@ -26,6 +26,11 @@ DEFAULTS = {
     "student": "shufflenet_v2_x0_5",
     "target": "label",
     "sensitive": "group",
+    "epochs": 12,
+    "batch_size": 64,
+    "lr": 0.05,
+    "teacher_epochs": 12,
+    "teacher_lr": 0.05,
 }
 
 

@@ -29,6 +29,11 @@ DEFAULTS = {
     "student": "shufflenet_v2_x0_5",
     "target": "malignant",
     "sensitive": "sex",
+    "epochs": 12,
+    "batch_size": 64,
+    "lr": 0.05,
+    "teacher_epochs": 12,
+    "teacher_lr": 0.05,
 }
 PAGE = "https://doi.org/10.7910/DVN/DBW86T"
 SERVER = "https://dataverse.harvard.edu/api/access/datafile/"

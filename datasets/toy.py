@@ -18,10 +18,15 @@ from datasets import Table, refuse_choices
 
 DEFAULTS = {
     "image_size": 32,
-    "teacher": "convnet32",
+    "teacher": "convnet16",
     "student": "convnet8",
     "target": "label",
     "sensitive": "group",
+    "epochs": 40,
+    "batch_size": 32,
+    "lr": 0.1,
+    "teacher_epochs": 24,
+    "teacher_lr": 0.1,
 }
 
 

@@ -26,6 +26,11 @@ DEFAULTS = {
     "student": "efficientnet_b0",
     "target": "event",
     "sensitive": "gender",
+    "epochs": 12,
+    "batch_size": 64,
+    "lr": 0.05,
+    "teacher_epochs": 12,
+    "teacher_lr": 0.05,
 }
 PAGE = "http://mmlab.ie.cuhk.edu.hk/projects/WIDERAttribute.html"
 CLASSES = {  # the classes of Bolner et al., and the numbers of their events in folder names

@@ -56,8 +56,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 import metrics
-from data import DATASETS, InputError, batches, check_finite, defaults, digest, load, locked
-from data import made_once, near, put_back, restore, save
+from data import DATASETS, InputError, batches, check_finite, class_shares, defaults, digest, load
+from data import locked, made_once, near, put_back, restore, save
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
 
@@ -98,9 +98,11 @@ def settings():
     add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--student", help="network: a torchvision name or convnet<width> (default: by data set)")
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
-    add("--epochs", type=count, default=12, help="passes over the pictures, the teacher's too")
-    add("--batch-size", type=number(2, kind=int), default=64, help="pictures (RepDistiller: 64)")
-    add("--lr", type=number(1e-12), default=0.05, help="highest learning rate (RepDistiller: 0.05)")
+    add("--epochs", type=count, help="passes over the pictures (default: by data set)")
+    add("--batch-size", type=number(2, kind=int), help="pictures (default: by data set)")
+    add("--lr", type=number(1e-12), help="highest learning rate (default: by data set)")
+    add("--teacher-epochs", type=count, help="the teacher's passes (default: by data set)")
+    add("--teacher-lr", type=number(1e-12), help="the teacher's rate (default: by data set)")
     add("--weight-decay", type=weight, default=5e-4, help="of SGD (RepDistiller: 5e-4)")
     add("--alpha", type=share, default=0.9, help="α: weight of L_KD, CE has 1 - α (RepDistiller)")
     ## Beyond T = 1000 the softened outputs differ by less than float32 can tell.
@@ -134,8 +136,10 @@ def parse(argv=None):
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.smoke:
-        args.epochs, args.batch_size = min(args.epochs, 2), min(args.batch_size, 32)
+        args.epochs, args.teacher_epochs = min(args.epochs, 2), min(args.teacher_epochs, 2)
+        args.batch_size = min(args.batch_size, 32)
         args.lr /= 5  # the full rate, reached within a few steps, makes losses diverge
+        args.teacher_lr /= 5
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -145,6 +149,14 @@ def parse(argv=None):
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise InputError("--compile needs a C++ compiler (g++) for the CPU: leave it out")
+    return args
+
+
+def settle(args, num_classes):
+    """The settings, with each pair of defaults (for two classes, for more) replaced by its own."""
+    for name, value in vars(args).items():
+        if isinstance(value, tuple):
+            setattr(args, name, value[num_classes > 2])
     return args
 
 
@@ -505,22 +517,28 @@ class Method(Tuning):
 # ===== 5. FIT AND EVALUATE (shared) ===============================================================
 
 
-def measure(model, data, part, replicates=0):
-    """Logits (N, C) of `model` on data[part], and every metric of metrics.py."""
+def measure(model, data, part, shares=None, replicates=0):
+    """Logits (N, C) of `model` on data[part], and every metric of metrics.py.
+
+    shares    (C,) of the classes among what the model was trained on, for corrected decisions
+    """
     model.eval()
     with torch.no_grad():
         logits = torch.cat([model(batch.images)[1] for batch in batches(data[part], 256)])
     ## Logits are stored as float16, whose rounding is finer than any of our intervals. They are
     ## rounded before anything is computed, so that the stored ones give the same numbers again.
-    logits = logits.half().float().cpu().numpy()
     check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
-    return logits, metrics.evaluate(**data.truth(part), logits=logits, replicates=replicates)
+    logits = logits.clamp(-65504, 65504).half().float().cpu().numpy()  # float16 ends there
+    truth = data.truth(part) | {"class_shares": shares}
+    return logits, metrics.evaluate(**truth, logits=logits, replicates=replicates)
 
 
 ## Which epoch counts? Three rules, fixed in advance, all reported: the last ("last"), the one with
-## the best AUROC on validation, and the one with the best AUROC of the worst group there.
+## the best AUROC on validation, and the one with the best AUROC of the worst group there. Of equal
+## ones the lowest loss decides, and an epoch without a value (a class is missing) is never best.
 RULES = {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"}
-LOGGED = ("accuracy", "auroc", "auroc_worst_group", "auroc_gap", "mean_deo", "disparity")
+LOGGED = "loss accuracy auroc auroc_worst_group auroc_gap".split()
+LOGGED += [f"{k}{end}" for k in ("mean_deo", "disparity") for end in metrics.ENDS]
 
 
 def training_views(args, split, epoch):
@@ -533,13 +551,14 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
 
     Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
-    log, states, best, seconds = [], {}, dict.fromkeys(rules, -math.inf), []
+    log, states, best, seconds = [], {}, {}, []
     if checkpoint and checkpoint.exists():
         progress = restore(checkpoint, args.device)
         for name, part in method.saved.items():
             put_back(part, progress["parts"].get(name), checkpoint)
         log, states, best, seconds = (progress[k] for k in ("log", "states", "best", "seconds"))
     model, size, steps = method.student, args.batch_size, len(method.split) // args.batch_size
+    shares = class_shares(method.split, len(data.classes), args.balance)
 
     def snapshot(epoch):
         state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -567,11 +586,12 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         losses = {name: float(total) / steps for name, total in sums.items()}
         rate = steps * size / (time.time() - start)
         check_finite(losses, f"epoch {epoch + 1} of the {label} (the last checkpoint is kept)")
-        _, validation = measure(model, data, "val")
+        _, validation = measure(model, data, "val", shares)
         method.end_epoch(epoch, validation)
         for rule, metric in rules.items():
-            if (validation[metric] or 0) > best[rule]:
-                best[rule], states[rule] = validation[metric] or 0, snapshot(epoch)
+            value = (validation[metric], -validation["loss"])
+            if value[0] is not None and (rule not in best or value > best[rule]):
+                best[rule], states[rule] = value, snapshot(epoch)
         seconds.append(time.time() - start)
         log.append({"epoch": epoch, **losses, "val": {name: validation[name] for name in LOGGED}})
         shown = {name: validation[name] for name in ("auroc", "auroc_worst_group", "mean_deo")}
@@ -584,7 +604,10 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
             progress = {"log": log, "states": states, "best": best, "seconds": seconds}
             save(checkpoint, progress | {"parts": parts})
     method.finish()
-    return {"last": snapshot(args.epochs - 1), **states}, log, seconds
+    last = snapshot(args.epochs - 1)
+    for rule in rules.keys() - states.keys():
+        print(f"{rule} is the last epoch: {rules[rule]} is undefined on validation in all of them")
+    return {"last": last, **dict.fromkeys(rules, last), **states}, log, seconds
 
 
 # ===== 6. TEACHER (shared) ========================================================================
@@ -652,11 +675,15 @@ def get_teacher(args, data):
 
     It is trained now if no script has done so before.
     """
-    names = "teacher image_size pretrained epochs batch_size lr weight_decay seed precision".split()
+    names = "teacher image_size pretrained batch_size weight_decay precision".split()
     recipe = {name: getattr(args, name) for name in names}
+    recipe |= {"epochs": args.teacher_epochs, "lr": args.teacher_lr}
+    ## A seed of its own: else a teacher built like its student would start from the same weights
+    ## and see the same views, and plain training would give the teacher once more.
+    recipe["seed"] = args.seed + 2**32
     recipe["pictures"] = data.hash("train", groups=False)  # it never sees a group
     folder = data_folder(args) / "teachers" / f"{args.teacher}-{digest(recipe)}"
-    torch.manual_seed(args.seed)
+    torch.manual_seed(recipe["seed"])
     network = Network(args, args.teacher, len(data.classes)).to(args.device)
 
     def train():
@@ -689,12 +716,14 @@ def main():
     if args.compile and not Method.can_compile:
         raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
     data = load_pictures(args)
+    settle(args, len(data.classes))
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
     ## The folder's name tells which settings were changed, and its digest covers all settings, the
     ## seed and the pictures. Another setting has another folder: no run overwrites another one.
     usual = parse(["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"])
+    settle(usual, len(data.classes))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
     name = "-".join(f"{k}_{v}".replace("/", "_") for k, v in changed.items())[:100] or "default"
     everything = chosen(args) | {"pictures": data.hash()}
@@ -710,9 +739,12 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     result = restore(path)
-    columns = {"teacher": result.get("teacher"), "student": result["last"]}
-    columns = {name: model["test"] for name, model in columns.items() if model}
+    models = {"teacher": result.get("teacher"), "student": result["last"]}
+    models = {name: model for name, model in models.items() if model}
+    columns = {name: model["test"] for name, model in models.items()}
     print(metrics.show(columns, result["classes"], result["group_names"]))
+    fitted = [f"{name} {m['train']['worst_cell_corrected']:.1%}" for name, m in models.items()]
+    print("recall of the worst class x group cell of the training pictures:", ", ".join(fitted))
 
 
 def train_and_test(args, data, folder, about):
@@ -729,19 +761,25 @@ def train_and_test(args, data, folder, about):
         states, log, seconds = fit(args, data, method, "student", folder / "checkpoint.pt")
 
         ## The test split is touched here, once, when nothing is left to choose.
-        result, logits, test = {}, {}, data["test"]
+        result, logits, test, val = {}, {}, data["test"], data["val"]
         networks = {"teacher": teacher.network} if teacher else {}
         for name, network in (networks | method.reported | dict.fromkeys(states, student)).items():
             if name in states:  # the student is tested with the weights of each rule
                 put_back(network, states[name], folder)
-            _, on_val = measure(network, data, "val")
-            logits[name], on_test = measure(network, data, "test", 100 if args.smoke else 1000)
+            seen = (data["train"], False) if name == "teacher" else (method.split, args.balance)
+            shares = class_shares(seen[0], len(data.classes), balance=seen[1])
+            _, on_train = measure(network, data, "train", shares)
+            logits[f"{name}_val"], on_val = measure(network, data, "val", shares)
+            draws = 100 if args.smoke else 1000
+            logits[name], on_test = measure(network, data, "test", shares, draws)
             tensors = network.state_dict().values()
             result[name] = {
                 "epoch": states.get(name, {}).get("epoch"),
                 "network": network.name,
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "megabytes": sum(t.numel() * t.element_size() for t in tensors) / 1e6,
+                "class_shares": shares,
+                "train": on_train,
                 "val": on_val,
                 "test": on_test,
             }
@@ -770,6 +808,7 @@ def train_and_test(args, data, folder, about):
         weights = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
         save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
+        truth |= {"labels_val": val.labels.cpu(), "groups_val": val.groups.cpu()}
         arrays = {name: values.astype(np.float16) for name, values in logits.items()}
         np.savez_compressed(packed := io.BytesIO(), **arrays, **truth, subjects=test.subjects)
         save(folder / "logits.npz", packed.getvalue())
