@@ -22,10 +22,10 @@ DEFAULTS = {
     "student": "convnet8",
     "target": "label",
     "sensitive": "group",
-    "epochs": 40,
+    "epochs": 48,
     "batch_size": 32,
     "lr": 0.1,
-    "teacher_epochs": 24,
+    "teacher_epochs": 28,
     "teacher_lr": 0.1,
 }
 
