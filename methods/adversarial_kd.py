@@ -566,7 +566,7 @@ def get_teacher(args, data):
     recipe |= {"epochs": args.teacher_epochs, "lr": args.teacher_lr}
     ## A seed of its own: else a teacher built like its student would start from the same weights
     ## and see the same views, and plain training would give the teacher once more.
-    recipe["seed"] = args.seed + 2**32
+    recipe["seed"] = args.seed + 1_000_003
     recipe["pictures"] = data.hash("train", groups=False)  # it never sees a group
     folder = data_folder(args) / "teachers" / f"{args.teacher}-{digest(recipe)}"
     torch.manual_seed(recipe["seed"])

@@ -1,5 +1,7 @@
 """kd_loss against the authors' code and against what it must be; the networks; the shared loop."""
 
+import argparse
+import math
 import shutil
 from pathlib import Path
 
@@ -159,16 +161,21 @@ def test_learning_rate_warms_up_and_ends_near_zero(toy):
     assert rates[-1] < args.lr * 1e-3 and rates[steps:] == sorted(rates[steps:], reverse=True)
 
 
-def test_fit_keeps_the_epoch_of_each_rule(toy, monkeypatch):
+def test_fit_keeps_the_epoch_of_each_rule(toy, monkeypatch, capsys):
     """Best overall and best worst group on validation are two different epochs here."""
     args = arguments(ckd)
     args.epochs = 3
     scores = iter([(0.9, 0.5), (0.8, 0.7), (0.7, 0.6)])
-    names = (*ckd.LOGGED, "loss")
+    losses = iter([0.3, 0.2, 0.1])
 
-    def pretend(model, data, part, replicates=0):
+    def pretend(model, data, part, shares):
         overall, worst = next(scores)
-        return None, {**dict.fromkeys(names), "auroc": overall, "auroc_worst_group": worst}
+        none = dict.fromkeys(ckd.LOGGED)
+        return None, none | {
+            "auroc": overall,
+            "auroc_worst_group": worst,
+            "loss": next(losses),
+        }
 
     monkeypatch.setattr(ckd, "measure", pretend)
     method = ckd.PlainTraining(args, toy, ckd.Network(args, "convnet2", 6))
@@ -176,6 +183,62 @@ def test_fit_keeps_the_epoch_of_each_rule(toy, monkeypatch):
     epochs = {rule: state["epoch"] for rule, state in states.items()}
     assert epochs == {"last": 2, "best_overall": 0, "best_worst_group": 1} and len(log) == 3
     assert not torch.equal(states["last"]["head.weight"], states["best_overall"]["head.weight"])
+    ## Of equal epochs the one with the lowest loss is the best; an undefined one never is.
+    scores, losses = iter([(0.9, None), (0.9, 0.4), (0.9, None)]), iter([0.3, 0.1, 0.2])
+    states, _, _ = ckd.fit(args, toy, method, "test")
+    epochs = {rule: state["epoch"] for rule, state in states.items()}
+    assert epochs == {"last": 2, "best_overall": 1, "best_worst_group": 1}
+    ## Undefined in every epoch: the last one stands, and a line says so.
+    scores, losses = iter([(0.7, None), (0.9, None), (0.8, None)]), iter([0.3, 0.1, 0.2])
+    states, _, _ = ckd.fit(args, toy, method, "test")
+    epochs = {rule: state["epoch"] for rule, state in states.items()}
+    assert epochs == {"last": 2, "best_overall": 1, "best_worst_group": 2}
+    assert (
+        "best_worst_group is the last epoch: auroc_worst_group is undef" in capsys.readouterr().out
+    )
+
+
+def test_the_teacher_has_its_own_start_views_and_budget(toy, tmp_path, monkeypatch):
+    """Built alike and trained as long, a plain student is not its teacher once more."""
+    same = ["--teacher", "convnet2", "--student", "convnet2", "--alpha", "0"]
+    args, seen = arguments(ckd, *same, "--out", str(tmp_path)), []
+    args.epochs, args.teacher_epochs, args.lr, args.teacher_lr = 1, 2, 0.05, 0.02
+    fit = ckd.fit
+
+    def watch(plain, data, method, label, *more, **others):
+        views = next(ckd.training_views(plain, data["train"], 0))
+        start = method.student.head.weight.clone()
+        seen.append((plain.epochs, plain.lr, start, views.index, views.images))
+        return fit(plain, data, method, label, *more, **others)
+
+    monkeypatch.setattr(ckd, "fit", watch)
+    torch.manual_seed(args.seed)
+    student = ckd.Network(args, args.student, 6)
+    teacher, _ = ckd.get_teacher(args, toy)
+    watch(args, toy, ckd.Method(args, toy, student, teacher), "student")
+    assert [run[:2] for run in seen] == [(2, 0.02), (1, 0.05)]
+    for of_teacher, of_student in zip(seen[0][2:], seen[1][2:]):
+        assert not torch.equal(of_teacher, of_student)
+
+
+def test_pairs_of_defaults_are_settled_by_the_number_of_classes():
+    args = argparse.Namespace(weight=(0.5, 5.0), other=1.0)
+    assert vars(ckd.settle(argparse.Namespace(**vars(args)), 2)) == {"weight": 0.5, "other": 1.0}
+    for classes in (3, 10):
+        settled = ckd.settle(argparse.Namespace(**vars(args)), classes)
+        assert vars(settled) == {"weight": 5.0, "other": 1.0}
+
+
+def test_logits_beyond_float16_end_at_its_largest_number(toy):
+    """A large finite logit is no reason to stop a run."""
+    args = arguments(ckd)
+    network = ckd.Network(args, "convnet2", 6)
+    network.head.bias.data[2] = 1e6
+    logits, result = ckd.measure(network, toy, "val")
+    assert logits.max() == 65504 and result["collapsed"]
+    network.head.bias.data[2] = math.nan
+    with pytest.raises(InputError):
+        ckd.measure(network, toy, "val")
 
 
 def test_infinite_losses_stop_the_run(toy):

@@ -93,16 +93,23 @@ def test_a_run_as_a_user_starts_it(name, kind, copies, tmp_path):
     data = module.load_pictures(args)
     assert arrays["ids"].tolist() == data["test"].ids
     models = [model for model in result if model in arrays]
+    val = {"labels": arrays["labels_val"], "groups": arrays["groups_val"]}
     assert {"last", "best_overall", "best_worst_group"} <= set(models)
     assert ("teacher" in models) == module.Method.needs_teacher
     truth = {"labels": arrays["labels"], "groups": arrays["groups"]}
     truth |= {"num_classes": len(result["classes"]), "num_groups": len(result["group_names"])}
     for model in models:
         assert 0 < result[model]["test"]["accuracy"] < 1 and result[model]["parameters"] > 100
+        shares = {"class_shares": result[model]["class_shares"]}
         again = metrics.evaluate(
-            **truth, logits=arrays[model], clusters=arrays["subjects"], replicates=100
+            **truth | shares, logits=arrays[model], clusters=arrays["subjects"], replicates=100
         )
         assert again == result[model]["test"], model
+        again = metrics.evaluate(
+            **truth | shares | val, logits=arrays[f"{model}_val"], replicates=0
+        )
+        assert again == result[model]["val"], model
+        assert result[model]["train"]["n"] == len(data["train"])
     student = module.Network(args, args.student, len(data.classes))
     for rule, state in restore(path.with_name("student.pt"))["states"].items():
         module.put_back(student, state, path)
@@ -163,6 +170,7 @@ def test_a_method_changes_its_student_and_nothing_else(name, here, tmp_path):
     module = importlib.import_module(name)
     args = module.parse([*small(name), "--out", str(tmp_path)])
     data = module.load_pictures(args)
+    module.settle(args, len(data.classes))
     settings, splits = dict(vars(args)), {part: vars(data[part]).copy() for part in data.splits}
     assert all(isinstance(v, str | int | float | None) for v in settings.values()), settings
     hashed, teacher = data.hash(), None
@@ -239,6 +247,8 @@ OTHER_VALUES = {  # for each setting of all scripts that changes a result
     "epochs": "1",
     "batch_size": "4",
     "lr": "0.5",
+    "teacher_epochs": "1",
+    "teacher_lr": "0.25",
     "weight_decay": "0.1",
     "alpha": "0.5",
     "temperature": "2.0",
@@ -274,7 +284,7 @@ def test_another_setting_is_another_folder(here):
     assert names == {*vars(args)} - {"device", "describe"}
     for name, value in OTHER_VALUES.items():
         folder, about = folder_of("ckd", *small("ckd"), *flags_of(name, value), data=data)
-        value = 0.5 / 5 if name == "lr" else value  # smoke runs have a fifth
+        value = float(value) / 5 if name.endswith("lr") else value  # smoke runs have a fifth
         assert str(about["changed"][name]) == str(value)
         assert name == "compile" or f"{name}_{value}" in folder.name, "long names are cut"
         seen.add(folder.name)
@@ -373,11 +383,14 @@ def test_other_methods_and_settings_read_the_same_answers(here, tmp_path, asked)
     for name, *flags in (["ckd", "--alpha", "0.5"], ["ckd", "--temperature", "1"], ["rkd"]):
         run(name, *small(name), *flags, "--out", tmp_path)
     assert not asked and len(answers_in(tmp_path)) == 2
-    for flags in ("--balance", "--batch-size=4", "--seed=1", "--lr=0.1", "--teacher=convnet8"):
+    run("ckd", *small("ckd"), "--lr=0.2", "--out", tmp_path)  # of the student alone
+    assert not asked
+    teachers = "--teacher=convnet8 --teacher-lr=0.1 --teacher-epochs=1".split()
+    for flags in ("--balance", "--batch-size=4", "--seed=1", *teachers):
         run("ckd", *small("ckd"), *flags.split(), "--out", tmp_path)
         assert asked, flags
         asked.clear()
-    assert len(answers_in(tmp_path)) == 12
+    assert len(answers_in(tmp_path)) == 14
 
 
 def epoch(args, split, teacher, number=0):

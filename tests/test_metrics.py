@@ -654,6 +654,97 @@ def test_table():
         assert sum(line.startswith(name) for line in lines) == 1
 
 
+def test_both_decisions():
+    """With rare classes the corrected decision is the arg max of z - log π, π of the training."""
+    labels, _, groups, _, logits = sample(0, num_groups=2)
+    shares = np.array([0.7, 0.2, 0.08, 0.02])
+    logits = logits + np.log(shares)  # as of a network that has learnt the frequencies
+    data = {"labels": labels, "groups": groups, "logits": logits, "replicates": 50}
+    out = evaluate_sample(**data, class_shares=shares.tolist())
+    fair = evaluate_sample(**data | {"logits": logits - np.log(shares)})
+    plain = evaluate_sample(**data)
+    hard = [name for name in out if f"{name}_corrected" in out]
+    assert {"accuracy", "mean_deo", "disparity", "f1_weighted", "worst_cell", "counts"} <= {*hard}
+    for name in hard:
+        assert out[name] == plain[name] == plain[f"{name}_corrected"], name
+        assert out[f"{name}_corrected"] == fair[name], name
+    for name in ("accuracy", "mean_deo", "worst_cell"):
+        assert out["interval"][f"{name}_corrected"] == fair["interval"][name]
+        assert out["interval"][name] == plain["interval"][name]
+    for kind in ("groups", "classes"):
+        for ours, theirs in zip(out[kind], fair[kind]):
+            assert ours["recall_corrected"] == theirs["recall"]
+    assert out["recall_corrected"] > out["recall"] + 0.1  # otherwise this test shows nothing
+    for name in ("auroc", "calibration_error", "loss"):
+        assert out[name] == plain[name] and f"{name}_corrected" not in out
+    lines = metrics.show({"student": out}, "abcd", ["female", "male"]).splitlines()
+    for name in ("mean_deo", "accuracy, male", "disparity, b"):
+        assert [line.startswith(f"{name}, corrected") for line in lines].count(True) == 1
+    assert "corrected" not in metrics.show({"student": plain}, "abcd", ["female", "male"])
+
+
+def test_equal_shares_leave_ties_as_they_are():
+    """Shares that differ by a rounding must not turn equal logits into another decision."""
+    shares = [1 / 3, 1 / 3 + 1e-12, 1 / 3 - 1e-12]
+    out = metrics.evaluate(
+        labels=np.arange(30) % 3,
+        groups=np.arange(30) % 2,
+        logits=np.ones((30, 3)),
+        num_classes=3,
+        num_groups=2,
+        class_shares=shares,
+        replicates=0,
+    )
+    assert out["counts"] == out["counts_corrected"]
+
+
+def test_auroc_of_large_margins():
+    """Beyond margins of 37 softmax gives 1 to all; the order of log-odds stays."""
+    labels, groups = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    logits = np.array([[0, 50], [0, 45], [0, 70], [0, 60.0]])
+    both = {"labels": labels, "groups": groups, "num_groups": 2}
+    assert metrics.headline(logits=logits, **both)["auroc"] == 1
+    assert metrics.headline(logits=-logits, **both)["auroc"] == 0
+    labels, _, groups, probs, logits = sample(3)
+    odds = metrics.log_odds(logits)
+    np.testing.assert_allclose(odds, np.log(probs / (1 - probs)), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "counts, expected",
+    [
+        ([[[9, 1], [1, 9]], [[9, 1], [1, 9]]], False),
+        ([[[10, 0], [10, 0]], [[10, 0], [10, 0]]], True),  # everybody gets the first class
+        ([[[9, 1], [1, 9]], [[10, 0], [10, 0]]], True),  # one group does
+        ([[[9, 1], [1, 9]], [[10, 0], [0, 0]]], False),  # which has no other class
+        ([[[5, 5], [5, 5]], [[5, 5], [5, 5]]], True),  # chance
+        ([[[9, 1], [0, 0]], [[9, 1], [0, 0]]], False),  # one class only: there is no chance level
+    ],
+)
+def test_collapse(counts, expected):
+    assert metrics.has_collapsed(counts=np.array(counts)) is expected
+
+
+def test_collapse_is_of_the_corrected_decision():
+    """A network that never names the rare class at its largest output may still rank well."""
+    labels, groups = np.repeat([0, 0, 0, 1], 50), np.arange(200) % 2
+    logits = np.stack([np.full(200, 2.0), labels + np.linspace(-0.2, 0.2, 200)], 1)
+    data = {"labels": labels, "groups": groups, "logits": logits, "replicates": 0}
+    data |= {"num_classes": 2, "num_groups": 2}
+    assert metrics.evaluate(**data)["collapsed"] is True
+    ranked = metrics.evaluate(**data, class_shares=[0.8, 0.2])
+    assert ranked["collapsed"] is False and ranked["recall"] == 0.5
+    assert ranked["worst_cell"] == 0 and ranked["worst_cell_corrected"] > 0.9
+
+
+def test_means_over_undefined_cells_say_so():
+    labels, _, groups, _, logits = sample(0, num_groups=2)
+    labels = np.where((groups == 1) & (labels == 2), 0, labels)
+    out = evaluate_sample(labels=labels, logits=logits)
+    text = metrics.show({"student": out}, "abcd", ["female", "male"])
+    assert "no picture of c, male: means leave it out" in text
+
+
 def test_seconds_per_call():
     calls = []
 
