@@ -44,7 +44,8 @@ def check_finite(values, where):
     """Raise Diverged, which names them, if some of the values {name: number} are not finite."""
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise Diverged(f"{', '.join(bad)} in {where}: use a smaller --lr or smaller loss weights")
+        advice = "use a smaller --lr (of a teacher: --teacher-lr) or smaller loss weights"
+        raise Diverged(f"{', '.join(bad)} in {where}: {advice}")
 
 
 def near(name, known, cutoff=0.6):

@@ -393,7 +393,7 @@ class Method(PlainTraining):
     def __init__(self, args, data, student, teacher=None):
         super().__init__(args, data, student, teacher)
         ## Step 0, made once for all runs that share it; its states are reported as FIS.
-        others = "alpha temperature teacher train_backbone".split()
+        others = "alpha temperature teacher teacher_epochs teacher_lr train_backbone".split()
         recipe = {k: v for k, v in chosen(args).items() if k not in others}
         pictures = data.hash("train", "val")  # validation chooses the epoch
         folder = data_folder(args) / "fairdi" / f"step0-{digest([recipe, pictures])}"
@@ -417,13 +417,18 @@ class Method(PlainTraining):
                 for part in ("train", "val")
             )  # (N, D)
         self.logits_t = self.feats.new_empty(len(self.feats), len(data.classes))  # (N, C)
+        _, val = measure(student, data, "val")
+        best = "AUROC of the worst group {auroc_worst_group:.1%}, accuracy {accuracy:.1%}"
+        print(f"step 0 ends as in epoch {states[rule]['epoch'] + 1}: val {best.format(**val)}")
         ## Step 1. With one class in training there is nothing to teach, in validation no choice.
+        budget = {"epochs": args.teacher_epochs, "lr": args.teacher_lr}
+        plain = argparse.Namespace(**vars(args) | budget)
         parts = ((self.feats, data["train"]), (feats_val, data["val"]))
         for g, name in enumerate(data.group_names):
             own = [(x[part.groups == g], part.labels[part.groups == g]) for x, part in parts]
             head, what = copy.deepcopy(student.head), "one class only, step 0 stands in for it"
             if min(len(labels.unique()) for _, labels in own) > 1:
-                what = "val auroc {:.1%}, was {:.1%}".format(*train_head(args, data, head, *own))
+                what = "val auroc {:.1%}, was {:.1%}".format(*train_head(plain, data, head, *own))
             print(f"teacher of {name}: {what}")
             # Eq. (8)
             self.logits_t[data["train"].groups == g] = head(own[0][0]).detach()

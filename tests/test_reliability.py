@@ -297,7 +297,8 @@ def test_nan_in_pictures_is_found_in_the_first_epoch(here, tmp_path, monkeypatch
 EXTREMES = {  # flags that are no error by themselves: words of the sentence, or None for a result
     ("--temperature", "1000"): None,
     ("--temperature", "1e-6"): None,
-    ("--lr", "1e20"): "epoch 1 of the teacher",
+    ("--lr", "1e20"): "epoch 1 of the student",
+    ("--teacher-lr", "1e20"): "epoch 1 of the teacher",
     ("--weight-decay", "1e6"): "use a smaller --lr",
     ("--alpha", "0"): None,
     ("--alpha", "1"): None,
