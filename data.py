@@ -18,6 +18,7 @@ import io
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +65,16 @@ def digest(content):
 
     text = json.dumps(content, sort_keys=True, default=of_tensor)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def files_of(*settings):
+    """{"files": digests} of those settings that are FILE or FILE.py:FUNCTION; {} if none is.
+
+    So another content under the same name is another run.
+    """
+    paths = [Path(re.sub(r"\.py:\w+$", ".py", str(setting))) for setting in settings]
+    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
+    return {"files": sums} if sums else {}
 
 
 @contextlib.contextmanager
@@ -132,12 +143,19 @@ def save(path, content):
         temporary.write_bytes(content)
 
 
-def restore(path, device="cpu"):
-    """Read what `save` wrote into `path`, JSON or torch.save's form, without running code in it."""
+def restore(path, device="cpu", keys=()):
+    """Read what `save` wrote into `path`, JSON or torch.save's form, without running code in it.
+
+    Raises InputError if it cannot be read, or is not a dict that has all of these keys.
+    """
     try:
         if Path(path).suffix == ".json":
-            return json.loads(Path(path).read_text(encoding="utf-8"))
-        return torch.load(path, map_location=device, weights_only=True)
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        else:
+            content = torch.load(path, map_location=device, weights_only=True)
+        for key in keys:
+            content[key]
+        return content
     except Exception as error:  # damaged files raise all kinds of errors
         raise InputError(
             f"{path} is damaged, or not a file of these scripts, or holds code "
@@ -156,7 +174,54 @@ def put_back(part, state, path):
         ) from None
 
 
-def made_once(path, make, device="cpu"):
+def start_from(network, path):
+    """Give `network` the weights in a file that others made, and say what was taken.
+
+    They are taken by name, or in order if the shapes agree, which finds a network that only names
+    its parts otherwise. Every tensor of the network must be found: one that kept its random numbers
+    would spoil what the others know, and nothing would show it. Raises InputError.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file  # a package that few need
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        for key in "state_dict_ema state_dict model state states last".split():  # who wraps them
+            content = content.get(key, content)
+        pairs = [(k, v) for k, v in content.items() if torch.is_tensor(v)]
+    except Exception as error:  # no file, no package, a damaged file, code in it
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"{path} gives no weights ({type(error).__name__}: {reason}): it must be a file of "
+            "tensors by name, .pt, .pth or .safetensors"
+        ) from None
+
+    def by_name(pairs):
+        prefix = re.compile(r"^((module|model|_orig_mod|backbone|body)\.)+")
+        return {prefix.sub("", k): v for k, v in pairs if not k.endswith("num_batches_tracked")}
+
+    own, given = by_name(network.state_dict().items()), by_name(pairs)
+    named = own.keys() <= given.keys()
+    taken = {k: given[k] for k in own} if named else dict(zip(own, given.values()))
+    wrong = [k for k in own if k not in taken or taken[k].shape != own[k].shape]
+    if wrong:
+        raise InputError(
+            f"{path} is not for this network: {len(own.keys() & given.keys())} of {len(own)} names "
+            f"agree, and {wrong[0]} has another shape or is missing; the network begins with "
+            f"{', '.join([*own][:2])}, the file with {', '.join([*given][:2]) or 'nothing'}"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(taken[name])
+    unused = [*given][len(own) :] if not named else [name for name in given if name not in own]
+    print(
+        f"{path}: {len(own)} tensors taken {'by name' if named else 'in order'}, not used: "
+        f"{', '.join(unused[:4]) or 'none'}{' ...' if unused[4:] else ''}"
+    )
+
+
+def made_once(path, make, device="cpu", keys=()):
     """Return what `make()` returns, kept in the file `path`: only the first process makes it.
 
     A checkpoint.pt beside it, from which a killed training would have gone on, is removed.
@@ -165,7 +230,7 @@ def made_once(path, make, device="cpu"):
         if not path.exists():
             save(path, make())
         path.with_name("checkpoint.pt").unlink(missing_ok=True)  # what is made needs none any more
-        return restore(path, device)  # under the lock, so that nobody removes it in between
+        return restore(path, device, keys)  # under the lock, so that nobody removes it in between
 
 
 # ===== SPLITS AND BATCHES =========================================================================
@@ -381,6 +446,16 @@ def reader_of(name):
 def defaults(name):
     """What a run on the data set `name` uses where its command line says nothing: a dict."""
     return reader_of(name).DEFAULTS
+
+
+def manual(name):
+    """What whoever uses a student of the data set `name` has to know: texts by name."""
+    licence = reader_of(name).__doc__.partition("\nLICENCE. ")[2]
+    pixels = (
+        "upright as EXIF says, RGB, the centre square, scaled to size x size (bilinear, "
+        "antialiased), pixels 0 to 255, of which mean is subtracted before std divides them"
+    )
+    return {"preprocessing": pixels, "licence": " ".join(licence.split())}
 
 
 def load(name, root=None, size=None, *, device="cpu", **choices):

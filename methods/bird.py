@@ -47,6 +47,8 @@ import json
 import math
 import os
 import platform
+import re
+import runpy
 import shutil
 import sys
 import time
@@ -61,8 +63,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 import metrics
-from data import DATASETS, InputError, batches, check_finite, class_shares, defaults, digest, load
-from data import locked, made_once, near, put_back, restore, save
+from data import DATASETS, InputError, batches, check_finite, class_shares, defaults, digest
+from data import files_of, load, locked, made_once, manual, near, put_back, restore, save
+from data import start_from
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
 
@@ -100,9 +103,12 @@ def settings():
     add("--skew", type=share, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
-    add("--teacher", help="network: a torchvision name or convnet<width> (default: by data set)")
-    add("--student", help="network: a torchvision name or convnet<width> (default: by data set)")
+    kinds = "torchvision's name, timm:NAME, convnet<width>, FILE.py:FUNCTION (usual: by data set)"
+    add("--teacher", "--teacher-module", metavar="NETWORK", help=kinds)
+    add("--student", "--student-module", metavar="NETWORK", help=kinds)
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
+    add("--weights", metavar="FILE", help="that the student starts from: .pt, .pth, .safetensors")
+    add("--teacher-weights", metavar="FILE", help="that the teacher starts from")
     add("--epochs", type=count, help="passes over the pictures (default: by data set)")
     add("--batch-size", type=number(2, kind=int), help="pictures (default: by data set)")
     add("--lr", type=number(1e-12), help="highest learning rate (default: by data set)")
@@ -192,8 +198,28 @@ def convnet(width):
 OWN_NETWORKS = {}  # {name: function of the picture size}: a method may add some in section 4
 
 
-def torchvision_network(name, size, pretrained):
-    """A classifier of torchvision; raises InputError for unknown names and absent weights."""
+def other_network(name, size, pretrained):
+    """timm:NAME, without its last layer, or what FUNCTION of FILE.py:FUNCTION makes of `size`."""
+    where, _, what = name.rpartition(":")
+    try:
+        if where != "timm":
+            return runpy.run_path(where)[what](size)
+        import timm  # a package that few need
+
+        try:  # transformers are built for one size
+            return timm.create_model(what, pretrained, num_classes=0, img_size=size)
+        except TypeError:
+            return timm.create_model(what, pretrained, num_classes=0)
+    except Exception as error:  # no such file, function, package or connection; an error in a file
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(
+            f"there is no network {name} ({reason}): it is timm:NAME, where the package timm is "
+            "installed, or FILE.py:FUNCTION, which is called with the number of pixels a side"
+        ) from None
+
+
+def torchvision_network(name, size, pretrained, load):
+    """A classifier of torchvision, as `pretrained` ones are built, and `load`ed if they are."""
     import torchvision  # takes 1.6 seconds, longer than all other imports: only where it is needed
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -204,9 +230,9 @@ def torchvision_network(name, size, pretrained):
     ## A file of weights may hold code, which loading it would run. This forbids that.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        net = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **sized)
+        net = torchvision.models.get_model(name, weights="DEFAULT" if load else None, **sized)
     except Exception as error:  # no connection; a size that the weights are not for; a bad file
-        if not pretrained:
+        if not load:
             raise
         reason = (str(error) or "their file is empty: delete it").partition("\n")[0]
         raise InputError(
@@ -218,6 +244,8 @@ def torchvision_network(name, size, pretrained):
         net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     if name.startswith("squeezenet"):  # its classifier is a convolution, we need a linear layer
         net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
+    if pretrained and hasattr(net, "transform_input"):
+        net.transform_input = True
     if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
         net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
     return net
@@ -227,9 +255,10 @@ class Network(nn.Module):
     """A network that returns what distillation needs: features (B, D) and logits (B, C).
 
     The features are what the last linear layer sees. Both are float32, also with bf16 inside.
+    load: False to be given saved weights; then it needs no file and no connection.
     """
 
-    def __init__(self, args, name, num_classes):
+    def __init__(self, args, name, num_classes, load=True):
         super().__init__()
         self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
         width = name.removeprefix("convnet")
@@ -238,20 +267,29 @@ class Network(nn.Module):
                 self.body = OWN_NETWORKS[name](size)
             elif width != name and width.isdecimal() and int(width):
                 self.body = convnet(int(width))
+            elif ":" in name:
+                self.body = other_network(name, size, args.pretrained and load)
             else:
-                self.body = torchvision_network(name, size, args.pretrained)
+                started = bool(args.pretrained or args.weights)
+                self.body = torchvision_network(name, size, started, args.pretrained and load)
+            modules = self.body.named_modules()
+            linear = {k: m.in_features for k, m in modules if isinstance(m, nn.Linear)}
+            last = [] if name.startswith("timm:") else [*linear][-1:]  # what the head replaces
+            for where in last:
+                self.body.set_submodule(where, nn.Identity())
             with torch.no_grad():
-                self.body.eval()(torch.zeros(1, 3, size, size))
-        except (RuntimeError, AssertionError) as error:  # too small, or no multiple of its patches
-            raise InputError(
+                features = self.body.eval()(torch.zeros(1, 3, size, size)).flatten(1).shape[1]
+            if not name.startswith("timm:") and [features] != [linear[where] for where in last]:
+                raise TypeError("it does not end in a linear layer")
+        except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
+            raise InputError(  # too small, or no multiple of its patches, or no classifier
                 f"{name} cannot take pictures of {size} pixels a side "
                 f"({error}): choose another network or --image-size"
             ) from None
         if args.compile:
             self.body.compile()
-        last = [where for where, m in self.body.named_modules() if isinstance(m, nn.Linear)][-1]
-        features = self.body.get_submodule(last).in_features
-        self.body.set_submodule(last, nn.Identity())
+        if args.weights and load:
+            start_from(self.body, args.weights)
         self.head = nn.Linear(features, num_classes)
         self.train().to(memory_format=torch.channels_last)  # faster convolutions
 
@@ -271,7 +309,7 @@ class PlainTraining:
     finish      what remains to be done to the student after the last epoch
     """
 
-    needs_teacher = False  # whether a Teacher is trained or loaded for it
+    needs_teacher = False  # or True, or the name of the setting that is 0 where none is needed
     can_compile = True  # whether torch.compile may be used for its networks
 
     def __init__(self, args, data, student, teacher=None):
@@ -283,6 +321,7 @@ class PlainTraining:
         self.saved = {"student": student, "optimizer": self.optimizer}  # goes into checkpoints
         self.reported = {}  # other networks that are tested at the end, by name
         self.extra = {}  # further entries of the result
+        self.seconds = 0.0  # that an earlier run spent on what this one found made
 
     def update(self, loss):
         """One step down the gradient of `loss`."""
@@ -445,10 +484,11 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
     """
     log, states, best, seconds = [], {}, {}, []
     if checkpoint and checkpoint.exists():
-        progress = restore(checkpoint, args.device)
+        keys = "parts log states best seconds".split()
+        progress = restore(checkpoint, args.device, keys)
+        parts, log, states, best, seconds = (progress[key] for key in keys)
         for name, part in method.saved.items():
-            put_back(part, progress["parts"].get(name), checkpoint)
-        log, states, best, seconds = (progress[k] for k in ("log", "states", "best", "seconds"))
+            put_back(part, parts.get(name), checkpoint)
     model, size, steps = method.student, args.batch_size, len(method.split) // args.batch_size
     shares = class_shares(method.split, len(data.classes), args.balance)
 
@@ -574,9 +614,12 @@ def get_teacher(args, data):
     ## and see the same views, and plain training would give the teacher once more.
     recipe["seed"] = args.seed + 1_000_003
     recipe["pictures"] = data.hash("train", groups=False)  # it never sees a group
-    folder = data_folder(args) / "teachers" / f"{args.teacher}-{digest(recipe)}"
+    recipe |= files_of(args.teacher, args.teacher_weights)
+    name = Path(args.teacher).name.replace(":", "_")
+    folder = data_folder(args) / "teachers" / f"{name}-{digest(recipe)}"
     torch.manual_seed(recipe["seed"])
-    network = Network(args, args.teacher, len(data.classes)).to(args.device)
+    own = argparse.Namespace(**vars(args) | {"weights": args.teacher_weights})
+    network = Network(own, args.teacher, len(data.classes)).to(args.device)
 
     def train():
         ## Nothing but the recipe decides what it learns. --balance is for students alone, so that
@@ -586,7 +629,7 @@ def get_teacher(args, data):
         states, log, seconds = fit(plain, data, method, "teacher", checkpoint, rules={})
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}
 
-    trained = made_once(folder / "teacher.pt", train)
+    trained = made_once(folder / "teacher.pt", train, keys=("state", "seconds"))
     put_back(network, trained["state"], folder)
     print(f"the teacher, {args.teacher}, is ready in {folder}")
     answers = None if args.live_teacher else folder / "answers"
@@ -617,8 +660,9 @@ def main():
     usual = parse(["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"])
     settle(usual, len(data.classes))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
-    name = "-".join(f"{k}_{v}".replace("/", "_") for k, v in changed.items())[:100] or "default"
+    name = "-".join(re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items())[:100] or "default"
     everything = chosen(args) | {"pictures": data.hash()}
+    everything |= files_of(args.student, args.weights, args.teacher, args.teacher_weights)
     name = f"{name}-{digest(everything)}-seed{args.seed}"
     folder = data_folder(args) / Path(__file__).stem / name
     path = folder / "result.json"
@@ -630,7 +674,7 @@ def main():
     else:
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
-    result = restore(path)
+    result = restore(path, keys=("last", "classes", "group_names"))
     models = {"teacher": result.get("teacher"), "student": result["last"]}
     models = {name: model for name, model in models.items() if model}
     columns = {name: model["test"] for name, model in models.items()}
@@ -644,9 +688,12 @@ def train_and_test(args, data, folder, about):
     start = time.time()
     torch.manual_seed(args.seed)  # all methods start from the same student
     student = Network(args, args.student, len(data.classes)).to(args.device)
-    teacher, teacher_seconds = get_teacher(args, data) if Method.needs_teacher else (None, 0.0)
+    needed = vars(args).get(Method.needs_teacher, Method.needs_teacher)
+    teacher, teacher_seconds = get_teacher(args, data) if needed else (None, 0.0)
     torch.manual_seed(args.seed + 1)
+    begun = time.time()
     method = Method(args, data, student, teacher)
+    own_seconds = time.time() - begun + method.seconds  # before the epochs, such as first steps
     with locked(folder):  # a second process on this run waits, and then finds the result
         if (folder / "result.json").exists():
             return
@@ -680,6 +727,7 @@ def train_and_test(args, data, folder, about):
         times = {
             "total": time.time() - start,
             "teacher": teacher_seconds,
+            "method": own_seconds,
             "epochs": seconds,
             "images_per_second": len(method.split) * len(seconds) / sum(seconds),  # and validation
             "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
@@ -698,6 +746,9 @@ def train_and_test(args, data, folder, about):
         about |= {"method": Path(__file__).stem, "source": hashlib.sha256(code).hexdigest()[:16]}
         about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}
         weights = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
+        weights |= {"network": student.name, "size": data.size, "class_shares": shares}
+        weights |= manual(args.dataset)
+        weights["test"] = {k: {m: result[k]["test"][m] for m in metrics.SHOWN} for k in states}
         save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
         truth |= {"labels_val": val.labels.cpu(), "groups_val": val.groups.cpu()}
@@ -712,5 +763,6 @@ def train_and_test(args, data, folder, about):
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+    except (InputError, KeyboardInterrupt) as error:
+        reason = str(error) or "stopped; the same command goes on after the last finished epoch"
+        sys.exit(f"{Path(__file__).name}: {reason}")
