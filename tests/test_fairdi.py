@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import arguments, load_toy, random
+from conftest import arguments, load_toy, random, write_table
+from PIL import Image
 from scipy.optimize import linprog
 
 import metrics
@@ -279,6 +280,31 @@ def test_a_killed_step_0_goes_on(toy, tmp_path, monkeypatch):
     for rule, state in whole.items():
         for weight, value in state.items():
             assert np.array_equal(value, again[rule][weight]), (rule, weight)
+
+
+def test_easy_pictures_do_not_end_in_one_answer(tmp_path, capsys):
+    """Bright or, one in five, dark: the AUROC is 1 from epoch 2 on, when batch norm has not
+    settled and nearly all answers are "bright". Step 2 must not start from such an epoch."""
+    rng, rows = np.random.default_rng(0), []
+    for n in range(400):
+        dark, red = rng.random(2) < (0.2, 0.5)
+        colour = (90 if dark else 150) + np.array([60 if red else 0, 0, 0])
+        pixels = rng.normal(colour, 25, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+        label, group = "dark" if dark else "bright", "red" if red else "grey"
+        rows.append({"file": f"{n}.png", "label": label, "group": group})
+    write_table(tmp_path / "labels.csv", rows)
+    data = load("csv", tmp_path, 16)
+    flags = ["--dataset", "csv", "--image-size", "16", "--lr", "0.05", "--out", str(tmp_path / "r")]
+    args = arguments(fairdi, *flags)
+    args.epochs = 4
+    torch.manual_seed(0)
+    method = fairdi.Method(args, data, fairdi.Network(args, "convnet2", 2))
+    said = capsys.readouterr().out
+    assert said.count("auroc_worst_group 1.000") > 1 and "step 0 ends as in epoch 4" in said
+    fairdi.fit(args, data, method, "student")
+    shares = fairdi.class_shares(data["train"], 2)
+    assert not fairdi.measure(method.student, data, "test", shares)[1]["collapsed"]
 
 
 @pytest.mark.parametrize("flag, value", [("--fusion", "1.5"), ("--fis-temperature", "0")])

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fairtune
@@ -17,7 +18,7 @@ from conftest import arguments
 from forked import SERVER, Script, small
 
 import metrics
-from data import Diverged, InputError, load
+from data import Diverged, InputError, load, restore
 
 PARITY = dict(np.load(Path(__file__).parent / "parity" / "medical.npz"))
 
@@ -90,11 +91,17 @@ def test_the_objective_is_that_of_the_whole_split():
     assert objective("loss_worst_group", ours) == pytest.approx(worst, rel=1e-6)
 
 
-def test_an_undefined_objective_is_explained():
-    few = {"labels": [0, 1, 1], "groups": [0, 0, 1], "logits": np.eye(2)[[0, 1, 1]]}
-    lonely = metrics.evaluate(**few, num_classes=2, num_groups=2, replicates=0)
+def test_an_undefined_objective_is_explained_before_any_trial(toy, tmp_path, monkeypatch):
+    """A group whose validation pictures are of one class; without a search it does not matter."""
+    monkeypatch.setattr(fairtune, "fit", None)  # a trial would call it
+    val = toy["val"]
+    one = val.subset((val.groups == 0) | (val.labels == 0))
+    lonely = replace(toy, splits={**toy.splits, "val": one})
+    args = settings(tmp_path, "--objective", "auroc_gap", "--mask", "all")
     with pytest.raises(InputError, match="auroc_gap is undefined.*group 1 has no sample"):
-        objective("auroc_gap", lonely)
+        fairtune.search(args, lonely, network())
+    args.trials = 0
+    assert fairtune.search(args, lonely, network()) == ("1" * 12, args.lr, [])
 
 
 @pytest.mark.parametrize(
@@ -114,12 +121,33 @@ def test_bad_masks_are_refused(toy, flags, message):
     "flags, message",
     [
         (("--student", "convnet8"), "convnet8 has no transformer blocks"),
-        (("--dataset", "csv"), "vit_tiny must be pre-trained.*--source"),
+        (("--pretrained",), "nobody offers weights of vit_tiny: use --student vit_b_16"),
     ],
 )
 def test_networks_that_cannot_be_tuned_are_refused(toy, flags, message):
     with pytest.raises(InputError, match=message):
         fairtune.theta_0(arguments(fairtune, *flags), toy)
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_without_a_source_it_learns_stars_first(pictures, tmp_path, size, capsys):
+    """On any data set, in any size: θ₀ is the body that has learnt stars of 32 pixels, once."""
+    flags = ["--dataset", "csv", "--image-size", str(size), "--out", str(tmp_path / "runs")]
+    data = load("csv", pictures, size)
+    start = fairtune.theta_0(arguments(fairtune, *flags), data)
+    said = capsys.readouterr().out
+    assert "knows drawn stars alone" in said and "--student vit_b_16 --pretrained" in said
+    assert "teacher 2/2" in said and "knows its source: accuracy" in said
+    (path,) = (tmp_path / "runs").rglob("toy-source/teachers/*/teacher.pt")
+    learnt, positions = restore(path)["state"], "body.encoder.pos_embedding"
+    assert start.state_dict()[positions].shape == (1, 1 + (size // 8) ** 2, 64)
+    for name, value in start.state_dict().items():
+        if name.startswith("body.") and (name != positions or size == 32):
+            assert torch.equal(value, learnt[name]), name
+    again = fairtune.theta_0(arguments(fairtune, *flags, "--seed", "1"), data)  # another head
+    assert "teacher 1/2" not in capsys.readouterr().out
+    assert torch.equal(again.body.encoder.pos_embedding, start.body.encoder.pos_embedding)
+    assert not torch.equal(again.head.weight, start.head.weight)
 
 
 def test_named_masks_without_a_search(toy):
@@ -173,6 +201,35 @@ def test_pruning_saves_epochs_and_the_best_is_the_best(toy, tmp_path, pretend):
     assert len(list(tmp_path.rglob("study.db"))) == 2
     fairtune.search(settings(tmp_path, trials=1), toy, other)
     assert len(list(tmp_path.rglob("study.db"))) == 3
+
+
+def rates(out, data, *flags, trials):
+    """log10 of the learning rates that the trials of a search had."""
+    _, _, tried = fairtune.search(settings(out, *flags, trials=trials), data, network())
+    return np.log10([trial["params"]["lr"] for trial in tried])
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_all_masks_have_equal_chances(toy, tmp_path, pretend, seed):
+    """As many trials, and ten first rates in one stream, which leaves no large gap: also four do
+    not lie close together, as by chance they did."""
+    usual = [fairtune.parse(["--mask", mask]) for mask in ("search", "all", "none")]
+    assert len({(args.trials, args.epochs, args.batch_size) for args in usual}) == 1
+    low, high = np.log10(fairtune.RATES)
+    streams = [
+        rates(tmp_path, toy, "--mask", mask, "--seed", seed, trials=10)
+        for mask in ("search", "all", "none", "100000000001")
+    ]
+    for stream in streams:
+        np.testing.assert_allclose(stream, streams[0], atol=1e-9)
+        for count, widest in ((4, 0.4), (10, 0.15)):
+            assert np.diff(np.sort([low, *stream[:count], high])).max() < widest * (high - low)
+
+
+def test_after_ten_trials_the_sampler_has_learnt(toy, tmp_path, pretend):
+    """The next twenty lie closer to the best rate, 1e-4, than those of the stream."""
+    tried = np.abs(rates(tmp_path, toy, "--mask", "all", trials=30) + 4)
+    assert np.median(tried[10:]) < np.median(tried[:10]) / 2
 
 
 def test_a_trial_that_diverges_does_not_end_the_search(toy, tmp_path, monkeypatch, capsys):
