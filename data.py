@@ -284,6 +284,30 @@ class Split:
         )
 
 
+def describe(title, classes, group_names, parts, notes):
+    """What was left out, and a table: classes x groups of each split, as numbers and rates.
+
+    parts: {split: (labels, groups)}, arrays (N,) of codes.
+    """
+    columns = [["pictures, share of the group", "", *classes, "all"]]
+    for name, (labels, groups) in parts.items():
+        for g, group in enumerate(group_names):
+            counts = np.bincount(labels[groups == g], minlength=len(classes)).tolist()
+            total = sum(counts)
+            cells = [f"{n} {n / max(total, 1):6.1%}" for n in counts]
+            columns.append([name, group, *cells, f"{total}   100%"])
+    rows = columns if len(group_names) > len(classes) else list(zip(*columns))  # whichever is short
+    widths, lines = [max(map(len, column)) for column in zip(*rows)], [title]
+    for what, note in notes.items():
+        if isinstance(note, list) and note:  # of ids
+            note = f"{len(note)}: {', '.join(note[:5])}{', ...' if note[5:] else ''}"
+        lines += [f"  {what}: {note}"] if note else []
+    for name, *cells in rows:  # names begin, and numbers end, below each other
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
+
+
 @dataclass
 class Data:
     """A data set: data["train"], data["val"] and data["test"] are Splits."""
@@ -315,21 +339,13 @@ class Data:
         }
 
     def describe(self):
-        """What was left out, and a table: classes x groups of each split, as numbers and rates."""
-        columns = [["pictures, share of the group", "", *self.classes, "all"]]
-        for name, split in self.splits.items():
-            for g, group in enumerate(self.group_names):
-                labels = split.labels[split.groups == g].cpu()
-                counts = torch.bincount(labels, minlength=len(self.classes)).tolist()
-                cells = [f"{n} {n / max(len(labels), 1):6.1%}" for n in counts]
-                columns.append([name, group, *cells, f"{len(labels)}   100%"])
-        widths = [max(map(len, column)) for column in columns]
-        lines = [f"{self.name}, {self.size} pixels a side"]
-        lines += [f"  {what}: {n}" for what, n in self.notes.items() if n]
-        for name, *cells in zip(*columns):  # names begin, and numbers end, below each other
-            cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
-            lines.append("  ".join([name.ljust(widths[0]), *cells]))
-        return "\n".join(lines)
+        """What was left out, and the number of pictures in each cell."""
+        parts = {
+            part: (s.labels.cpu().numpy(), s.groups.cpu().numpy())
+            for part, s in self.splits.items()
+        }
+        title = f"{self.name}, {self.size} pixels a side"
+        return describe(title, self.classes, self.group_names, parts, self.notes)
 
     def contact_sheet(self, folder, shown=10):
         """Write a PNG into `folder`: training pictures of each class and group, in rows."""
@@ -381,6 +397,15 @@ def class_shares(split, num_classes, balance=False):
     return (counts / counts.sum()).tolist()
 
 
+def refuse_batch(batch_size, n):
+    """Raise InputError where `n` training pictures are too few for one batch."""
+    if n < batch_size:
+        raise InputError(
+            f"a batch of {batch_size} needs as many training pictures, but there are {n}: choose a "
+            "smaller --batch-size"
+        )
+
+
 def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False):
     """The batches of one epoch.
 
@@ -391,11 +416,8 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
     Raises InputError when there are fewer training pictures than one batch holds.
     """
     n, (height, width) = len(split), split.store.shape[1:3]
-    if seed is not None and n < batch_size:
-        raise InputError(
-            f"a batch of {batch_size} needs as many training pictures, but there are {n}: choose a "
-            "smaller --batch-size"
-        )
+    if seed is not None:
+        refuse_batch(batch_size, n)
     ## All random numbers of the epoch come from (seed, epoch), before the first batch.
     rng = np.random.default_rng((seed or 0, epoch))
     order = np.arange(n) if seed is None else rng.permutation(n)
@@ -463,7 +485,7 @@ def load(name, root=None, size=None, *, device="cpu", **choices):
 
     size     pixels per side
     device   where batches shall be
-    choices  target, sensitive, fold, skew, download, skip_bad, smoke: see datasets.read_table
+    choices  target, sensitive, fold, skip_bad and more: see datasets.read_table
     Raises InputError, in one sentence, for anything wrong with folder, table or pictures.
     """
     from datasets import read_table  # not at the top, because datasets imports this file

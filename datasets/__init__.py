@@ -12,11 +12,11 @@ it left out and why; `decode_all` below decodes them. To add a data set, copy cs
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import time
-from csv import DictReader, Error  # not "import csv": datasets.csv is a module of this folder
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -24,9 +24,19 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from data import InputError, locked, reader_of, replacing, restore, save
+from data import (
+    InputError,
+    describe,
+    digest,
+    locked,
+    reader_of,
+    refuse_batch,
+    replacing,
+    restore,
+    save,
+)
 
-CACHE_VERSION = 1  # raised when pictures are decoded differently, so that old files are not used
+CACHE_VERSION = 2  # raised when pictures are decoded differently, so that old files are not used
 
 # ===== TABLES, AND WHAT READERS NEED ==============================================================
 
@@ -35,7 +45,7 @@ CACHE_VERSION = 1  # raised when pictures are decoded differently, so that old f
 class Table:
     """What a folder holds, one entry for each picture."""
 
-    files: list  # paths; None where the picture is missing
+    files: list  # paths, also of pictures that are missing; None where `images` are given
     ids: list  # unique names
     labels: np.ndarray  # (N,) int64 codes into classes
     groups: np.ndarray  # (N,) int64 codes into group_names
@@ -46,6 +56,7 @@ class Table:
     notes: dict = field(default_factory=dict)  # what was left out and why, with counts
     images: np.ndarray = None  # (N, H, W, 3) uint8 where no picture file is to be decoded
     views: list = None  # N tuples, what `decode` is told besides file and size: (box, in grey?)
+    incomplete: dict = field(default_factory=dict)  # {id: why} of rows without a label or group
 
     def first_of_each_cell(self, most):
         """The table of the first `most` pictures of each split x class x group, for a quick try."""
@@ -58,72 +69,42 @@ class Table:
         def some(values):
             return values[rows] if isinstance(values, np.ndarray) else [values[n] for n in rows]
 
-        once = ("classes", "group_names", "notes")  # the same for all pictures
+        once = ("classes", "group_names", "notes", "incomplete")  # the same for all pictures
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in once}
         return replace(self, **{k: some(v) for k, v in values.items() if v is not None})
 
-    def refuse_empty_groups(self, name):
-        """Raise InputError where the data set `name` cannot be learnt, or not be judged.
+    def leave_out(self, why, ids):
+        """Use the pictures `ids` in no split, and note why."""
+        if ids:
+            self.notes[f"left out: {why}"] = sorted(ids)
+            self.split = np.where(np.isin(self.ids, list(ids)), "", self.split)
 
-        A group without a picture has no recall, no AUC and no gap, and a class without a training
-        picture cannot be learnt. It is better to say so now than to report meaningless numbers.
+    def refuse_gaps(self, name):
+        """Raise InputError, after a table of all counts, where a split lacks a class or a group.
+
+        A class without a training picture cannot be learnt, and a class or group without a picture
+        has no recall, no AUC and no gap: better to say so now than to report meaningless numbers.
         """
+        parts, fault = {part: self.split == part for part in ("train", "val", "test")}, ""
+        for kind, values, names in (
+            ("class", self.labels, self.classes),
+            ("group", self.groups, self.group_names),
+        ):
+            for k, what in enumerate(names):
+                counts = {part: (values[rows] == k).sum() for part, rows in parts.items()}
+                if not fault and not all(counts.values()):
+                    told = ", ".join(f"{n} in {part}" for part, n in counts.items())
+                    fault = (
+                        f"{what!r} has no picture in the {min(counts, key=counts.get)} split of "
+                    )
+                    fault += f"{name} ({told}): merge it with another {kind}, or leave it out"
+                    fault += ", or make bins, such as age:18,40" * what[0].isdigit()
         if len(self.classes) < 2:
-            raise InputError(f"all labels of {name} are {self.classes[0]!r}: it takes two classes")
-        for part in ("train", "val", "test"):
-            used = self.split == part
-            empty = {g for k, g in enumerate(self.group_names) if k not in self.groups[used]}
-            if part == "train":
-                empty |= {c for k, c in enumerate(self.classes) if k not in self.labels[used]}
-            if empty:
-                raise InputError(
-                    f"{min(empty)!r} has no picture in the {part} split of {name}: merge it with "
-                    "another group or class, or leave it out"
-                )
-
-
-def read_rows(path, columns):
-    """The rows of a table with a header, as dicts; commas or tabs, with or without a BOM.
-
-    Raises InputError unless all `columns` are there and the first of them names each row once.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            delimiter = "\t" if "\t" in file.readline() else ","
-            file.seek(0)
-            reader = DictReader(file, delimiter=delimiter)
-            header, rows = reader.fieldnames or ["nothing"], list(reader)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): make it readable") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text: save the table as CSV (UTF-8)") from None
-    except Error as error:
-        raise InputError(f"{path} is no table ({error}): look for a quote without an end") from None
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise InputError(
-            f"{path} has no column {missing[0]!r}: it needs {', '.join(columns)} and has "
-            f"{', '.join(header)}"
-        )
-    if not rows:
-        raise InputError(f"{path} has a header but no rows: fill it in")
-    for line, row in enumerate(rows, 2):
-        if None in row or any(row[column] is None for column in columns):
-            few = "more" if None in row else "fewer"
-            raise InputError(f"{path}, line {line}: {few} fields than the header has columns")
-    ids, counts = np.unique([row[columns[0]] for row in rows], return_counts=True)
-    if (counts > 1).any():
-        raise InputError(
-            f"{path} names '{ids[counts.argmax()]}' {counts.max()} times ({(counts > 1).sum()} "
-            "names are not unique): keep one row for each picture"
-        )
-    return rows
-
-
-def codes(values, names):
-    """Texts as codes into `names`, (N,) int64."""
-    place = {name: k for k, name in enumerate(names)}
-    return np.array([place[value] for value in values], dtype=np.int64)
+            fault = f"all labels of {name} are {''.join(self.classes)!r}: it takes two classes"
+        if fault:
+            parts = {part: (self.labels[rows], self.groups[rows]) for part, rows in parts.items()}
+            print(describe(name, self.classes, self.group_names, parts, self.notes))
+            raise InputError(fault)
 
 
 def contents(folder):
@@ -161,22 +142,24 @@ def refuse_choices(name, fold, target="label", sensitive="group"):
         raise InputError(f"{name} has one label and one group: leave out --target, --sensitive")
 
 
-def split_by_subject(subjects, fold, shares=(0.7, 0.1, 0.2), seed=0):
-    """(N,) of "train" / "val" / "test", whole subjects at a time.
+def split_by_subject(subjects, cells, fold, seed=0):
+    """(N,) of "train" / "val" / "test", whole subjects at a time, each cell in its share.
 
-    Without a fold, train, val and test get these `shares` of the subjects. For folds 0 to 4 the
-    subjects are dealt into five parts: the part of that number is the test set, and an eighth of
-    the rest (a tenth of all) the validation set. So five runs test every picture once.
+    cells (N,) are codes of class x group; a subject in several counts for the rarest of them. The
+    shuffled subjects are sorted by cell and dealt like cards. Without a fold, train, val and test
+    get 7, 1 and 2 of ten. For folds 0 to 4 they are dealt into five parts: the part of that number
+    is the test set, and an eighth of the rest (a tenth of all) the validation set. So five runs
+    test every picture once.
     """
-    names = np.unique(subjects)
-    names = names[np.random.RandomState(seed).permutation(len(names))]
+    rare = np.argsort(np.bincount(cells)[cells], kind="stable")  # (N,) rows of rare cells first
+    names, first = np.unique(subjects[rare], return_index=True)
+    order = np.random.RandomState(seed).permutation(len(names))
+    names = names[order[np.argsort(cells[rare][first][order], kind="stable")]]
     if fold is None:
-        n_test, n_val = round(shares[2] * len(names)), round(shares[1] * len(names))
-        test, val = names[:n_test], names[n_test : n_test + n_val]
+        test, val = np.concatenate([names[1::10], names[6::10]]), names[3::10]
     else:
-        test = np.array_split(names, 5)[fold]
-        rest = names[~np.isin(names, test)]
-        val = rest[: len(rest) // 8]
+        test = names[fold::5]
+        val = names[~np.isin(names, test)][3::8]
     split = np.where(np.isin(subjects, val), "val", "train")
     split[np.isin(subjects, test)] = "test"
     return split
@@ -192,6 +175,21 @@ def in_grey(images):
     return np.repeat(luma[..., None].astype(np.uint8), 3, axis=-1)
 
 
+def grey_levels(pixels):
+    """Grey of 16 or 32 bits or of floats (H, W) as 8 bits: black is 0, and white the end of the
+    smallest usual range that holds the picture: 1 (of floats), 8, 12 or 16 bits.
+
+    Otherwise 12 bits stored in 16 would be nearly black, and floats from 0 to 1 quite.
+    """
+    floats = np.issubdtype(pixels.dtype, np.floating)
+    for most in (1, 255, 4095, 65535)[not floats :]:
+        if pixels.min() >= 0 and pixels.max() <= most:
+            return Image.fromarray((pixels * (255 / most)).round().astype(np.uint8))
+    raise ValueError(
+        f"its grey goes from {pixels.min():g} to {pixels.max():g}: save it with 8 or 16 bits"
+    )
+
+
 def decode(file, size, box=None, grey=False):
     """One picture as (size, size, 3) uint8: upright, RGB, the centre square, antialiased.
 
@@ -199,26 +197,31 @@ def decode(file, size, box=None, grey=False):
     """
     with Image.open(file) as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits of grey: convert() would clip nearly all to white
-            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+        if image.mode[0] in "IF":  # convert() would clip nearly all to white, or to black
+            image = grey_levels(np.asarray(image))
+        if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+            ## Below what is transparent any colours can be hidden, which nobody meant to show.
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB").crop(box) if box else image.convert("RGB")
         square = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
     return in_grey(square) if grey else square
 
 
-def refuse_faults(faults, total, skip_bad):
-    """Raise InputError for unreadable pictures {id: why}, naming one, unless `skip_bad`."""
+def refuse_faults(faults, total, skip_bad, what, advice):
+    """Raise InputError for faults {id: why} of pictures, naming one, unless `skip_bad`."""
     if faults and not skip_bad:
         name = min(faults)
         raise InputError(
-            f"{len(faults)} of {total} pictures cannot be read, the first is {name} "
-            f"({faults[name]}): mend or replace them, or leave them out with --skip-bad"
+            f"{len(faults)} of {total} {what}, the first is {name} ({faults[name]}): {advice}, or "
+            "leave them out with --skip-bad"
         )
 
 
-def decode_into(path, table, views, shape, skip_bad):
-    """Decode all pictures of a table into the file `path`; write faults into a .json beside it."""
-    start, faults = time.time(), {}
+def decode_into(path, table, views, shape):
+    """Decode all pictures of a table into the file `path`, and write into a .json beside it which
+    could not be read {id: why} and which have nearly one colour."""
+    start, faults, flat = time.time(), {}, []
     with replacing(path) as temporary:
         images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
@@ -229,49 +232,58 @@ def decode_into(path, table, views, shape, skip_bad):
 
         def decode_one(n):
             try:
-                if table.files[n] is None:
-                    raise FileNotFoundError("no such file")
                 images[n] = decode(table.files[n], shape[1], *views[n])
+            except FileNotFoundError:
+                return  # known before, and left out
             except Exception as error:  # decoders raise all kinds of errors
                 faults[table.ids[n]] = str(error)
+            else:
+                if np.ptp(images[n], axis=(0, 1)).max() < 8:
+                    flat.append(table.ids[n])
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = pool.map(decode_one, range(len(images)))
             list(tqdm(decoded, "decoding", len(images), leave=False, disable=None))
         images.flush()
-        refuse_faults(faults, len(images), skip_bad)
-        save(path.with_suffix(".json"), json.dumps(faults))
+        save(path.with_suffix(".json"), json.dumps({"faults": faults, "flat": sorted(flat)}))
     print(f"decoded {len(images)} pictures in {time.time() - start:.1f} s into {path}")
 
 
-def decode_all(table, size, folder, skip_bad):
-    """All pictures of a table, memory-mapped (N, size, size, 3) uint8; and the faults {id: why}.
+def decode_all(table, size, folder, skip_bad, source=""):
+    """All pictures of a table, memory-mapped (N, size, size, 3) uint8; what cannot be read, {id:
+    why}; and the ids of those that have nearly one colour.
 
-    They are decoded once. The name of the file that keeps them depends on the pictures' names and
-    file sizes, on `size`, the table's views and CACHE_VERSION; it appears only when complete.
+    They are decoded once. The name of the file that keeps them depends on the pictures' names, file
+    sizes and times of change, on `size`, the table's views and CACHE_VERSION; it appears only when
+    complete. An older file of the same `source` and size is removed.
     Raises InputError, which names a picture that cannot be read, unless `skip_bad`.
     """
-    sizes = [os.path.getsize(file) if file else -1 for file in table.files]
-    views, shape = table.views or [()] * len(sizes), (len(sizes), size, size, 3)
-    key = json.dumps([CACHE_VERSION, size, table.ids, sizes] + ([views] if table.views else []))
-    folder = folder if os.access(folder, os.W_OK) else Path("runs")  # the folder may be read-only
-    path = folder / f"decoded-{size}px-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-    with locked(path):
+    stats = [os.stat(f) if os.path.isfile(f) else None for f in table.files]
+    stamps = [[s.st_size, s.st_mtime_ns] if s else None for s in stats]
+    views, shape = table.views or [()] * len(stats), (len(stats), size, size, 3)
+    key = json.dumps([CACHE_VERSION, size, table.ids, stamps] + ([views] if table.views else []))
+    start = Path(folder) / f"decoded-{size}px-{source}"
+    path = Path(f"{start}{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy")
+    with locked(start):
         if not (path.exists() and path.with_suffix(".json").exists()):
-            decode_into(path, table, views, shape, skip_bad)
-    faults = restore(path.with_suffix(".json"))
-    try:
-        images = np.lib.format.open_memmap(path, "c")  # "c": torch wants to write, the file stays
-        if images.shape != shape or images.dtype != np.uint8:
-            raise ValueError(f"it holds {images.dtype} {images.shape}")
-        if not isinstance(faults, dict) or not faults.keys() <= set(table.ids):
-            raise ValueError("the list of faults beside it names other pictures")
-    except (OSError, EOFError, ValueError) as error:  # cut short, or not ours
-        raise InputError(
-            f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
-        ) from None
-    refuse_faults(faults, len(images), skip_bad)
-    return images, faults
+            decode_into(path, table, views, shape)
+            for old in path.parent.glob(f"{start.name}*.*"):
+                if old.stem != path.stem and old.suffix in (".npy", ".json"):
+                    with contextlib.suppress(OSError):  # on Windows, while a process reads it
+                        old.unlink()
+        found = restore(path.with_suffix(".json"))
+        try:
+            images = np.lib.format.open_memmap(path, "c")  # torch wants to write, the file stays
+            if images.shape != shape or images.dtype != np.uint8:
+                raise ValueError(f"it holds {images.dtype} {images.shape}")
+            if not {*found["faults"], *found["flat"]} <= set(table.ids):
+                raise ValueError("the list of faults beside it names other pictures")
+        except (OSError, EOFError, ValueError, TypeError, KeyError) as error:  # cut, or not ours
+            raise InputError(
+                f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
+            ) from None
+    refuse_faults(found["faults"], len(images), skip_bad, "pictures cannot be read", "mend them")
+    return images, found["faults"], found["flat"]
 
 
 # ===== FROM A FOLDER TO A TABLE WITH PICTURES =====================================================
@@ -284,40 +296,64 @@ def read_table(
     target=None,
     sensitive=None,
     fold=None,
-    skew=None,
     download=False,
     skip_bad=False,
     smoke=False,
+    batch_size=1,
+    out="runs",
+    **own,
 ):
     """The Table of the data set `name`, with its pictures. None: what is usual for this data set.
 
-    root       the folder of its files
-    size       pixels per side
-    target     what is a label, and `sensitive` what is a group: see the manual of the data set
-    fold       None for the data set's own split, or 0 to 4
-    skew       of cifar10s, see its manual
-    download   fetch what is missing from its owner
-    skip_bad   leave out pictures that cannot be read
-    smoke      read only the first 40 pictures of each class and group in each split
-    Raises InputError, in one sentence, for anything wrong with folder, table or pictures.
+    root        the folder of its files
+    size        pixels per side
+    target      what is a label, and `sensitive` what is a group: see the manual of the data set
+    fold        None for the data set's own split, or 0 to 4
+    download    fetch what is missing from its owner
+    skip_bad    leave out pictures that are missing or unreadable or have no label or group
+    smoke       decode only the first 40 pictures of each class and group in each split
+    batch_size  how many training pictures it takes
+    out         decoded pictures are kept in out/decoded
+    own         skew, of cifar10s; subject and file_column, of csv: see their manuals
+    Raises InputError, in one sentence, for anything wrong with folder, table or pictures. All that
+    can be known before pictures are decoded is checked before.
     """
     reader = reader_of(name)
     usual = reader.DEFAULTS
+    target, sensitive = target or usual["target"], sensitive or usual["sensitive"]
+    for flag in [f for f, value in own.items() if value is not None and f not in usual]:
+        raise InputError(f"--{flag.replace('_', '-')} is not for {name}: leave it out")
+    known = [flag for flag in ("skew", "subject", "file_column") if flag in usual]
+    own = {flag: usual[flag] if own.get(flag) is None else own[flag] for flag in known}
+    if root and name.startswith("toy"):
+        raise InputError(f"--data-dir needs a --dataset, such as csv: the {name} is not read")
+    columns = [part.partition(":")[0] for part in f"{target}+{sensitive}".lower().split("+")]
+    if len(set(columns)) < len(columns):
+        raise InputError(f"--target {target} --sensitive {sensitive}: name each only once")
     size, root = size or usual["image_size"], Path(root or f"data/{name}")
-    chosen = [target or usual["target"], sensitive or usual["sensitive"], fold, download]
-    if "skew" in usual:
-        chosen.append(usual["skew"] if skew is None else skew)
-    elif skew is not None:
-        raise InputError(f"--skew is not for {name}: leave it out")
-    table = reader.read(root, *chosen)
+    table = reader.read(root, target, sensitive, fold, download, **own)
+    what, total = "label or group missing", len(table.incomplete) + len(table.ids)
+    refuse_faults(table.incomplete, total, skip_bad, f"rows have a {what}", "fill them in")
+    table.leave_out(what, table.incomplete)
+    if table.images is None:
+        paths = dict(zip(table.ids, table.files))
+        lost = {i: f"no such file: {path}" for i, path in paths.items() if not os.path.isfile(path)}
+        refuse_faults(lost, len(table.ids), skip_bad, "pictures are missing", "put them there")
+        table.leave_out("no such file", lost)
+    table.refuse_gaps(name)
+    refuse_batch(batch_size, (table.split == "train").sum())
     if smoke:
         table = table.first_of_each_cell(40)
     if table.images is None:
-        table.images, faults = decode_all(table, size, root, skip_bad)
-        table.notes["left out: unreadable"] = sorted(faults)
-        table.split = np.where(np.isin(table.ids, list(faults)), "", table.split)
+        ## One file of pixels for each folder of pictures; that of a quick try is another one.
+        source = f"{name}-{'smoke-' * smoke}{digest(str(root.resolve()))}-"
+        cache = Path(out) / "decoded"
+        table.images, faults, flat = decode_all(table, size, cache, skip_bad, source)
+        table.leave_out("unreadable", faults)
+        if flat:
+            table.notes["pictures of nearly one colour"] = flat
+        table.refuse_gaps(name)
     elif size != table.images.shape[1]:
         side = table.images.shape[1]
         raise InputError(f"{name} has {side} pixels a side, --image-size says {size}")
-    table.refuse_empty_groups(name)
     return table

@@ -2,9 +2,10 @@
 
 WHERE. https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html. Its agreement bars passing copies on, so
 there is no --download.
-FILES. img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt and, if you have it,
-identity_CelebA.txt, together or in Anno/, Eval/, Img/ as packed. Rows without a picture and
-pictures without a row are left out and counted.
+FILES. img_align_celeba/ or img_align_celeba_png/, list_attr_celeba.txt, list_eval_partition.txt
+and, if you have it, identity_CelebA.txt, together or in Anno/, Eval/, Img/ as packed; or the lists
+of Kaggle, which end in .csv. Rows without a picture and pictures without a row are left out and
+counted.
 LABELS and GROUPS. --target and --sensitive: any attributes, crossed with +, such as Male+Young,
 which makes four groups.
 SPLIT. The official one. Persons, where identity_CelebA.txt is there, are the bootstrap's clusters.
@@ -13,6 +14,7 @@ LICENCE. For non-commercial research; cite the paper.
 
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -34,11 +36,21 @@ DEFAULTS = {
 PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
-def read_list(path, lines, width, keep=(0,)):
-    """{picture: the fields `keep` of its line}; each line is a picture and `width` numbers."""
+def read_lines(path):
+    """The lines of a list; commas, which Kaggle's have, become spaces."""
+    return path.read_text(errors="replace").strip().replace(",", " ").split("\n")
+
+
+def read_list(path, before=0, width=1, keep=(0,)):
+    """{picture: the fields `keep` of its line}; each line is a picture and `width` numbers.
+
+    The first lines, as many as `before`, are skipped, and so is the header of a list of Kaggle's.
+    """
     rows = {}
-    for n, line in lines:
+    for n, line in enumerate(read_lines(path), 1):
         name, *fields = line.split() or [""]
+        if n <= before or name == "image_id":
+            continue
         if len(fields) != width or not all(f.removeprefix("-").isdecimal() for f in fields):
             raise InputError(
                 f"{path}, line {n}: not a picture and {width} numbers, the file is cut off or "
@@ -63,13 +75,17 @@ def read(root, target, sensitive, fold, download):
     """The Table of the pictures that have a row; those without, and missing ones, are counted."""
     refuse_choices("celeba", fold)
     advice = f"get it from {PAGE} and unpack it there"
-    path = find(root, ["list_attr_celeba.txt"], advice, below=True)
-    count, header, *lines = [*path.read_text(errors="replace").strip().split("\n"), "", ""]
-    known, lines = header.split(), lines[:-2]
-    if count.strip() != str(len(lines)):
+    path = find(root, ["list_attr_celeba.txt", "list_attr_celeba.csv"], advice, below=True)
+    count, header, *lines = [*read_lines(path), ""]
+    if count.startswith("image_id"):  # a list of Kaggle's, which does not count its rows
+        before, known = 1, count.split()[1:]
+    elif count.strip() == str(len(lines) - 1):
+        before, known = 2, header.split()
+    else:
         raise InputError(
-            f"{path} has {len(lines)} rows, but its first line says {count.strip()[:20]!r}: it is "
-            f"cut off, get it anew from {PAGE}; or write there how many you want"
+            f"{path} has {max(len(lines) - 1, 0)} rows, but its first line says "
+            f"{count.strip()[:20]!r}: it is cut off, get it anew from {PAGE}; or write there how "
+            "many you want"
         )
     chosen = {"target": target.split("+"), "sensitive": sensitive.split("+")}
     for flag, names in chosen.items():
@@ -77,24 +93,22 @@ def read(root, target, sensitive, fold, download):
             raise InputError(
                 f"--{flag} {name!r} is no attribute of CelebA: did you mean {near(name, known, 0)}?"
             )
-    both = chosen["target"] + chosen["sensitive"]
-    if len(set(both)) < len(both):
-        raise InputError(f"--target {target} --sensitive {sensitive}: name each attribute once")
-    keep = [known.index(name) for name in both]
-    rows = read_list(path, enumerate(lines, 3), len(known), keep)
+    keep = [known.index(name) for names in chosen.values() for name in names]
+    rows = read_list(path, before, len(known), keep)
 
-    folder = find(root, ["img_align_celeba"], advice, below=True)
+    folder = find(root, ["img_align_celeba", "img_align_celeba_png"], advice, below=True)
     if (folder / folder.name).is_dir():  # as some programs unpack it
         folder = folder / folder.name
-    found = {name for name in os.listdir(folder) if name.endswith(".jpg")}
-    ids = sorted(found & set(rows))
+    files = {Path(n).stem: n for n in os.listdir(folder) if n.lower().endswith((".jpg", ".png"))}
+    ids = sorted(name for name in rows if Path(name).stem in files)
     if not ids:
         raise InputError(
             f"{folder} has none of the pictures of {path.name}, such as {next(iter(rows), '?')} "
             f"(it holds {contents(folder)}): put them there"
         )
-    path = find(root, ["list_eval_partition.txt"], advice, below=True)
-    parts = read_list(path, enumerate(path.read_text(errors="replace").splitlines(), 1), 1)
+    lists = ["list_eval_partition.txt", "list_eval_partition.csv"]
+    path = find(root, lists, advice, below=True)
+    parts = read_list(path)
     wrong = [i for i in ids if parts.get(i) not in ([0], [1], [2])]
     if wrong:
         raise InputError(
@@ -103,12 +117,12 @@ def read(root, target, sensitive, fold, download):
         )
     persons = {}
     for path in [*root.glob("identity_CelebA.txt"), *root.glob("*/identity_CelebA.txt")]:
-        persons = read_list(path, enumerate(path.read_text(errors="replace").splitlines(), 1), 1)
+        persons = read_list(path)
 
     positive = np.array([rows[i] for i in ids]) == 1  # (N, attributes)
     n = len(chosen["target"])
     return Table(
-        [folder / i for i in ids],
+        [folder / files[Path(i).stem] for i in ids],
         ids,
         combination(positive[:, :n]),
         combination(positive[:, n:]),
@@ -117,8 +131,8 @@ def read(root, target, sensitive, fold, download):
         combinations(chosen["target"]),
         combinations(chosen["sensitive"]),
         {
-            "left out: rows without a picture": len(set(rows) - found),
-            "left out: pictures without a row": len(found - set(rows)),
+            "left out: rows without a picture": len(rows) - len(ids),
+            "left out: pictures without a row": len(files) - len(ids),
             "pictures of unknown persons": sum(i not in persons for i in ids),
         },
     )

@@ -2,14 +2,32 @@
 
     python methods/ckd.py --dataset csv --data-dir MY_FOLDER --student mobilenet_v3_small
 
-FILES. A folder with labels.csv, whose columns are file,label,group and, if you have them, split and
-subject, and with the pictures that it names. Pictures have any size; they are cut to the centre
-square and scaled to --image-size.
-LABELS and GROUPS. Texts or numbers. --target and --sensitive name other columns than label, group.
-SPLIT. The column split with train, val and test, or else 70/10/20 percent by subject (by picture
-where there is no column subject), or --fold 0 to 4. Pictures of one subject, such as one patient,
-stay in one split.
+FILES. A folder with labels.csv and with the pictures that it names; --data-dir MY_FOLDER/FILE.csv
+for a table with another name. Commas, semicolons or tabs. Its columns are file (or what
+--file-column says), label, group and, if you have them, split and subject. Pictures have any size;
+they are cut to the centre square and scaled to --image-size. A file is also found where its ending,
+case or leading zeros differ, and in a deeper folder than the table says.
+LABELS and GROUPS. Texts or numbers. --target and --sensitive name other columns than label, group,
+numbers or dates in bins (age:18,40,60), or several crossed (gender+race). Without a column label it
+is the folder in which a picture lies, as in cat/1.jpg. Cells that are empty, ?, NA, NaN, none, null
+or unknown are missing: --skip-bad leaves such rows out and counts them.
+SPLIT. The column split with train, val and test, or else 70/10/20 percent by subject, or --fold 0
+to 4, with equal shares of every class x group. Pictures of one subject, such as one patient, stay
+in one split: --subject names the column, else one called subject, patient_id, lesion_id, person or
+the like is taken, which the notes say. Pictures without a subject are each their own.
 LICENCE. Yours.
+
+Labels in file names: this makes a table for UTKFace, whose files are AGE_GENDER_RACE_DATE.jpg. With
+it, try --target gender --sensitive race, or age:18,40,60, or race+age:40.
+
+    import csv, pathlib
+    with open("UTKFace/labels.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "age", "gender", "race"])
+        for path in sorted(pathlib.Path("UTKFace").glob("*.jpg")):
+            age, gender, race, *date = path.name.split("_")
+            if date:  # a few names lack something
+                table.writerow([path.name, age, ["male", "female"][int(gender)], "race " + race])
 """
 
 import os
@@ -18,7 +36,8 @@ from pathlib import Path
 import numpy as np
 
 from data import InputError
-from datasets import Table, codes, find, read_rows, split_by_subject
+from datasets import Table, find, split_by_subject
+from datasets._tables import attribute, codes, locate, missing, read_rows, refuse_repeated, require
 
 DEFAULTS = {
     "image_size": 64,
@@ -26,38 +45,71 @@ DEFAULTS = {
     "student": "shufflenet_v2_x0_5",
     "target": "label",
     "sensitive": "group",
+    "subject": None,
+    "file_column": "file",
     "epochs": 12,
     "batch_size": 64,
     "lr": 0.05,
     "teacher_epochs": 12,
     "teacher_lr": 0.05,
 }
+SUBJECTS = "subject patient participant person individual identity case lesion".split()
 
 
-def place(value):
-    """What texts are sorted by: numbers in their own order, others after them in the alphabet's."""
-    digits = value.removeprefix("-").replace(".", "", 1)
-    return float(value) if digits.isdecimal() else float("inf"), value
+def subject_column(header):
+    """The first column called like one of SUBJECTS, with or without "id", or None."""
+    stems = {name.removesuffix("id").rstrip("_- "): name for name in header}
+    return next((stems[name] for name in SUBJECTS if name in stems), None)
 
 
-def read(root, target, sensitive, fold, download):
-    """The Table that labels.csv describes."""
-    advice = "write one with the columns file,label,group and, if you like, split and subject"
-    table = find(root, ["labels.csv"], advice)
-    rows = read_rows(table, ["file", target, sensitive])
-    for line, row in enumerate(rows, 2):
-        row.update({column: (value or "").strip() for column, value in row.items()})
-        for column in ("file", target, sensitive):
-            if not row[column]:
-                raise InputError(f"{table}, line {line}: {column} is empty: fill it in")
-        if not Path(os.path.abspath(root / row["file"])).is_relative_to(os.path.abspath(root)):
+def read(root, target, sensitive, fold, download, subject=None, file_column="file"):
+    """The Table that labels.csv describes, or the file `root`."""
+    advice = "write it with the columns file,label,group (see datasets/csv.py), or pass your table"
+    table = root if root.is_file() else find(root, ["labels.csv"], f"{advice} as --data-dir")
+    root, named = table.parent, file_column.lower()
+    lines = read_rows(table, [named])
+    rows = list(lines.values())
+    for line, row in lines.items():
+        if not row[named]:
+            raise InputError(f"{table}, line {line}: {named} is empty: fill it in")
+        if not Path(os.path.abspath(root / row[named])).is_relative_to(os.path.abspath(root)):
             raise InputError(
-                f"{table}, line {line}: {row['file']} lies outside {root}: use names inside that "
-                "folder"
+                f"{table}, line {line}: {row[named]} lies outside {root}: use names inside it"
             )
+    found = locate(root, [row[named] for row in rows], table)
+    refuse_repeated(table, [os.path.normpath(found[row[named]]) for row in rows])
+    if target == "label" not in rows[0]:
+        for row in rows:  # the folder below `root`, as in cat/1.jpg
+            row["label"] = Path(os.path.relpath(found[row[named]], root)).parent.name
 
-    subjects = np.array([row.get("subject") or row["file"] for row in rows])
-    if "split" in rows[0] and fold is None:
+    labels, groups = (attribute(table, rows, choice)[0] for choice in (target, sensitive))
+    incomplete = {
+        row[named]: f"line {line}: {sensitive if label else target} is missing"
+        for (line, row), label, group in zip(lines.items(), labels, groups)
+        if not label or not group
+    }
+    rows = [row for row in rows if row[named] not in incomplete]
+    if not rows:
+        raise InputError(f"{table}: no row has both a {target} and a {sensitive}: fill them in")
+    (labels, classes), (groups, group_names) = (
+        attribute(table, rows, choice) for choice in (target, sensitive)
+    )
+    labels, groups = codes(labels, classes), codes(groups, group_names)
+
+    subject = subject.lower() if subject else subject_column(rows[0])
+    require(table, rows[0], [subject] if subject else [])
+    own = [subject is None or missing(row[subject]) for row in rows]
+    subjects = [row[named if alone else subject] for row, alone in zip(rows, own)]
+    notes = {"rows": len(lines), "subjects": "each picture is its own (see --subject)"}
+    if subject:
+        notes["subjects"] = f"{len({*subjects})} of the column {subject!r} (see --subject)"
+        notes["pictures without a subject, each its own"] = sum(own)
+    subjects = np.array(subjects)
+    if "split" not in rows[0]:
+        split = split_by_subject(subjects, labels * len(group_names) + groups, fold)
+    elif fold is not None:
+        raise InputError(f"{table} has a column 'split': leave out --fold, or remove the column")
+    else:
         split = np.array([row["split"].lower() for row in rows])
         wrong = set(split) - {"train", "val", "test"}
         if wrong:
@@ -72,20 +124,15 @@ def read(root, target, sensitive, fold, download):
                     f"{table}: subject {subject!r} is in {where[subject]} and in {part}: keep each "
                     "subject in one split"
                 )
-    else:
-        split = split_by_subject(subjects, fold)
-    files = [root / row["file"] for row in rows]
-    files = [file if os.path.isfile(file) else None for file in files]
-    classes = sorted({row[target] for row in rows}, key=place)
-    group_names = sorted({row[sensitive] for row in rows}, key=place)
     return Table(
-        files,
-        [row["file"] for row in rows],
-        codes([row[target] for row in rows], classes),
-        codes([row[sensitive] for row in rows], group_names),
+        [found[row[named]] for row in rows],
+        [row[named] for row in rows],
+        labels,
+        groups,
         subjects,
         split,
         classes,
         group_names,
-        {"rows": len(rows)},
+        notes,
+        incomplete=incomplete,
     )

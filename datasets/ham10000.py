@@ -1,19 +1,20 @@
 """ham10000: 10,015 dermatoscopic pictures of 7,470 lesions (Tschandl, Rosendahl and Kittler, 2018).
 
 WHERE. https://doi.org/10.7910/DVN/DBW86T; --download fetches 2.7 GB and checks the sums.
-FILES. HAM10000_metadata.csv (or .tab), and the pictures in HAM10000_images_part_1 and _part_2, in
-one folder, or beside the table.
+FILES. HAM10000_metadata.csv (or .tab), or the metadata.csv of the ISIC archive, and the pictures,
+JPEG or PNG, in folders beside it, at any depth.
 LABELS. --target malignant: akiec or mel, as in MEDFAIR (Zong et al., 2023); malignant+bcc; or dx,
 the seven diagnoses.
-GROUPS. --sensitive sex, age (up to 60, over 60), or sex+age. Pictures with unknown sex or without
-age are left out; 9,948 remain.
+GROUPS. --sensitive sex, age (up to 60, over 60), age in bins (age:30,50,70), localization (head and
+neck, trunk, upper and lower extremity; elsewhere or unknown is left out), or such crossed, as in
+sex+age. Pictures with unknown sex or without age are always left out; 9,948 remain.
 SPLIT. By lesion, so that no lesion is in two splits. With a split by picture 38 % of the test
 pictures would show a lesion seen in training. The published split has 7,967 pictures to train, 969
-to validate and 1,012 to test; --fold 0 to 4 test every picture once.
+to validate and 1,012 to test; --fold 0 to 4 test every picture once, with equal shares of every
+class x group. ISIC numbers lesions anew, so that the split of its table is another one.
 LICENCE. CC BY-NC 4.0, not for commercial use; cite the paper.
 """
 
-import itertools
 import math
 import zipfile
 from pathlib import Path
@@ -21,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from data import InputError
-from datasets import Table, codes, find, read_rows, split_by_subject
+from datasets import Table, find, split_by_subject
+from datasets._tables import attribute, codes, is_number, missing, pictures_below, read_rows
 
 DEFAULTS = {
     "image_size": 64,
@@ -44,7 +46,27 @@ FILES = {  # name: (number at Harvard Dataverse, MD5 that Dataverse publishes)
 }
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 TARGETS = {"malignant": ["akiec", "mel"], "malignant+bcc": ["akiec", "mel", "bcc"], "dx": None}
-GROUPS = {"sex": ["female", "male"], "age": ["age<=60", "age>60"]}
+ISIC = {  # what the archive calls columns and diagnoses
+    "isic_id": "image_id",
+    "age_approx": "age",
+    "anatom_site_general": "localization",
+    "diagnosis": "dx",
+    "nevus": "nv",
+    "melanoma": "mel",
+    "pigmented benign keratosis": "bkl",
+    "basal cell carcinoma": "bcc",
+    "actinic keratosis": "akiec",
+    "squamous cell carcinoma": "akiec",
+    "dermatofibroma": "df",
+    "vascular lesion": "vasc",
+}
+REGIONS = {
+    "head and neck": ["scalp", "face", "ear", "neck", "head/neck"],
+    "trunk": ["back", "trunk", "chest", "abdomen", "genital"]
+    + ["anterior torso", "posterior torso", "lateral torso"],
+    "upper extremity": ["upper extremity", "hand"],
+    "lower extremity": ["lower extremity", "foot"],
+}
 
 
 def fetch(root):
@@ -68,40 +90,40 @@ def fetch(root):
                         archive.extract(member, root / Path(name).stem)
 
 
-def group_of(row, attribute):
-    """The group of a row of the table, whose age is a number of years."""
-    return row["sex"] if attribute == "sex" else GROUPS["age"][row["age"] > 60]
-
-
 def read(root, target, sensitive, fold, download):
     """The Table of the pictures; those of unknown sex or age are left out and counted."""
     if download:
         fetch(root)
-    names = [f"HAM10000_metadata{ending}" for ending in (".csv", ".tab", "")]
+    names = [*(f"HAM10000_metadata{ending}" for ending in (".csv", ".tab", "")), "metadata.csv"]
     advice = f"get it and the pictures from {PAGE}, or add --download (2.7 GB)"
     table = find(root, names, advice)
     if target not in TARGETS:
         raise InputError(f"--target {target!r} is unknown: choose one of {', '.join(TARGETS)}")
-    attributes = sensitive.split("+")
-    if not set(attributes) <= set(GROUPS) or len(set(attributes)) < len(attributes):
-        raise InputError(f"--sensitive {sensitive!r} is unknown: choose sex, age or sex+age")
+    parts = ["age:60" if part == "age" else part for part in sensitive.split("+")]
+    if not {part.partition(":")[0] for part in parts} <= {"sex", "age", "localization"}:
+        raise InputError(
+            f"--sensitive {sensitive!r} is unknown: choose sex, age, age:30,50,70, localization, "
+            "or such crossed, as sex+age"
+        )
 
-    rows = read_rows(table, ["image_id", "lesion_id", "dx", "age", "sex"])
+    columns = ["image_id", "lesion_id", "dx", "age", "sex"]
+    rows = list(read_rows(table, columns, ISIC).values())
     rows.sort(key=lambda row: row["image_id"])
+    incomplete = {row["image_id"]: "dx is missing" for row in rows if missing(row["dx"])}
+    rows = [row for row in rows if row["image_id"] not in incomplete]
+    region_of = {site: region for region, sites in REGIONS.items() for site in sites}
     for row in rows:
         where = f"{table}, picture {row['image_id']}"
-        if row["sex"] not in ("male", "female", "unknown", ""):
+        row["dx"] = ISIC.get(row["dx"].lower(), row["dx"])
+        row["localization"] = region_of.get(row.get("localization"), "")
+        if row["sex"] not in ("male", "female") and not missing(row["sex"]):
             raise InputError(f"{where}: sex is {row['sex']!r}, but must be male, female or unknown")
         if row["dx"] not in CLASSES:
             raise InputError(f"{where}: dx is {row['dx']!r}, but must be one of {CLASSES}")
-        try:
-            age = float(row["age"]) if row["age"] not in ("", "unknown") else None
-        except ValueError:
-            age = -1
-        if age is not None and not 0 <= age <= 130:  # NaN, too
+        years = float(row["age"]) if is_number(row["age"]) else 0 if missing(row["age"]) else -1
+        if not 0 <= years <= 130:
             raise InputError(f"{where}: age is {row['age']!r}, but must be a number of years")
-        row["age"] = age
-    found = {p.stem: p for pattern in ("*.jpg", "*/*.jpg") for p in root.glob(pattern)}
+    found = {Path(name).stem: root / name for name in pictures_below(root)[::-1]}
     ids = [row["image_id"] for row in rows]
     if not any(i in found for i in ids):
         raise InputError(
@@ -112,40 +134,43 @@ def read(root, target, sensitive, fold, download):
     positive = TARGETS[target]
     classes = ["benign", "malignant"] if positive else CLASSES
     labels = [classes[row["dx"] in positive] if positive else row["dx"] for row in rows]
-    used = np.array([row["sex"] in ("male", "female") and row["age"] is not None for row in rows])
-    ## Of crossed attributes every combination is a group.
-    group_names = [" ".join(names) for names in itertools.product(*map(GROUPS.get, attributes))]
-    groups = [
-        " ".join(group_of(row, a) for a in attributes) if u else group_names[0]
-        for row, u in zip(rows, used)
-    ]
-    lesions = np.array([row["lesion_id"] for row in rows])
+    labels = codes(labels, classes)
+    groups, group_names = attribute(table, rows, "+".join(parts))
+    known = np.array([not (missing(row["sex"]) or missing(row["age"])) for row in rows])
+    used = known & np.array([group != "" for group in groups])
+    group_names = [name for name in group_names if name in {g for g, u in zip(groups, used) if u}]
+    groups = codes([g if u else group_names[0] for g, u in zip(groups, used)], group_names)
+    lesions = [row["lesion_id"] for row in rows]
+    lesions = np.array([i if missing(lesion) else lesion for lesion, i in zip(lesions, ids)])
     if fold is None:
         ## The published split: a fifth of the shuffled lesions goes off, and half of that, shuffled
         ## once more, is the test set (scikit-learn's train_test_split, random_state=0, used twice).
-        off = np.unique(lesions[used])
+        off = np.unique(lesions[known])
         off = off[np.random.RandomState(0).permutation(len(off))][: math.ceil(len(off) / 5)]
         test = off[np.random.RandomState(0).permutation(len(off))][: math.ceil(len(off) / 2)]
         split = np.where(np.isin(lesions, off), "val", "train")
         split[np.isin(lesions, test)] = "test"
     else:
         split = np.full(len(rows), "train", dtype="<U5")
-        split[used] = split_by_subject(lesions[used], fold)
+        cells = (labels * len(group_names) + groups)[used]
+        split[used] = split_by_subject(lesions[used], cells, fold)
     notes = {
         "rows": len(rows),
-        "left out: sex unknown or age missing": int((~used).sum()),
+        "left out: sex unknown or age missing": int((~known).sum()),
+        "left out: elsewhere on the body, or unknown where": int((known & ~used).sum()),
         "kept: age 0, probably not recorded": sum(
-            row["age"] == 0 for row, u in zip(rows, used) if u
+            float(row["age"]) == 0 for row, u in zip(rows, used) if u
         ),
     }
     return Table(
-        [found.get(i) for i in ids],
+        [found.get(i, root / f"{i}.jpg") for i in ids],
         ids,
-        codes(labels, classes),
-        codes(groups, group_names),
+        labels,
+        groups,
         lesions,
         np.where(used, split, ""),
         classes,
         group_names,
         notes,
+        incomplete=incomplete,
     )

@@ -76,7 +76,8 @@ def number(low, high=math.inf, kind=float):
     def read(text):
         value = kind(text)  # argparse explains the ValueError of a text that is no number
         if not low <= value <= high or value == math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low:g} to {high:g}")
+            limits = f"from {low:g} to {high:g}".replace("to inf", "upwards")
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
         return value
 
     read.__name__ = "number" if kind is float else "whole number"
@@ -93,13 +94,16 @@ def settings():
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     share, count, weight = number(0, 1), number(1, kind=int), number(0)
     add("--dataset", default="toy", choices=DATASETS, help="the toy is drawn, others are read")
-    add("--data-dir", help="folder of the data set's files (default: data/NAME)")
+    add("--data-dir", help="folder of the data set's files (default: data/NAME); csv: or a table")
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
-    add("--skip-bad", action=switch, default=False, help="leave out unreadable pictures")
+    add("--skip-bad", action=switch, default=False, help="leave out what is missing or broken")
     add("--describe", action=switch, default=False, help="only show the data: table, contact sheet")
     add("--image-size", type=number(8, 1024, int), help="pixels a side (default: by data set)")
     add("--target", help="what is learnt, such as dx or Smiling (choices: datasets/NAME.py)")
     add("--sensitive", help="what makes a group, such as sex+age or Male (see datasets/NAME.py)")
+    ## Without any default these are no settings of a data set that does not know them.
+    add("--subject", default=argparse.SUPPRESS, help="csv: column of patients (default: by name)")
+    add("--file-column", default=argparse.SUPPRESS, help="csv: column of files (default: file)")
     add("--skew", type=share, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
@@ -143,11 +147,10 @@ def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
     args = settings().parse_args(argv)
     for name, value in defaults(args.dataset).items():
-        if getattr(args, name) is None:
+        if getattr(args, name, None) is None:
             setattr(args, name, value)
     if args.smoke:
         args.epochs, args.teacher_epochs = min(args.epochs, 2), min(args.teacher_epochs, 2)
-        args.batch_size = min(args.batch_size, 32)
         args.lr /= 5  # the full rate, reached within a few steps, makes losses diverge
         args.teacher_lr /= 5
     if args.device == "auto":
@@ -164,6 +167,8 @@ def parse(argv=None):
 
 def settle(args, num_classes):
     """The settings, with each pair of defaults (for two classes, for more) replaced by its own."""
+    if args.smoke:  # only now: `load` has checked the whole batches against all pictures
+        args.batch_size = min(args.batch_size, 32)
     for name, value in vars(args).items():
         if isinstance(value, tuple):
             setattr(args, name, value[num_classes > 2])
@@ -641,8 +646,8 @@ def get_teacher(args, data):
 
 def load_pictures(args):
     """The data set that the settings name."""
-    names = "target sensitive fold skew device download skip_bad smoke".split()
-    more = {name: getattr(args, name) for name in names}
+    names = "target sensitive fold skew subject file_column device download skip_bad smoke"
+    more = {name: getattr(args, name, None) for name in [*names.split(), "batch_size", "out"]}
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 

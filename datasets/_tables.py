@@ -1,0 +1,195 @@
+"""How readers of this folder understand tables that people and programs have written.
+
+Where a cell, a column or the name of a picture can be meant in one way only it is read, else it is
+refused by a sentence that says where it stands.
+"""
+
+import glob
+import itertools
+import os
+import posixpath
+import re
+import unicodedata
+from collections import Counter
+from csv import DictReader, Error  # not "import csv": datasets.csv is a module of this folder
+
+import numpy as np
+
+from data import InputError
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+# ===== ROWS AND THEIR VALUES ======================================================================
+
+
+def missing(text):
+    """Does a cell of a table say that its value is not known?"""
+    return text.strip().casefold() in "|?|na|n/a|<na>|nan|none|null|unknown".split("|")
+
+
+def require(path, header, columns):
+    """Raise InputError unless all `columns` are in the header of the table `path`."""
+    for column in [column for column in columns if column not in header]:
+        known = ", ".join(filter(None, header))
+        raise InputError(f"{path} has no column {column!r}: choose or write one, it has {known}")
+
+
+def refuse_repeated(path, names):
+    """Raise InputError unless all names of pictures in the table `path` differ."""
+    ((name, n),) = Counter(names).most_common(1)
+    if n > 1:
+        raise InputError(f"{path} names '{name}' {n} times: keep one row for each picture")
+
+
+def read_rows(path, columns, renamed=None, unique=True):
+    """{line: row} of a table with a header; rows are dicts of texts without spaces around them.
+
+    Commas, semicolons or tabs, with or without a BOM, "sep=;" and empty rows. Names of columns are
+    made lower case, and those in `renamed` {theirs: ours} replaced. Raises InputError unless all
+    `columns` are there and, if `unique`, the first of them names each row once.
+    """
+    rows = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            delimiter = max("\t;,", key=first.count)
+            if first.startswith("sep="):  # a line that Excel writes and reads
+                delimiter = first[4]
+            else:
+                file.seek(0)
+            reader = DictReader(file, delimiter=delimiter)
+            header = [name.strip().lower() for name in reader.fieldnames or ["nothing"]]
+            header = [(renamed or {}).get(name, name) for name in header]
+            twice = {name for name in header if name and header.count(name) > 1}
+            if twice:
+                raise InputError(f"{path} has two columns {min(twice)!r}: rename or remove one")
+            require(path, header, columns)
+            reader.fieldnames = header
+            for row in reader:
+                line, more = reader.line_num, row.pop(None, [])
+                if not any(text and text.strip() for text in [*row.values(), *more]):
+                    continue  # an empty row, as at the end of many exports
+                if any(more) or any(text is None for name, text in row.items() if name):
+                    few = "more" if any(more) else "fewer"
+                    raise InputError(f"{path}, line {line}: {few} fields than the header has names")
+                rows[line] = {name: (text or "").strip() for name, text in row.items()}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): make it readable") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: save the table as CSV (UTF-8)") from None
+    except Error as error:
+        raise InputError(f"{path} is no table ({error}): look for a quote without an end") from None
+    if not rows:
+        raise InputError(f"{path} has a header but no rows: fill it in")
+    if unique:
+        refuse_repeated(path, [row[columns[0]] for row in rows.values()])
+    return rows
+
+
+def codes(values, names):
+    """Texts as codes into `names`, (N,) int64."""
+    place = {name: k for k, name in enumerate(names)}
+    return np.array([place[value] for value in values], dtype=np.int64)
+
+
+def is_number(text):
+    """Is a text a number as people write it, with a point?"""
+    return re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", text, re.ASCII) is not None
+
+
+def place(value):
+    """What texts are sorted by: numbers in their own order, others after them in the alphabet's."""
+    return float(value) if is_number(value) else float("inf"), value
+
+
+def bins(where, column, values, cuts):
+    """Numbers or dates (2021-06-30) as texts that name their bins; and the names of all bins.
+
+    A cut belongs to the bin below it: the cuts 18,60 make age<=18, 18<age<=60 and age>60.
+    """
+    known = [*cuts, *filter(None, values)]
+    numbers = all(map(is_number, known))
+    for text in known:
+        if not numbers and not re.match(r"\d{4}(-\d\d|$)", text, re.ASCII):
+            raise InputError(f"{where}: {text!r} of {column} is no number and no date (2021-06-30)")
+
+    def above(value, cut):  # of dates, 2021-06-30 is not above 2021
+        return float(value) > float(cut) if numbers else value[: len(cut)] > cut
+
+    pairs = list(itertools.pairwise(cuts))
+    if any(not above(b, a) for a, b in pairs):
+        raise InputError(f"{column}:{','.join(cuts)}: write the cuts in rising order")
+    names = [f"{a}<{column}<={b}" for a, b in pairs]
+    names = [f"{column}<={cuts[0]}", *names, f"{column}>{cuts[-1]}"]
+    return [names[sum(above(v, cut) for cut in cuts)] if v else "" for v in values], names
+
+
+def attribute(where, rows, choice):
+    """What --target or --sensitive `choice` says of rows: a text each, "" where it is missing, and
+    the names that occur, in order.
+
+    choice: a column, column:18,40,60 (bins of its numbers or dates), or such crossed with +.
+    """
+    choice, answers = choice.lower(), []
+    parts = [choice] if choice in rows[0] else choice.split("+")
+    for part in parts:
+        column, _, cuts = (part, "", "") if part in rows[0] else part.partition(":")
+        require(where, rows[0], [column])
+        values = ["" if missing(row[column]) else row[column] for row in rows]
+        names = sorted({*values} - {""}, key=place)
+        if cuts:
+            values, names = bins(where, column, values, [cut.strip() for cut in cuts.split(",")])
+        elif len(parts) > 1 and all(map(is_number, names)):  # "gender 1, race 0" says more
+            values = [v and f"{column} {v}" for v in values]
+            names = [f"{column} {name}" for name in names]
+        answers.append((values, names))
+    several, orders = zip(*answers)
+    values = [", ".join(texts) if all(texts) else "" for texts in zip(*several)]
+    there = set(values)
+    return values, [n for n in map(", ".join, itertools.product(*orders)) if n in there]
+
+
+# ===== PICTURES BY THEIR NAMES ====================================================================
+
+
+def pictures_below(root):
+    """The names of all picture files in a folder and its folders, links followed."""
+    names = glob.iglob("**", root_dir=root, recursive=True)
+    return sorted(name for name in names if name.lower().endswith(ENDINGS))
+
+
+def forms(name):
+    """Ever laxer forms of a file's name: in any case, without its ending, and without leading zeros
+    of a number; accents and slashes of every system."""
+    name = unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
+    name = posixpath.normpath(name)
+    bare = name[: name.rfind(".")] if name.endswith(ENDINGS) else name
+    folder, slash, stem = bare.rpartition("/")
+    return name, bare, folder + slash + (stem.lstrip("0") if stem.isdecimal() else stem)
+
+
+def locate(root, names, where):
+    """{name: path} of pictures, also where the name in the table is not quite that of the file.
+
+    The folder is searched only for names that are no file. A file that lies deeper than the name
+    says is found; one in another folder than the name says is not, it may be another picture.
+    """
+    found = {name: root / name for name in names}
+    lost = [name for name in names if not os.path.isfile(root / name)]
+    index = {}  # {(how lax, form): files}
+    for file in pictures_below(root) if lost else ():
+        for how, form in enumerate(forms(file)):
+            steps = form.split("/")
+            for k in range(len(steps)):
+                index.setdefault((how, "/".join(steps[k:])), []).append(file)
+    for name in lost:
+        kinds = [
+            key for key in enumerate(forms(name.removeprefix(f"{root.name}/"))) if key in index
+        ]
+        files = index[kinds[0]] if kinds else [name]
+        if len(files) > 1:
+            raise InputError(
+                f"{where}: {name} can be {files[0]} or {files[1]}: write its folder and ending"
+            )
+        found[name] = root / files[0]
+    return found
