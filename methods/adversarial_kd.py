@@ -417,7 +417,8 @@ class Method(PlainTraining):
         self.opponent = torch.optim.Adam(self.adversary.parameters(), args.adversary_lr)
         self.saved |= {"adversary": self.adversary, "opponent": self.opponent}
         count = torch.bincount(train.labels * shape[1] + train.groups, minlength=math.prod(shape))
-        self.weights = len(train) / (count.clamp(min=1) * (count > 0).sum()).view(shape)  # (C, G)
+        count = count > 0 if args.balance else count  # then batches hold all cells equally often
+        self.weights = (count.sum() / (count.clamp(min=1) * (count > 0).sum())).view(shape)  # (C, G)
 
     def step(self, batch):
         """One batch: forward, losses, backward, update. Returns the losses by name."""
@@ -440,9 +441,9 @@ class Method(PlainTraining):
         seen = self.adversary(seen, batch.labels)  # (B, G)
         self.update(loss + adversary_loss(seen, *cells, cap=math.log(group_logits.shape[1])))
         ## The loss that is logged is Eq. (3); the adversary's share enters the gradient alone.
-        hits = self.weights[cells[:2]] * (group_logits.argmax(dim=1) == batch.groups)  # chance: 1/G
+        weights, hits = self.weights[cells[:2]], group_logits.argmax(dim=1) == batch.groups  # (B,)
         losses = {"loss": loss, "loss_ce": loss_ce, "loss_kd": loss_kd, "loss_adv": loss_adv}
-        return losses | {"accuracy_adv": hits.mean()}
+        return losses | {"accuracy_adv": (weights * hits).sum() / weights.sum()}  # chance: 1/G
 
 
 # ===== 5. FIT AND EVALUATE (shared) ===============================================================

@@ -8,6 +8,7 @@ import ckd
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import arguments, load_toy
 
 from data import batches
@@ -15,9 +16,18 @@ from data import batches
 PARITY = np.load(Path(__file__).parent / "parity" / "fair_kd.npz")
 
 
-def made(*flags, module=adv):
+def uneven():
+    """The smoke toy with a tenth of the training pictures of class 1, group 0."""
+    data = copy.copy(load_toy())
+    train = data["train"]
+    rare = ((train.labels == 1) & (train.groups == 0)).nonzero()[4:, 0]
+    data.splits = {**data.splits, "train": train.subset(np.delete(np.arange(len(train)), rare))}
+    return data
+
+
+def made(*flags, module=adv, data=None):
     """A Method of `module` on the smoke toy, and a few of its batches."""
-    args, data = arguments(module, *flags), load_toy()
+    args, data = arguments(module, *flags), data or load_toy()
     late = batches(data["train"], 32, seed=0, epoch=99)  # λ is fully in force
     given = [batch for batch, _ in zip(late, range(4))]
     torch.manual_seed(0)
@@ -129,6 +139,37 @@ def test_weights_of_the_cells():
     assert emptied.weights.isfinite().all()
 
 
+@pytest.mark.parametrize("balance", ["--balance", "--no-balance"])
+def test_weights_do_what_the_batches_do_not(balance):
+    """The mean weight of what is drawn is 1, and each cell has an equal share of the weights;
+    batches of --balance hold all cells equally often already, so that their weights are 1."""
+    method, _ = made(balance, data=uneven())
+    drawn = [*batches(method.data["train"], 32, seed=0, balance=method.args.balance)]
+    labels, groups = (torch.cat([getattr(b, part) for b in drawn]) for part in ("labels", "groups"))
+    weights = method.weights[labels, groups]
+    np.testing.assert_allclose(weights.mean(), 1, rtol=0.05)  # the last batch is incomplete
+    cells = torch.zeros(12).index_add(0, labels * 2 + groups, weights)
+    np.testing.assert_allclose(cells / len(labels), 1 / 12, rtol=0.3)
+    assert (torch.bincount(labels * 2 + groups)[2] < 10) == (balance == "--no-balance")
+    assert balance != "--balance" or (method.weights == 1).all()
+
+
+@pytest.mark.parametrize("balance", ["--balance", "--no-balance"])
+def test_the_logged_accuracy_is_an_accuracy(balance, monkeypatch):
+    """It is 1 for an adversary that is always right, also where a batch holds few rare pictures."""
+    method, given = made(balance, data=uneven())
+    batch = given[0]
+    rare = batch._replace(  # one cell alone, whose pictures weigh 10 times as much as others
+        labels=torch.ones_like(batch.labels), groups=torch.zeros_like(batch.groups)
+    )
+    for each in (batch, rare):
+        told = F.one_hot(each.groups, 2) * 9.0
+        monkeypatch.setattr(
+            adv.Adversary, "forward", lambda self, z, y, told=told: told + 0 * self.second.bias[:2]
+        )
+        torch.testing.assert_close(method.step(each)["accuracy_adv"].item(), 1.0)
+
+
 def test_zero_strength_is_ckd():
     """After several steps the students' weights are equal, not only close."""
     own, losses = trained("--adversary-weight", "0")
@@ -211,4 +252,4 @@ def test_the_first_epoch_is_ckd():
 def test_negative_strength_is_refused(capsys):
     with pytest.raises(SystemExit):
         made("--adversary-weight", "-1")
-    assert "--adversary-weight: -1 is not from 0 to inf" in capsys.readouterr().err
+    assert "--adversary-weight: -1 is not from 0 upwards" in capsys.readouterr().err
