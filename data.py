@@ -472,10 +472,10 @@ def defaults(name):
 
 def manual(name):
     """What whoever uses a student of the data set `name` has to know: texts by name."""
-    licence = reader_of(name).__doc__.partition("\nLICENCE. ")[2]
+    licence = reader_of(name).__doc__.partition("\nLICENCE. ")[2].partition("\n\n")[0]
     pixels = (
         "upright as EXIF says, RGB, the centre square, scaled to size x size (bilinear, "
-        "antialiased), pixels 0 to 255, of which mean is subtracted before std divides them"
+        "antialiased), pixels from 0 to 255, then (pixel - mean) / std"
     )
     return {"preprocessing": pixels, "licence": " ".join(licence.split())}
 

@@ -19,10 +19,15 @@ classes among what a network was trained on:
 
 Where a class is rare, the first hardly ever names it, and a gap in its recall is small because the
 recall is small. The second has nothing to tune: logit adjustment (Menon et al., ICLR 2021).
+
+    python metrics.py predictions.csv              all this for any model, from a table
+    python metrics.py predictions.csv other.csv    for two, and their paired differences
 """
 
+import argparse
 import itertools
 import json
+import sys
 import time
 
 import numpy as np
@@ -335,6 +340,12 @@ def log_odds(logits):
     return logits - np.stack([np.logaddexp.reduce(rest, axis=1) for rest in others], axis=1)
 
 
+def are_probabilities(scores):
+    """Whether rows (N, C) are in [0, 1] and sum to 1 but for rounding, as logits never do."""
+    rounding = 0.001 * scores.shape[1]
+    return ((scores >= 0) & (scores <= 1)).all() and (abs(scores.sum(1) - 1) < rounding).all()
+
+
 def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=None):
     """All metrics by name, from labels (N,), groups (N,), logits (N, C) and class_shares π (C,).
 
@@ -342,6 +353,8 @@ def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=N
     class_shares all classes were equally frequent in training, and both decisions are the same.
     """
     labels, logits = _scores(labels, np.asarray(logits, float))
+    if are_probabilities(logits):
+        raise ValueError("logits must not be probabilities: pass their logarithms.")
     weights, num_classes = _weights(weights, len(labels)), logits.shape[1]
     split = {"groups": groups, "num_groups": num_groups}
     scored = {"labels": labels, "probs": log_odds(logits), "weights": weights}
@@ -452,6 +465,13 @@ def evaluate(
 # ----- show and time ------------------------------------------------------------------------------
 SHOWN = ["accuracy", "f1", "auroc", "auroc_worst_group", "auroc_gap", "es_auc"]
 SHOWN += ["mean_deo", "max_deo", "disparity", "worst_cell"]
+## Why a metric is undefined. Of others: there is no sample.
+UNDEFINED = {"auroc": "without samples of two classes there is no AUROC"}
+UNDEFINED["auroc_worst_group"] = UNDEFINED["auroc"]
+UNDEFINED |= dict.fromkeys(["auroc_gap", "es_auc"], "fewer than two groups have an AUROC")
+UNDEFINED |= dict.fromkeys(
+    ["mean_deo", "max_deo", "disparity"], "a class needs samples in two groups"
+)
 
 
 def show(columns, class_names, group_names):
@@ -469,7 +489,7 @@ def show(columns, class_names, group_names):
     for c, name in enumerate(class_names):
         rows.append((f"disparity, {name}", [model["classes"][c] for model in models], "disparity"))
     two = any(model["counts"] != model["counts_corrected"] for model in models)
-    cells = [["percent", *columns]]
+    cells, reasons = [["percent", *columns]], {}
     for (first, parts, key), end in itertools.product(rows, ENDS if two else ENDS[:1]):
         if key + end not in parts[0]:
             continue
@@ -478,10 +498,16 @@ def show(columns, class_names, group_names):
             values = [part[key + end], *part.get("interval", {}).get(key + end, [])]
             value, *bounds = ["undefined" if v is None else f"{100 * v:.1f}" for v in values]
             cells[-1].append(f"{value} [{', '.join(bounds)}]" if bounds else value)
+            if value == "undefined":
+                reasons.setdefault(UNDEFINED.get(key, "there is no sample"), {})[first] = None
+            elif "undefined" in bounds:
+                reasons.setdefault("half of the resamples have no value", {})[first] = None
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     if two:
         lines.append("corrected: decisions by z - log π, π the shares of the classes in training")
+    for reason, names in reasons.items():
+        lines.append(f"undefined, because {reason}: {'; '.join(names)}")
     for g, c in np.argwhere(np.sum(models[0]["counts"], axis=-1) == 0):
         lines.append(f"no picture of {class_names[c]}, {group_names[g]}: means leave it out")
     for name, model in columns.items():
@@ -501,3 +527,79 @@ def seconds_per_call(call, times):
     for _ in range(times):
         call()
     return (time.perf_counter() - start) / times
+
+
+# ----- a model that is not ours -------------------------------------------------------------------
+def read_predictions(path):
+    """The arguments of `headline` from a table, its subjects, and names: classes, groups, files.
+
+    Columns are label, group, scores and, if there, subject and file. Scores are logits or
+    probabilities: score_NAME for each class, or one column score, of the last of two classes.
+    """
+    from datasets._tables import missing, place, read_rows  # here: they import torch
+
+    rows = read_rows(path, ["label", "group"], unique=False)
+    scored = [name for name in next(iter(rows.values())) if name.partition("_")[0] == "score"]
+    for line, row in rows.items():
+        try:
+            row["scores"] = [float(row[name]) for name in scored]
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}, scores: {error}") from None
+        if missing(row["label"]) or missing(row["group"]):
+            raise ValueError(f"{path}, line {line}: no label or no group; leave such rows out")
+    rows = sorted(rows.values(), key=lambda row: row.get("file", ""))  # without files: as they are
+    known, groups = (sorted({row[name] for row in rows}, key=place) for name in ("label", "group"))
+    scores = np.array([row["scores"] for row in rows])  # (N, C), or (N, 1)
+    if scored == ["score"] and len(known) == 2:
+        probable = ((scores >= 0) & (scores <= 1)).all()
+        scores, classes = np.hstack([1 - scores if probable else 0 * scores, scores]), known
+    else:  # names of columns have lost their capitals
+        texts = {label.lower(): label for label in known}
+        classes = [texts.get(name[6:], name[6:]) for name in scored]
+    if len(classes) < 2 or not set(known) <= set(classes):
+        raise ValueError(
+            f"{path} has labels {', '.join(known)} and columns {', '.join(scored) or 'of no score'}"
+            ": it needs score_NAME for each class or, for two classes, score"
+        )
+    if are_probabilities(scores):
+        print(f"{path}: the scores are read as probabilities")
+        scores = np.log(np.maximum(scores, 1e-30))
+    data = {"labels": np.array([classes.index(row["label"]) for row in rows]), "logits": scores}
+    data |= {"groups": np.array([groups.index(row["group"]) for row in rows])}
+    data["num_groups"] = len(groups)
+    subjects = [row.get("subject", "") for row in rows]  # who has none is a subject of its own
+    subjects = np.array([f"row {n}" if missing(s) else s for n, s in enumerate(subjects)])
+    return data, subjects, [classes, groups, [row.get("file") for row in rows]]
+
+
+def main():
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    columns = "columns label, group, score_NAME of each class; subject, file if you have them"
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help=columns)
+    a, *others = tables = parser.parse_args().tables
+    models, draws, truths = {}, {}, {}
+    for path in tables:
+        data, subjects, names = read_predictions(path)
+        truths[path] = [*map(np.ndarray.tolist, (data["labels"], data["groups"], subjects)), names]
+        if truths[path] != truths[a]:
+            raise ValueError(f"{path} has other rows, classes or groups than {a}")
+        models[path] = evaluate(**data, num_classes=len(names[0]), clusters=subjects)
+        weights = bootstrap_weights(n=len(subjects), clusters=subjects)
+        draws[path] = bootstrap(**data, weights=weights)  # the resamples of `evaluate`
+    print(show(models, *names[:2]))
+    for b in others:
+        print(f"\n{b} minus {a}, in percent, from the same resamples of subjects")
+        for key in SHOWN:
+            points = {"point_a": models[b][key], "point_b": models[a][key]}
+            if None not in points.values():
+                drawn = {"draws_a": draws[b][key], "draws_b": draws[a][key]}
+                values = [100 * v for v in paired_difference(**points, **drawn).values()]
+                print("{:18} {:+.1f} [{:+.1f}, {:+.1f}]".format(key, *values))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, KeyboardInterrupt) as error:  # an InputError is a ValueError
+        sys.exit(f"metrics.py: {str(error) or 'stopped'}")

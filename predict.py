@@ -1,33 +1,48 @@
-"""What a saved student says about new pictures, or the student as one file for other programs.
+"""What a saved student says about new pictures, or the student as files for other programs.
 
-    python predict.py RUN picture.jpg folder/            class and probabilities of each picture
-    python predict.py RUN folder/ --csv predictions.csv  the same as a table
-    python predict.py RUN --export                       writes RUN/student.pt2 and student.onnx
+    python predict.py STUDENT picture.jpg folder/            classes and probabilities
+    python predict.py STUDENT folder/ --csv answers.csv      the same as a table
+    python predict.py STUDENT folder/ --labels labels.csv    and how good and how fair they are
+    python predict.py STUDENT --export                       files that need none of this code
 
-RUN is the folder of a finished run, runs/<data set>/<method>/<name>. Pictures are cut to a square
-and made smaller as in training. The student is not told to which group a person belongs.
+STUDENT is a student.pt, or the folder of a finished run, runs/<data set>/<method>/<name>. Pictures
+are cut to a square and scaled as in training. The student is not told to which group a person
+belongs. Each picture has two answers: the class with the largest output, and, corrected, the class
+that would be most likely if all were equally frequent (see metrics.py).
+
+A table of labels has the columns file, label, group and, if there, subject; without PICTURES all
+its files are read. metrics.py reads what --csv writes then, to compare two models. --export writes
+a folder with student.pt2 (torch.export), student.onnx and a card that says what they are.
 """
 
 import argparse
 import csv
 import importlib
 import io
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
+import metrics
 from data import InputError, put_back, restore, save
 from datasets import decode
+from datasets._tables import locate, missing, place, read_rows
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
+RULES = ("last", "best_overall", "best_worst_group")
+KEYS = (
+    "method settings classes mean std states network size class_shares preprocessing licence test"
+)
 
 
 class Student(nn.Module):
-    """The network with its normalisation: pictures (B, 3, H, W), 0 to 255, to logits (B, C)."""
+    """The network with its normalisation: pictures (B, 3, H, W) uint8 to logits (B, C)."""
 
     def __init__(self, network, mean, std):
         super().__init__()
@@ -36,29 +51,34 @@ class Student(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, pictures):
+        ## Pictures from 0 to 1 are the usual mistake. Those are no uint8, and both exported files
+        ## refuse another type than that of the example with which they were written.
         ## Always float32, and not by Network.forward: torch.export cannot write down its autocast.
-        feats = self.network.body((pictures - self.mean) / self.std).flatten(1)  # (B, D)
+        feats = self.network.body((pictures.float() - self.mean) / self.std).flatten(1)  # (B, D)
         return self.network.head(feats)
 
 
-def load_student(folder, rule="last"):
-    """The student of a run, as its epoch by `rule` left it; its classes; its picture size."""
-    path = Path(folder) / "student.pt"
-    if not path.exists():
-        example = next((f", such as {p.parent}" for p in Path(folder).rglob("student.pt")), "")
-        raise InputError(f"{path} does not exist: name the folder of a finished run{example}")
-    saved = restore(path)
-    content = {"method", "settings", "classes", "mean", "std", "states"}
-    if not isinstance(saved, dict) or content - saved.keys() or saved["method"] not in METHODS:
-        raise InputError(f"{path} is not a student of a script in methods/")
+def load_student(path, rule="last", module=None):
+    """The student in a file or a run's folder, as its epoch by `rule` left it; and all we know."""
+    file = Path(path) / "student.pt" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        like = next((f", such as {p.parent}" for p in Path(path).rglob("student.pt")), "")
+        raise InputError(f"{file} does not exist: name it or the folder of a finished run{like}")
+    saved = restore(file)
+    complete = isinstance(saved, dict) and saved.keys() >= {*KEYS.split()}
+    if not complete or saved["method"] not in METHODS or rule not in saved["states"]:
+        raise InputError(f"{file} is not a student of a script in methods/, or of an older one")
+    if ".py:" in saved["network"] and not module:
+        raise InputError(
+            f"the network of {file} is the code {saved['network']}, which is run only if you name "
+            "it: --student-module FILE.py:FUNCTION"
+        )
     sys.path.insert(0, str(METHODS[saved["method"]].parent))
     script = importlib.import_module(saved["method"])
-    ## After --pretrained, torchvision's weights are needed here, too: some networks are built in
-    ## another way for them. The saved ones replace them.
     args = argparse.Namespace(**saved["settings"] | {"compile": False})
-    network = script.Network(args, args.student, len(saved["classes"]))
-    put_back(network, saved["states"][rule], path)
-    return Student(network, saved["mean"], saved["std"]).eval(), saved["classes"], args.image_size
+    network = script.Network(args, module or saved["network"], len(saved["classes"]), load=False)
+    put_back(network, saved["states"][rule], file)
+    return Student(network, saved["mean"], saved["std"]).eval(), saved
 
 
 def pictures_in(path):
@@ -70,54 +90,121 @@ def pictures_in(path):
     return inside or [path]
 
 
-def export(student, size, folder):
+def label_rows(table, files, classes):
+    """{picture: its row in the table of labels, or None}; without files, all of the table."""
+    rows = {row["file"]: row for row in read_rows(table, ["file", "label", "group"]).values()}
+    known = {k: r for k, r in rows.items() if not missing(r["label"]) and not missing(r["group"])}
+    for name in [name for name, row in known.items() if row["label"] not in classes]:
+        label = known[name]["label"]
+        raise InputError(f"{table}: {name} is {label!r}, no class of it: {', '.join(classes)}")
+    found = {} if files else {p: known.get(k) for k, p in locate(table.parent, rows, table).items()}
+    for file in files:  # the longest end of its path that the table names
+        steps = file.resolve().parts
+        ends = [str(file), *("/".join(steps[k:]) for k in range(1, len(steps)))]
+        found[file] = next((known[end] for end in ends if end in known), None)
+    names = [row["file"] for row in found.values() if row]
+    if len(set(names)) < max(len(names), 1):
+        what = "two pictures are the same row" if names else "it says nothing about these pictures"
+        raise InputError(f"{table}: {what}; write more of their folders into its column file")
+    return found
+
+
+def export(student, saved, rule, folder):
     """Write the student as files that need none of this code and take any number of pictures."""
-    pictures, any_number = torch.zeros(2, 3, size, size), {0: torch.export.Dim("batch", min=1)}
+    size, classes = saved["size"], saved["classes"]
+    pictures = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     student.to(memory_format=torch.contiguous_format)  # the order in which it can be written
-    program = torch.export.export(student, (pictures,), dynamic_shapes=(any_number,))
+    batch = {0: torch.export.Dim("batch", min=1)}
+    program = torch.export.export(student, (pictures,), dynamic_shapes=(batch,))
     torch.export.save(program, content := io.BytesIO())
     save(folder / "student.pt2", content.getvalue())
-    print(f"wrote {folder / 'student.pt2'}: torch.export.load(...).module() takes 0 to 255")
     if find_spec("onnx") and find_spec("onnxscript"):
-        torch.onnx.export(program, (), folder / "student.onnx", dynamo=True)
-        print(f"wrote {folder / 'student.onnx'}")
+        ## One file: weights in a second one are lost when only the first is copied.
+        torch.onnx.export(program, (), folder / "student.onnx", dynamo=True, external_data=False)
     else:
         print("no ONNX file: it needs the packages onnx and onnxscript")
+    card = {
+        "network": f"{saved['network']}, trained by {saved['method']}.py, {rule} epoch",
+        "use": 'logits = torch.export.load("student.pt2").module()(pictures)',
+        "pictures": f"uint8 (B, 3, {size}, {size}), from 0 to 255, for any B",
+        "preprocessing": f"{saved['preprocessing']}; the program itself does this last step",
+        **{name: saved[name].flatten().tolist() for name in ("mean", "std")},
+        "logits": "(B, C), whose softmax is the probabilities of the classes",
+        "decisions": "the class of the largest logit; corrected, of the largest logit - log(share)",
+        "classes": classes,
+        "shares of the classes in training": saved["class_shares"],
+        "groups that were compared": saved["group_names"],
+        "metrics on test pictures of the data set": saved["test"][rule],
+        "licence of the data": saved["licence"],
+        "settings": saved["settings"],
+    }
+    save(folder / "card.json", json.dumps(card, indent=1))
+    lines = [f"- {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in card.items()]
+    save(folder / "README.md", "\n".join(["# A student network", "", *lines, ""]))
+    print(f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} into {folder}")
 
 
 @torch.no_grad()
 def main():
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("student", type=Path, help="a student.pt, or the folder of a finished run")
     parser.add_argument("pictures", type=Path, nargs="*", help="pictures, or folders of pictures")
-    rules = ["last", "best_overall", "best_worst_group"]
-    parser.add_argument("--rule", default="last", choices=rules, help="which epoch's student")
+    parser.add_argument("--rule", default="last", choices=RULES, help="which epoch's student")
+    parser.add_argument("--labels", type=Path, help="table of the true label and the group")
     parser.add_argument("--csv", type=Path, help="table to write")
-    parser.add_argument("--export", action="store_true", help="write the student as one file")
+    parser.add_argument("--export", action="store_true", help="write it for other programs")
+    parser.add_argument("--student-module", metavar="FILE.py:FUNCTION", help="a network of yours")
     args = parser.parse_intermixed_args()  # flags may stand anywhere
-    if not args.pictures and not args.export:
-        parser.error("name pictures, or folders of pictures, or --export")
-    student, classes, size = load_student(args.run, args.rule)
+    if not args.pictures and not args.export and not args.labels:
+        parser.error("name pictures, or folders of pictures, or --labels, or --export")
+    student, saved = load_student(args.student, args.rule, args.student_module)
+    classes, log_shares = saved["classes"], torch.tensor(saved["class_shares"]).log()  # (C,)
     if args.export:
-        export(student, size, args.run)
-    csv.writer(table := io.StringIO()).writerow(["picture", "class", *classes])
-    for file in [file for path in args.pictures for file in pictures_in(path)]:
+        folder = args.student if args.student.is_dir() else args.student.parent
+        export(student, saved, args.rule, folder / f"export-{args.rule}")
+    files = dict.fromkeys(file for path in args.pictures for file in pictures_in(path))
+    files = label_rows(args.labels, files, classes) if args.labels else files
+    truth = ["label", "group", "subject"] if args.labels else []
+    header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
+    csv.writer(table := io.StringIO()).writerow(header)
+    known, logits = [], []
+    for file, row in files.items():
         try:
-            pixels = torch.tensor(decode(file, size)).permute(2, 0, 1)  # (3, H, W)
+            pixels = torch.tensor(decode(file, saved["size"])).permute(2, 0, 1)  # (3, H, W) uint8
         except Exception as why:  # decoders raise all kinds of errors
             raise InputError(f"{file} cannot be read as a picture ({why})") from None
-        shares = student(pixels[None].float())[0].softmax(0).tolist()  # (C,)
-        likely = classes[shares.index(max(shares))]
-        csv.writer(table).writerow([file, likely, *shares])
+        z = student(pixels[None])[0]  # (C,)
+        likely, corrected = (classes[scores.argmax()] for scores in (z, z - log_shares))
+        shares = z.softmax(0).tolist()
+        told = [(row or {}).get(name, "") for name in truth]
+        csv.writer(table).writerow([file, *told, likely, corrected, *shares])
         each = ", ".join(f"{name} {share:.3f}" for name, share in zip(classes, shares))
-        print(f"{file}: {likely} ({each})")
+        print(f"{file}: {likely}, corrected {corrected} ({each})")
+        if row:
+            known.append(row)
+            logits.append(z.numpy())
     if args.csv:
         save(args.csv, table.getvalue())
+    if args.labels:
+        print(f"\n{len(known)} of {len(files)} pictures have a label and a group")
+        groups = sorted({row["group"] for row in known}, key=place)
+        subjects = [row.get("subject", "") for row in known]
+        subjects = [row["file"] if missing(s) else s for s, row in zip(subjects, known)]
+        result = metrics.evaluate(
+            labels=np.array([classes.index(row["label"]) for row in known]),
+            groups=np.array([groups.index(row["group"]) for row in known]),
+            logits=np.stack(logits),
+            num_classes=len(classes),
+            num_groups=len(groups),
+            class_shares=saved["class_shares"],
+            clusters=subjects,
+        )
+        print(metrics.show({"student": result}, classes, groups))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
-        sys.exit(f"predict.py: {error}")
+    except (InputError, KeyboardInterrupt) as error:
+        sys.exit(f"predict.py: {str(error) or 'stopped'}")

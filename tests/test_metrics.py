@@ -618,7 +618,7 @@ def test_evaluate_does_not_depend_on_the_scale_of_logits_overflowing():
 def test_constant_predictor_is_flagged_and_empty_cells_are_none():
     labels, _, groups, _, logits = sample(0, num_groups=2)
     labels = np.where(groups == 1, 2, labels)  # group 1 has class 2 only
-    out = evaluate_sample(labels=labels, logits=np.zeros_like(logits) + [1.0, 0, 0, 0])
+    out = evaluate_sample(labels=labels, logits=np.zeros_like(logits) + [2.0, 0, 0, 0])
     assert out["collapsed"] is True
     assert out["auroc"] == 0.5  # every score ties
     assert out["groups"][1]["auroc"] is None and out["auroc_gap"] is None

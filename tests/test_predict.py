@@ -3,6 +3,7 @@
 import argparse
 import csv
 import importlib
+import json
 import shutil
 import sys
 from importlib.util import find_spec
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from forked import run_script
+from conftest import read_table, write_table
+from forked import ROOT, run_script
 from PIL import Image
 
+import metrics
 import predict
 from data import InputError
 from datasets import decode
@@ -49,16 +52,16 @@ def main(monkeypatch, capsys):
 
 
 def pictures_of_the_test(run, originals):
-    """The names of the run's test pictures, and their pixels: (N, 3, 16, 16), 0 to 255."""
+    """The names of the run's test pictures, and their pixels: (N, 3, 16, 16) uint8."""
     files = np.load(run / "logits.npz")["ids"]
     pixels = np.stack([decode(originals / "csv" / file, 16) for file in files])
-    return files, torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    return files, torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("rule", ["last", "best_overall", "best_worst_group"])
 def test_the_logits_are_those_of_the_run(run, originals, rule):
-    student, classes, size = predict.load_student(run, rule)
-    assert (classes, size) == (["cat", "dog", "fox"], 16) and not student.training
+    student, saved = predict.load_student(run / "student.pt", rule)
+    assert saved["classes"] == ["cat", "dog", "fox"] and not student.training
     _, pictures = pictures_of_the_test(run, originals)
     with torch.no_grad():
         logits = student(pictures).numpy()
@@ -74,20 +77,104 @@ def test_classes_and_probabilities_are_printed_and_written(run, originals, main,
     table = tmp_path / "new" / "table.csv"
     printed = main(run, folder, originals / "csv" / files[0], "--csv", table)
     lines = list(csv.reader(table.read_text().splitlines()))
-    assert lines[0] == ["picture", "class", "cat", "dog", "fox"] and len(lines) == 98
+    scores = ["score_cat", "score_dog", "score_fox"]
+    assert lines[0] == ["file", "class", "class_corrected", *scores] and len(lines) == 98
     assert [line[0] for line in lines[1:97]] == [str(file) for file in sorted(folder.glob("*.*g"))]
     logits = np.load(run / "logits.npz")["last"].astype(np.float32)
     expected = dict(zip(files, torch.from_numpy(logits).softmax(1)))
     printed = dict(line.split(": ") for line in printed.splitlines())
-    compared = 0
-    for name, likely, *shares in lines[1:]:
-        assert printed[name].startswith(f"{likely} (cat {float(shares[0]):.3f}, dog ")
-        assert likely == ["cat", "dog", "fox"][np.argmax([float(share) for share in shares])]
+    compared, prior = 0, torch.load(run / "student.pt", weights_only=True)["class_shares"]
+    for name, likely, corrected, *shares in lines[1:]:
+        told = f"{likely}, corrected {corrected} (cat {float(shares[0]):.3f}, dog "
+        assert printed[name].startswith(told)
+        p = np.array([float(share) for share in shares])
+        assert likely == ["cat", "dog", "fox"][np.argmax(p)]
+        assert corrected == ["cat", "dog", "fox"][np.argmax(p / prior)]
         key = "pictures/" + name.rsplit("/", 1)[1]
         if key in expected:
             np.testing.assert_allclose([float(p) for p in shares], expected[key], atol=1e-3)
             compared += 1
     assert compared == len(files) + 1
+
+
+def test_the_file_is_all_it_takes(run, originals, main, tmp_path):
+    """A student.pt alone in a folder says what the run's folder says."""
+    picture = originals / "csv" / "pictures" / "000.png"
+    shutil.copy(run / "student.pt", tmp_path / "mine.pt")
+    assert main(tmp_path / "mine.pt", picture) == main(run, picture)
+    saved = torch.load(tmp_path / "mine.pt", weights_only=True)
+    result = json.loads((run / "result.json").read_text())
+    assert saved["licence"] == "Yours." and "(pixel - mean) / std" in saved["preprocessing"]
+    assert saved["class_shares"] == result["last"]["class_shares"] and saved["size"] == 16
+    assert (saved["network"], saved["settings"]["dataset"]) == ("convnet2", "csv")
+    for rule in predict.RULES:
+        tested = {name: result[rule]["test"][name] for name in metrics.SHOWN}
+        assert saved["test"][rule] == tested and saved["states"][rule]["epoch"] in (0, 1)
+
+
+# ----- with a table of labels ---------------------------------------------------------------------
+@pytest.fixture
+def lively(run, originals, tmp_path):
+    """The run's student.pt with outputs so far apart that classes and both decisions differ."""
+    saved, (student, _) = (
+        torch.load(run / "student.pt", weights_only=True),
+        predict.load_student(run),
+    )
+    with torch.no_grad():
+        logits = student(pictures_of_the_test(run, originals)[1])  # nearly the same for all
+    state, scale = saved["states"]["last"], 2 / logits.std(0)
+    state["head.weight"] *= scale[:, None]
+    state["head.bias"] -= logits.mean(0)
+    state["head.bias"] *= scale
+    torch.save(saved | {"class_shares": [0.9, 0.08, 0.02]}, tmp_path / "lively.pt")
+    return tmp_path / "lively.pt"
+
+
+def test_labels_give_the_metrics_by_group(lively, originals, main, tmp_path):
+    folder = shutil.copytree(originals / "csv", tmp_path / "pictures")
+    rows = read_table(folder / "labels.csv")
+    printed = main(lively, "--labels", folder / "labels.csv", "--csv", tmp_path / "answers.csv")
+    assert "96 of 96 pictures have a label and a group" in printed
+    student, saved = predict.load_student(lively)
+    pixels = np.stack([decode(folder / row["file"], 16) for row in rows])
+    with torch.no_grad():
+        logits = student(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
+    groups = ["indoor", "outdoor"]
+    result = metrics.evaluate(
+        labels=np.array([saved["classes"].index(row["label"]) for row in rows]),
+        groups=np.array([groups.index(row["group"]) for row in rows]),
+        logits=logits,
+        num_classes=3,
+        num_groups=2,
+        class_shares=[0.9, 0.08, 0.02],
+        clusters=[row["subject"] for row in rows],
+    )
+    assert result["counts"] != result["counts_corrected"]
+    expected = metrics.show({"student": result}, saved["classes"], groups)
+    assert printed.endswith(f"\n{expected}\n")
+    answers = read_table(tmp_path / "answers.csv")
+    said = logits.argmax(1), (logits - np.log([0.9, 0.08, 0.02])).argmax(1)
+    for key, codes in zip(("class", "class_corrected"), said):
+        assert [row[key] for row in answers] == [saved["classes"][c] for c in codes]
+    ## What is written can be read by metrics.py: the same numbers at the largest output.
+    again = run_script(ROOT / "metrics.py", "answers.csv", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    ours = {line.split("  ")[0]: line.split()[1:] for line in expected.splitlines()}
+    theirs = {line.split("  ")[0]: line.split()[1:] for line in again.stdout.splitlines()}
+    for name in ("accuracy", "mean_deo", "worst_cell", "accuracy, indoor", "disparity, fox"):
+        assert ours[name] == theirs[name]
+
+
+def test_pictures_find_their_rows_by_the_end_of_their_paths(run, originals, main, tmp_path):
+    folder = shutil.copytree(originals / "csv", tmp_path / "elsewhere")
+    rows = read_table(folder / "labels.csv")
+    table = tmp_path / "table.csv"
+    rows = [{**row, "file": row["file"].removeprefix("pictures/")} for row in rows[:10]]
+    rows[4]["group"], rows[5]["label"] = "unknown", ""  # predicted, but not judged
+    write_table(table, rows)
+    printed = main(run, folder / "pictures", "--labels", table)
+    assert "8 of 96 pictures have a label and a group" in printed
+    assert main(run, "--labels", folder / "labels.csv").count(", corrected ") == 96
 
 
 def with_student(run, folder, module, name, **settings):
@@ -98,6 +185,7 @@ def with_student(run, folder, module, name, **settings):
     args = argparse.Namespace(**saved["settings"])
     state = module.Network(args, name, 3).state_dict()
     saved |= {"method": module.__name__, "states": {"last": {"epoch": 1, **state}}}
+    saved["network"] = name
     torch.save(saved, folder / "student.pt")
     return folder
 
@@ -108,8 +196,9 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
 ):
     module = fairtune if name == "vit_tiny" else ckd  # a network that only this script knows
     folder = with_student(run, tmp_path / "run", module, name)
-    assert "student.pt2" in main("--export", folder)
-    eager, _, _ = predict.load_student(folder)
+    assert "README.md, card.json, student" in main("--export", folder)
+    eager, saved = predict.load_student(folder)
+    folder = folder / "export-last"
     exported = torch.export.load(folder / "student.pt2").module()
     _, pictures = pictures_of_the_test(run, originals)
     numbers = (1, 7, len(pictures))
@@ -119,10 +208,32 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
         torch.testing.assert_close(exported(pictures[:number]), logits)
     if all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         onnxruntime = importlib.import_module("onnxruntime")
+        assert sorted(path.name for path in folder.iterdir())[2:] == ["student.onnx", "student.pt2"]
         session = onnxruntime.InferenceSession(folder / "student.onnx")
         for number, logits in zip(numbers, expected):
             fed = {session.get_inputs()[0].name: pictures[:number].numpy()}
             np.testing.assert_allclose(session.run(None, fed)[0], logits, atol=1e-4)
+        with pytest.raises(Exception, match="Unexpected input data type"):
+            session.run(None, {session.get_inputs()[0].name: pictures.numpy() / np.float32(255)})
+    with pytest.raises(RuntimeError, match="dtype mismatch"):  # 0 to 1 is refused, not misread
+        exported(pictures / 255)
+    card = json.loads((folder / "card.json").read_text())
+    assert card["licence of the data"] == "Yours." and card["classes"] == ["cat", "dog", "fox"]
+    assert "uint8" in card["pictures"] and "from 0 to 255" in card["pictures"]
+    text = (folder / "README.md").read_text()
+    assert all(f"- {name}: " in text for name in card)
+
+
+def test_each_rule_is_exported_into_its_own_folder(run, originals, main, tmp_path):
+    shutil.copy(run / "student.pt", tmp_path)
+    _, pictures = pictures_of_the_test(run, originals)
+    for rule in predict.RULES:
+        assert f"export-{rule}" in main(tmp_path / "student.pt", "--export", "--rule", rule)
+        exported = torch.export.load(tmp_path / f"export-{rule}" / "student.pt2").module()
+        expected = np.load(run / "logits.npz")[rule].astype(np.float32)
+        np.testing.assert_allclose(exported(pictures).detach(), expected, rtol=1e-3, atol=1e-3)
+        card = json.loads((tmp_path / f"export-{rule}" / "card.json").read_text())
+        assert rule in card["network"]
 
 
 class Code:
@@ -142,8 +253,16 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
     "code": (Code(), [], ["student.pt", "delete it"]),
     "a list": ([1], [], ["student.pt"]),
     "no states": ({"states": None}, [], ["student.pt is not a student of a script in methods/"]),
+    "an older one": ({"class_shares": None}, [], ["student.pt is not a student of", "older one"]),
+    "a rule less": ({"states": {}}, [], ["student.pt is not a student of a script in methods/"]),
+    "its own code": ({"network": "net.py:f"}, [], ["net.py:f", "--student-module FILE.py:FUNC"]),
+    "labels without a group": ({}, ["--labels", "few.csv"], ["few.csv has no column 'group'"]),
+    "labels of others": ({}, ["picture.png", "--labels", "other.csv"], ["nothing about these"]),
+    "an unknown class": ({}, ["--labels", "bird.csv"], ["'bird', no class of it: cat, dog, fox"]),
+    "two of one name": ({}, ["picture.png", "more", "--labels", "good.csv"], ["are the same row"]),
+    "a lost picture": ({}, ["--labels", "other.csv"], ["no.png cannot be read as a picture"]),
     "another method": ({"method": "os"}, [], ["student.pt is not a student of a script"]),
-    "another network": ({"settings": {"student": "convnet4"}}, [], ["student.pt"]),
+    "another network": ({"network": "convnet4"}, [], ["student.pt does not fit"]),
 }
 
 
@@ -155,6 +274,12 @@ def test_what_is_wrong_is_said_in_one_sentence(run, fault, main, tmp_path, monke
     Image.new("RGB", (30, 20)).save("picture.png")
     Path("text.png").write_text("no picture")
     Path("empty").mkdir()
+    Path("more").mkdir()
+    shutil.copy("picture.png", "more")
+    Path("few.csv").write_text("file,label\npicture.png,cat\n")
+    Path("other.csv").write_text("file,label,group\nno.png,cat,f\n")
+    Path("bird.csv").write_text("file,label,group\npicture.png,bird,f\n")
+    Path("good.csv").write_text("file,label,group\npicture.png,cat,f\n")
     student = Path("run/student.pt")
     saved = torch.load(student, weights_only=True)
     if content is None:
@@ -200,5 +325,5 @@ def test_a_pretrained_student_is_built_as_it_was(run, main, tmp_path, monkeypatc
 
     monkeypatch.setattr(torchvision.models, "get_model", without_weights)
     folder = with_student(run, tmp_path / "run", ckd, "resnet18", pretrained=True)
-    student, _, _ = predict.load_student(folder)
-    assert asked == ["DEFAULT", "DEFAULT"] and student.network.body.conv1.stride == (2, 2)
+    student, _ = predict.load_student(folder)
+    assert asked == ["DEFAULT", None] and student.network.body.conv1.stride == (2, 2)

@@ -1,0 +1,189 @@
+"""python metrics.py: a model that is not ours, from a table; probabilities in place of logits."""
+
+import sys
+
+import numpy as np
+import pytest
+from conftest import write_table
+from forked import ROOT, run_script
+
+import metrics
+
+NAMES = ["akiec", "Melanoma", "nv"]
+
+
+def table(seed=0, subjects=True, shift=0.0):
+    """Rows of 150 samples of 60 persons, and what `evaluate` needs of them."""
+    rng = np.random.default_rng(7)
+    labels, groups = rng.integers(0, 3, 150), rng.integers(0, 2, 150)
+    persons = rng.integers(0, 60, 150)
+    noise = np.random.default_rng(seed).normal(size=(150, 3))
+    logits = (noise + (1.5 + shift * groups[:, None]) * np.eye(3)[labels]).round(6)
+    rows = []
+    for n in range(150):
+        row = {"file": f"{n:03}.png", "label": NAMES[labels[n]], "group": "fm"[groups[n]]}
+        row |= {"subject": f"p{persons[n]}"} if subjects else {}
+        rows.append(row | {f"score_{name}": logits[n, c] for c, name in enumerate(NAMES)})
+    clusters = np.array([f"p{p}" for p in persons]) if subjects else np.arange(150).astype(str)
+    data = {"labels": labels, "groups": groups, "logits": logits, "num_groups": 2}
+    return rows, data, clusters
+
+
+@pytest.fixture
+def main(monkeypatch, capsys, tmp_path):
+    """metrics.py's main with these tables, rows or texts; returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*tables):
+        names = [f"{letter}.csv" for letter, _ in zip("abc", tables)]
+        for name, rows in zip(names, tables):
+            if isinstance(rows, str):
+                (tmp_path / name).write_text(rows)
+            else:
+                write_table(tmp_path / name, rows)
+        monkeypatch.setattr(sys, "argv", ["metrics.py", *names])
+        metrics.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("subjects", [True, False])
+def test_the_table_is_that_of_evaluate(main, subjects):
+    rows, data, clusters = table(subjects=subjects)
+    out = metrics.evaluate(**data, num_classes=3, clusters=clusters)
+    expected = metrics.show({"a.csv": out}, NAMES, ["f", "m"])
+    assert main(rows) == f"{expected}\n"
+    assert main(rows[::-1]) == f"{expected}\n"  # the files' order, not the table's
+
+
+def test_probabilities_are_recognised_and_logits_of_two_classes(main):
+    rows, data, clusters = table()
+    shares = np.exp(data["logits"]) / np.exp(data["logits"]).sum(1, keepdims=True)
+    for row, values in zip(rows, shares):
+        row.update({f"score_{name}": f"{p:.4f}" for name, p in zip(NAMES, values)})
+    printed = main(rows)
+    assert printed.startswith("a.csv: the scores are read as probabilities\n")
+    out = metrics.evaluate(**data, num_classes=3, clusters=clusters)
+    assert f"{100 * out['auroc']:.1f} [" in printed and f"{100 * out['mean_deo']:.1f} [" in printed
+    ## One column: of the label that is sorted last; above 0.5 or, of logits, above 0 it is said.
+    two = [row for row in rows if row["label"] != "nv"]
+    for row in two:
+        said = float(row.pop("score_akiec")) / (1 - float(row.pop("score_nv")) + 1e-9)
+        row["score"] = said  # of akiec, which is sorted after Melanoma
+        del row["score_Melanoma"]
+    hits = np.mean([(row["score"] > 0.5) == (row["label"] == "akiec") for row in two])
+    of_probabilities = main(two)
+    assert f"{100 * hits:.1f} [" in of_probabilities.splitlines()[2]
+    for row in two:
+        row["score"] = np.log((row["score"] + 1e-12) / (1 - row["score"] + 1e-12))
+    assert main(two) == of_probabilities.partition("\n")[2]
+
+
+def test_two_tables_give_paired_differences(main):
+    (a, of_a, clusters), (b, of_b, _) = table(0), table(1, shift=2.0)
+    printed = main(a, b[::-1])
+    text, _, differences = printed.partition("\nb.csv minus a.csv, in percent")
+    models = [metrics.evaluate(**d, num_classes=3, clusters=clusters) for d in (of_a, of_b)]
+    assert text == metrics.show(dict(zip(("a.csv", "b.csv"), models)), NAMES, ["f", "m"]) + "\n"
+    weights = metrics.bootstrap_weights(n=150, clusters=clusters)
+    draws = [metrics.bootstrap(**d, weights=weights) for d in (of_a, of_b)]
+    lines = differences.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == metrics.SHOWN
+    for line, key in zip(lines, metrics.SHOWN):
+        points = {"point_a": models[1][key], "point_b": models[0][key]}
+        expected = metrics.paired_difference(**points, draws_a=draws[1][key], draws_b=draws[0][key])
+        found = [float(x.strip("[],")) for x in line.split()[1:]]
+        np.testing.assert_allclose(found, [100 * v for v in expected.values()], atol=0.051)
+    same = main(a, a).partition("\nb.csv minus a.csv")[2].splitlines()[1:]
+    assert all(line.endswith("+0.0 [+0.0, +0.0]") for line in same)
+
+
+GOOD = "label,group,score_a,score_b\na,f,1,2\nb,m,3,1\n"
+FAULTS = {  # name: (tables, words of the sentence)
+    "no such file": ([], ["cannot be read"]),
+    "no group": (["label,score_a,score_b\na,1,2\n"], ["no column 'group'"]),
+    "no scores": (["label,group\na,f\nb,m\n"], ["columns of no score", "score_NAME"]),
+    "a class without a score": ([GOOD + "c,f,1,2\n"], ["labels a, b, c", "score_a, score_b"]),
+    "one score of three": (["label,group,score\na,f,1\nb,f,2\nc,m,2\n"], ["for two classes"]),
+    "a word": ([GOOD + "a,f,high,2\n"], ["a.csv, line 4, scores", "'high'"]),
+    "an empty score": ([GOOD + "a,f,,2\n"], ["a.csv, line 4, scores"]),
+    "NaN": ([GOOD + "a,f,nan,2\n"], ["finite"]),
+    "no label": ([GOOD + "NA,f,1,2\n"], ["line 4: no label or no group"]),
+    "an unknown group": ([GOOD + "a,unknown,1,2\n"], ["line 4: no label or no group"]),
+    "other rows": ([GOOD, GOOD + "a,f,1,2\n"], ["b.csv has other rows"]),
+    "another order": (
+        [GOOD, GOOD.replace("a,f,1,2\nb,m", "b,m,1,2\na,f")],
+        ["b.csv has other rows"],
+    ),
+    "other groups": ([GOOD, GOOD.replace("m", "x")], ["b.csv has other rows"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_is_said_in_one_sentence(main, fault, monkeypatch):
+    tables, words = FAULTS[fault]
+    if not tables:
+        monkeypatch.setattr(sys, "argv", ["metrics.py", "a.csv"])
+    with pytest.raises(ValueError) as error:
+        main(*tables) if tables else metrics.main()
+    message = str(error.value)
+    assert all(word in message for word in words) and "\n" not in message, message
+
+
+def test_as_a_user_starts_it(tmp_path):
+    (tmp_path / "a.csv").write_text(GOOD)
+    done = run_script(ROOT / "metrics.py", "a.csv", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("percent") and not done.stderr
+    assert "undefined, because without samples of two classes there is no AUROC" in done.stdout
+    done = run_script(ROOT / "metrics.py", "b.csv", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("metrics.py: b.csv cannot be read")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ----- probabilities in place of logits -----------------------------------------------------------
+@pytest.mark.parametrize("digits", [16, 4, 3])
+def test_probabilities_are_no_logits(digits):
+    _, data, _ = table()
+    shares = np.exp(data["logits"]) / np.exp(data["logits"]).sum(1, keepdims=True)
+    rounded = data | {"logits": shares.round(digits)}
+    for call in (metrics.headline, lambda **d: metrics.evaluate(**d, num_classes=3, replicates=0)):
+        with pytest.raises(ValueError, match="must not be probabilities: pass their logarithms"):
+            call(**rounded)
+    again = metrics.headline(**data | {"logits": np.log(shares)})  # and these are the same model
+    for name, value in metrics.headline(**data).items():
+        np.testing.assert_allclose(again[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_logits_that_only_look_alike_are_none():
+    _, data, _ = table()
+    shares = np.exp(data["logits"]) / np.exp(data["logits"]).sum(1, keepdims=True)
+    for logits in (0.9 * shares, shares + [-1, 1, 0], np.vstack([shares[:-1], [0.5, 0.4, 0.3]])):
+        metrics.headline(**data | {"logits": logits})
+
+
+# ----- why a metric is undefined ------------------------------------------------------------------
+def test_the_table_says_why_a_metric_is_undefined():
+    _, data, _ = table()
+    labels = np.where(data["groups"] == 1, 2, data["labels"])  # group m has one class
+    out = metrics.evaluate(**data | {"labels": labels}, num_classes=3, replicates=20)
+    text = metrics.show({"student": out}, NAMES, ["f", "m"])
+    assert "undefined, because fewer than two groups have an AUROC: auroc_gap; es_auc\n" in text
+    assert "undefined, because without samples of two classes there is no AUROC: auroc, m\n" in text
+    assert (
+        "undefined, because a class needs samples in two groups: disparity, akiec; "
+        "disparity, Melanoma\n" in text
+    )
+    rows = [line for line in text.splitlines() if " undefined" in line]
+    assert len(rows) == 5  # each has a reason
+    absent = metrics.evaluate(**data | {"num_groups": 3}, num_classes=3, replicates=0)
+    text = metrics.show({"student": absent}, NAMES, ["f", "m", "x"])
+    assert "undefined, because there is no sample: accuracy, x\n" in text
+    ## Half of the resamples lack the one sample of a class: the value has no interval.
+    labels = np.where(data["groups"] == 1, 2, data["labels"])
+    labels[np.flatnonzero(data["groups"] == 1)[0]] = 0
+    rare = metrics.evaluate(
+        **data | {"labels": labels}, num_classes=3, clusters=np.arange(150) // 50, replicates=50
+    )
+    if rare["interval"]["auroc_gap"] == [None, None]:
+        assert "half of the resamples" in metrics.show({"student": rare}, NAMES, ["f", "m"])
