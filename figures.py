@@ -6,6 +6,7 @@ tell apart; markers and line styles say the same once more, for print in grey.
 """
 
 import collections
+import textwrap
 
 import matplotlib
 
@@ -17,7 +18,7 @@ import scipy.stats
 import metrics
 import results
 from data import load
-from results import DEBIASED, RULES, TRAINING, TWO_POINTS
+from results import DEBIASED, DECISIONS, RULES, TRAINING, TWO_POINTS, main_rule
 
 COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #000000 #999999 #7a5c00 #b8a800".split()
 MARKERS, STYLES = "osD^vPX*<>", ["-", "--", "-.", ":"]
@@ -53,7 +54,8 @@ def save(figure, path, title=None, legend_of=None, where="outside right center")
     if legend_of:
         figure.legend(*legend_of.get_legend_handles_labels(), loc=where)
     if title:
-        figure.suptitle(title)
+        width = int(12 * figure.get_figwidth())  # of letters in a line
+        figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -75,7 +77,8 @@ def two_points(rows, pooled, where, path):
             style = look(n) | {"ls": "", "ms": 8, "mfc": fill, "label": label}
             groups = range(len(names))
             areas = [results.point(runs, "auroc", rule, g, pooled) for g in groups]
-            left.plot(*(areas if len(names) == 2 else (max(areas), min(areas))), **style)
+            best, worst = np.fmax.reduce(areas), np.fmin.reduce(areas)  # of those that are defined
+            left.plot(*(areas if len(names) == 2 else (best, worst)), **style)
             both = ("auroc", "auroc_gap")
             line.append([results.point(runs, metric, rule, None, pooled) for metric in both])
             right.plot(*line[-1], **style)
@@ -166,9 +169,10 @@ def critical_difference(names, scores, title, path):
     axes.set_title(f"{title}: mean rank, 1 is best\n{verdict}")
     save(figure, path)
     return (
-        f"Mean ranks over {n} repetitions (folds and attributes, or seeds; those of one data set "
-        "share pictures, so that the test is optimistic). Bars join methods closer than Nemenyi's "
-        "distance, drawn only if Friedman's test finds any difference."
+        f"Mean ranks over {n} repetitions (seeds, or folds, of which the attributes are averaged; "
+        "those of one data set share pictures, so that the test is optimistic; decisions are "
+        "prior-corrected where a class is rare). Bars join methods closer than Nemenyi's distance, "
+        "drawn only if Friedman's test finds any difference."
     )
 
 
@@ -177,13 +181,12 @@ def per_class(rows, where, path):
     models = three_models(rows)
     if not models:
         return None
-    first = next(iter(rows["CKD"].values()))
+    first, end = next(iter(rows["CKD"].values())), main_rule(rows)
     classes, groups = first["classes"], first["group_names"]
     figure, axes = plt.subplots(figsize=(7, 1.4 + 0.5 * len(classes)), layout="constrained")
     for n, (name, (row, rule)) in enumerate(models.items()):
-        tests = [result[rule]["test"]["classes"] for result in rows[row].values()]
-        spots = [[100 * (test[c]["disparity"] or 0) for test in tests] for c in range(len(classes))]
-        mean, low, high = np.array([metrics.seed_interval(values=v) for v in spots]).T
+        ahead = results.signed(rows[row], f"disparity{end}", rule, False)  # (S, C)
+        mean, low, high = 100 * np.array([metrics.seed_interval(values=v) for v in ahead.T]).T
         low, high = low.clip(-100), high.clip(max=100)  # Student's t knows no limits of a recall
         y = np.arange(len(classes)) + 0.22 * (n - 1)
         error = None if np.isnan(low).all() else [mean - low, high - mean]
@@ -197,7 +200,7 @@ def per_class(rows, where, path):
     save(figure, path, f"{where}\nwho is favoured in which class?", axes)
     return (
         "Disparity of each class for the teacher, the student distilled from it, and a debiased "
-        "student; bars are 95 % intervals over runs."
+        f"student ({DECISIONS[end]}); bars are 95 % intervals over runs."
     )
 
 
@@ -210,12 +213,13 @@ def gallery(rows, data_dir, where, path):
         return None
     choices = {k: settings[k] for k in ("target", "sensitive", "fold", "skip_bad")}
     data = load(settings["dataset"], data_dir, settings["image_size"], **choices)
-    test, answers = data["test"], {}
+    test, answers, end = data["test"], {}, main_rule(rows)
     for name, (row, rule) in models.items():
-        logits, ids = results.arrays(rows[row][min(common)], (rule, "ids"))
+        run = rows[row][min(common)]
+        logits, ids = results.arrays(run, (rule, "ids"))
         if ids.tolist() != test.ids:
             return None  # made from other pictures
-        answers[name] = logits.argmax(1)
+        answers[name] = (logits - (np.log(run[rule]["class_shares"]) if end else 0)).argmax(1)
     said = np.stack(list(answers.values()))  # (3, N)
     split = np.flatnonzero((said != said[0]).any(0))
     labels, groups = test.labels.numpy(), test.groups.numpy()
@@ -239,7 +243,7 @@ def gallery(rows, data_dir, where, path):
     save(figure, path, f"{where}: {count}")
     return (
         "Pictures on which teacher, distilled and debiased student disagree: true class and group, "
-        "then the three answers. The first of each class and group, not a choice."
+        f"then the answers ({DECISIONS[end]}). The first of each class and group, not a choice."
     )
 
 
@@ -258,12 +262,12 @@ def sweep(rows, kind, where, path):
     """A setting against accuracy and unfairness, with 95 % bands. rows: {value: runs}."""
     if not results.comparable(rows):
         return None
-    places, (words, title, shown) = np.arange(len(rows)), ALONG[kind]
+    places, (words, title, shown), end = np.arange(len(rows)), ALONG[kind], main_rule(rows)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for n, (metric, label) in enumerate(shown.items()):
-        curve = np.array([results.cell(runs, metric)[:3] for runs in rows.values()])
+        curve = np.array([results.cell(runs, metric + end)[:3] for runs in rows.values()])
         band(axes, places, curve, n, label)
-        teacher = results.point(next(iter(rows.values())), metric, "teacher")
+        teacher = results.point(next(iter(rows.values())), metric + end, "teacher")
         axes.plot(-0.35, teacher, **look(n) | {"ls": "", "mfc": "white"})
         bad = [p for p, runs in zip(places, rows.values()) if results.number_collapsed(runs)]
         if metric == "accuracy" and bad:
@@ -273,24 +277,7 @@ def sweep(rows, kind, where, path):
     axes.set(xlabel=words, ylabel="percent of the test set", ylim=(0, 100))
     save(figure, path, f"{where}\n{title}", axes)
     bands = "95 % bands over runs, or over the test pictures of a single one"
-    return f"The {words} against {' and '.join(shown.values())}, {bands}."
-
-
-def sweep_3d(rows, where, path):
-    """λ, disparity and accuracy in one view. rows: {λ: runs}."""
-    if not results.comparable(rows):
-        return None
-    figure = plt.figure(figsize=(6.4, 5.2), layout="constrained")
-    axes, places = figure.add_subplot(projection="3d"), np.arange(len(rows))
-    x, y = ([results.point(r, m) for r in rows.values()] for m in ("disparity", "accuracy"))
-    axes.plot(places, x, y, color="0.6")
-    points = axes.scatter(places, x, y, c=places, cmap="cividis", s=50)
-    points.set_depthshade(False)
-    axes.set_xticks(places, rows, rotation=45, fontsize=7)
-    axes.set(xlabel="\nλ", ylabel="\ndisparity (%)", zlabel="accuracy (%)")
-    axes.set_box_aspect(None, zoom=0.88)
-    save(figure, path, f"{where}\nstrength λ, disparity and accuracy")
-    return "The same in one view; the colour follows λ."
+    return f"The {words} against {' and '.join(shown.values())} ({DECISIONS[end]}), {bands}."
 
 
 def curves(rows, name, part=None):
@@ -306,9 +293,9 @@ def training(rows, where, path):
     if len(names) < 2:
         return None
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
-    (fair, useful), (warm, gates) = axes
+    (fair, useful), (warm, gates), end = *axes, main_rule(rows)
     for n, name in enumerate(names):
-        for ax, metric in ((fair, "mean_deo"), (useful, "auroc")):
+        for ax, metric in ((fair, f"mean_deo{end}"), (useful, "auroc")):
             curve = 100 * curves(rows[name], metric, "val")
             band(ax, np.arange(1, len(curve) + 1), curve, n, name, alpha=0.12, ms=4)
     fair.set(title="Validation: unfairness", ylabel="mean-DEO (%)", ylim=(0, None))
@@ -330,7 +317,10 @@ def training(rows, where, path):
         ax.xaxis.get_major_locator().set_params(integer=True)
     title = f"{where}\nalong training (mean and 95 % band over runs)"
     save(figure, path, title, fair, "outside right upper")
-    return "Fairness and use on validation along training, CTKD's temperature and BIRD's gates."
+    return (
+        f"Fairness ({DECISIONS[end]}) and use on validation along training, CTKD's temperature and "
+        "BIRD's gates."
+    )
 
 
 def fairtune_masks(rows, where, path):

@@ -9,9 +9,13 @@ What a row is, and how two of them are compared, is in results.py. In a table:
     mean ± half          over seeds or folds: half of the 95 % interval of the mean (Student's t)
     value [low, high]    of one test set: 95 % bootstrap interval over its subjects (lesions,
                          persons); for a change in percent of a mean over seeds, Fieller's interval
+    decisions            at the largest output or prior-corrected, as metrics.py says; where a class
+                         is rare the corrected ones stand first
+    train worst cell     recall of the worst class x group cell of the training pictures
     bold                 the best of a column. A collapsed run (a class never predicted, a group
-                         answered with one class, or macro recall within 5 points of chance) is
-                         marked and cannot be best in fairness: equally useless is not fair
+                         answered with one class, or macro recall within 5 points of chance, all
+                         with corrected decisions) is marked and cannot be best in fairness:
+                         equally useless is not fair
 """
 
 import argparse
@@ -24,32 +28,28 @@ from pathlib import Path
 import numpy as np
 
 import figures
+import metrics
 import results
 from data import InputError, save
-from results import METRICS, NAMES, OWN_NETWORKS, RULES, UTILITY, Refused, Value
+from results import METRICS, NAMES, OWN_NETWORKS, RULES, UTILITY, Refused, Value, metric_of
 
 ROOT = Path(__file__).resolve().parent
 ## Names of rows, in the order of a table.
 SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
-POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "BIRD, gates fixed", "BIRD, μ = 0.1"]
-POSTER += ["BIRD, μ = 0.3", "adversarial KD", "adversarial KD, λ = 0.5", "re-balancing"]
-FAIRDI = ["ERM", "re-balancing", "GroupDRO", "SWAD", "FIS", "FairDi", "FairTune"]
+POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "BIRD, gates fixed", "adversarial KD"]
+POSTER += ["re-balancing"]
+FAIRDI = ["ERM", "re-balancing", "GroupDRO", "FIS", "FairDi", "FairTune"]
 README = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "adversarial KD"]
 README += ["MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi", "FairTune"]
-## Two classes bear less of a method than ten, so that some were run at weaker settings, too.
-WEAKER = {"adversarial KD": ["λ = 0.5"], "BIRD": ["μ = 0.3", "μ = 0.1"]}
-
-
-def with_weaker(name):
-    """{name of a row: its setting in words, or ""} of a method and of its weaker settings."""
-    return {name: ""} | {f"{name}, {words}": words for words in WEAKER.get(name, [])}
+## Rows that are ranked: what stands behind a comma is a variant.
+RANKED = [name for name in NAMES.values() if "," not in name and name != "GroupDRO"]
 
 
 class Table:
     """Rows of texts and Values under a header, as Markdown; bold is the best of each column."""
 
     def __init__(self, header, bold=True):
-        self.header, self.rows, self.bold, self.note = list(header), [], bold, ""
+        self.header, self.rows, self.bold, self.notes = list(header), [], bold, []
         self.ranked, self.collapsed = set(), set()  # places of rows
 
     def add(self, name, cells, runs=(), rule="last", ranked=True):
@@ -59,6 +59,10 @@ class Table:
         name += " (collapsed)" if bad and len(runs) == 1 else ""
         self.ranked |= {place} if ranked else set()
         self.collapsed |= {place} if bad else set()
+        for run in dict(runs).values():
+            for g, c in np.argwhere(np.sum(run[rule]["test"]["counts"], axis=-1) == 0):
+                where = f"{run['classes'][c]}, {run['group_names'][g]}"
+                self.notes.append(f"a test set has no picture of {where}: means leave it out")
         self.rows.append([name, *cells])
 
     def best(self):
@@ -79,7 +83,7 @@ class Table:
         for r, row in enumerate(self.rows):
             lines.append([f"**{v}**" if (r, c) in best else str(v) for c, v in enumerate(row)])
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        return f"{text}\n\n*{self.note}*" if self.note else text
+        return "\n\n".join([text, *(f"*{note}*" for note in dict.fromkeys(self.notes))])
 
 
 def named(dataset, label):
@@ -90,39 +94,46 @@ def named(dataset, label):
 # ----- tables of one data set ---------------------------------------------------------------------
 
 LAYOUTS = {  # the columns of each kind of table
-    "slides": "student by|top-1|recall|precision|F1|disparity|disparity, − teacher|change in %",
-    "poster": "method|AUROC|F1|mean-DEO|max-DEO|AUROC, − CKD|mean-DEO, − CKD|mean-DEO, change in %",
+    "slides": "student by|top-1|recall|precision|F1|disparity|disparity, − teacher|change in %|"
+    "train worst cell",
+    "poster": "method|AUROC|F1|mean-DEO|max-DEO|AUROC, − CKD|mean-DEO, − CKD|mean-DEO, change in %|"
+    "train worst cell",
     "overview": "method|top-1|F1|AUROC|worst group|gap|ES-AUC|mean-DEO|max-DEO|top-1, − CKD|"
-    "mean-DEO, − CKD|parameters|MB|ms, one picture|s of training",
+    "mean-DEO, − CKD|train worst cell|parameters|MB|ms, one picture|s of training",
     "sweep": "λ|top-1|AUROC|disparity|mean-DEO|top-1, λ − 0|disparity, λ − 0|"
-    "disparity, change in %|30 % for 1 point",
+    "disparity, change in %|train worst cell|30 % for 1 point",
     "temperature": "T|top-1|AUROC|mean-DEO|parity|top-1, T − 1|mean-DEO, T − 1|parity, T − 1|"
-    "parity, − teacher",
+    "parity, − teacher|train worst cell",
 }
 ## The end of a column's name: the row that is taken off. "change in %" is the column before it, in
 ## percent of the other row.
 BASES = {"− teacher": "teacher", "− CKD": "CKD", "λ − 0": "0", "T − 1": "1"}
 
 
-def layout_table(kind, rows):
-    """The rows {name: runs} in one of LAYOUTS, below their teacher, which does not compete."""
+def layout_table(kind, rows, end=None):
+    """The rows {name: runs} in one of LAYOUTS, below their teacher, which does not compete.
+
+    end    of the names of metrics of decisions, "" or "_corrected"; None: `results.main_rule`
+    """
     table, pair = Table(LAYOUTS[kind].split("|")), None
+    end = results.main_rule(rows) if end is None else end
+    table.notes.append(results.DECISIONS[end])
     lines = [(name, runs, "last") for name, runs in results.comparable(rows).items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
     if taught and kind in ("slides", "overview", "temperature"):
         lines.insert(0, ("*the teacher*", next(iter(taught.values())), "teacher"))
     for name, runs, rule in lines:
-        row, more = {}, further_columns(runs, rule)
+        row, more = {}, further_columns(runs, rule, end)
         for column in table.header[1:]:
             metric, _, words = column.partition(", ")
             if column in METRICS:
-                row[column] = results.cell(runs, METRICS[column][0], rule)
+                row[column] = results.cell(runs, metric_of(column, end), rule)
             elif words in BASES:
                 base, pair = BASES[words], None
                 if base == "teacher" and name in taught:
-                    pair = runs, runs, METRICS[metric][0], "last", "teacher"
+                    pair = runs, runs, metric_of(metric, end), "last", "teacher"
                 elif base != name and base in rows and rule == "last":
-                    pair = runs, rows[base], METRICS[metric][0]
+                    pair = runs, rows[base], metric_of(metric, end)
                 row[column] = results.change(*pair) if pair else ""
             elif column.endswith("change in %"):
                 row[column] = results.relative(*pair) if pair else ""
@@ -137,12 +148,13 @@ def layout_table(kind, rows):
     return table
 
 
-def further_columns(runs, rule):
-    """What a row costs: {column: text}."""
+def further_columns(runs, rule, end):
+    """How well a row has learnt its training pictures, and what it costs: {column: cell}."""
     model, times = next(iter(runs.values()))[rule], [run["times"] for run in runs.values()]
     training = [t["teacher"] if rule == "teacher" else sum(t["epochs"]) for t in times]
     latency = f"{np.median([t['cpu_latency_ms'] for t in times]):.2f}"
     return {
+        "train worst cell": results.trained(runs, rule, end),
         "parameters": f"{model['parameters']:,}",
         "MB": f"{model['megabytes']:.2f}",
         "ms, one picture": "" if rule == "teacher" else latency,
@@ -156,7 +168,7 @@ def beside_published(table, dataset, layout):
         lines = [r for r in csv.DictReader(file) if (r["dataset"], r["table"]) == (dataset, layout)]
     columns = list(dict.fromkeys(line["metric"] for line in lines))
     printed = {(r["method"], r["metric"]): f"{float(r['percent']):.1f}" for r in lines}
-    table.note = f"published: {lines[0]['source']}" if lines else ""
+    table.notes += [f"published: {line['source']}" for line in lines[:1]]
     table.header += [f"{column}, published" for column in columns]
     for row in table.rows:
         row += [printed.get((row[0].partition(" (")[0], column), "") for column in columns]
@@ -189,13 +201,29 @@ def swept(rows, kind):
 
 
 def without_sweeps(rows):
-    """`rows` without those that only the table of a sweep needs."""
-    extra = {name for kind in SWEEPS for name in sweep(rows, kind).values()} - {*NAMES.values()}
-    ## Where the usual adversary is too strong to be of use, the weaker one stands beside it.
-    usual = rows.get("adversarial KD", {})
-    if usual and results.number_collapsed(usual) == len(usual):
-        extra -= {*with_weaker("adversarial KD")}
+    """`rows` without those that only the tables of a sweep, or of a grid, need."""
+    needed = [*results.grids(rows).values(), *(sweep(rows, kind) for kind in SWEEPS)]
+    extra = {name for row_of in needed for name in row_of.values()} - {*NAMES.values()}
     return {name: runs for name, runs in rows.items() if name not in extra}
+
+
+def weights_table(rows):
+    """The weights of `results.grids` on validation, and which of them `results.choose` takes."""
+    columns = ["AUROC, validation", "worst group, validation", "train worst cell", "collapsed"]
+    table = Table(["method", "weight", *columns, "chosen"], bold=False)
+    for method, row_of in results.grids(rows).items():
+        best = results.choose(rows, row_of)
+        for weight, row in row_of.items():
+            first = {min(rows[row]): rows[row][min(rows[row])]}
+            areas = [results.values(first, m, split="val") for m in ("auroc", "auroc_worst_group")]
+            cells = [weight.strip(", "), *(str(Value(*area)) for area in areas)]
+            cells += [results.trained(first, "last", results.main_rule(rows))]
+            cells += ["yes" if first[min(first)]["last"]["val"]["collapsed"] else ""]
+            late = "" if row == method else ", but too few runs to be shown elsewhere"
+            table.add(method, [*cells, f"chosen{late}" if weight == best else ""])
+    rule = "the best worst group of those within a point of the best AUROC; never a collapsed one"
+    table.notes.append(f"{rule}; trained with the first seed (and fold)")
+    return table
 
 
 def pooled_tables(rows, rules):
@@ -207,10 +235,15 @@ def pooled_tables(rows, rules):
     above it once more, on these folds.
     """
     results.comparable(rows, whole=False)
-    shown = ["AUROC", "worst group", "gap", "ES-AUC", "PSD mean", "PSD max", "mean-DEO"]
+    shown, end = "AUROC|worst group|gap|ES-AUC|PSD mean|PSD max|mean-DEO", results.main_rule(rows)
+    shown = {name: metric_of(name, end) for name in shown.split("|")}
+    shown |= {"mean-DEO, largest output": "mean_deo"} if end else {}
     groups = next(run for runs in rows.values() for run in runs.values())["group_names"]
-    table = Table(["method", "n", *shown, *(f"AUROC, {name}" for name in groups)])
+    areas = [f"AUROC, {name}" for name in groups]
+    areas += [f"AUROC, {groups[1]} − {groups[0]}"] if len(groups) == 2 else []
+    table = Table(["method", "n", *shown, *areas, "train worst cell"])
     differences = Table(["method", *(f"{s}, − base" for s in shown)])
+    table.notes, differences.notes = [results.DECISIONS[end]], [results.DECISIONS[end]]
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
     most, base = max(folds.values(), key=len), "ERM" if "ERM" in rows else "CKD"
     for keys in sorted({*folds.values()}, key=lambda keys: (-len(keys), keys)):
@@ -221,12 +254,16 @@ def pooled_tables(rows, rules):
                 continue
             runs, label = parts[name], name + rules[rule] + words
             cells = [str(len(results.pool(runs, rule).ids))]
-            cells += [results.cell(runs, METRICS[s][0], rule, None, True) for s in shown]
+            cells += [results.cell(runs, m, rule, None, True) for m in shown.values()]
             cells += [results.cell(runs, "auroc", rule, g, True) for g in range(len(groups))]
+            if len(groups) == 2:
+                whole, *draws = results.signed(runs, "auroc_gap", rule, True)[:, 0]
+                cells.append(results.in_percent(whole, *metrics.interval(draws=draws)))
+            cells.append(results.trained(runs, rule, end))
             table.add(label, cells, runs, rule, ranked=keys == most)
             if base in parts and name != base:
                 pair = runs, parts[base]
-                cells = [results.change(*pair, METRICS[s][0], rule, None, True) for s in shown]
+                cells = [results.change(*pair, m, rule, None, True) for m in shown.values()]
                 differences.add(label, cells, runs, rule)
     return {"": table, "-differences": differences}
 
@@ -234,8 +271,8 @@ def pooled_tables(rows, rules):
 # ----- tables across data sets --------------------------------------------------------------------
 
 PAPER = "Mohammadshahi and Ioannou"
-## The claim; the row, beside which its weaker settings stand; against which row, or the student's
-## own teacher; in which metric; 1 if it shall rise, -1 if it shall fall.
+## The claim; the row; against which row, or the student's own teacher; in which metric; 1 if it
+## shall rise, -1 if it shall fall.
 CLAIMS = (
     ("slides: a student is less fair than its teacher", "CKD", "teacher", "disparity", 1),
     ("adversarial KD: less disparity than CKD", "adversarial KD", "CKD", "disparity", -1),
@@ -248,7 +285,7 @@ CLAIMS = (
 )
 ## What one part of a method does: two rows that no other table puts side by side.
 PAIRS = (
-    ("adversarial KD, λ = 0.5", "CKD"),
+    ("adversarial KD", "CKD"),
     ("BIRD", "BIRD, gates fixed"),
     ("FairDi", "CKD"),
     ("FairDi", "FIS"),
@@ -259,30 +296,48 @@ PAIRS = (
 )
 
 
+VERDICTS = ("undecided", "confirmed", "contradicted")  # 0, for, and against
+FEWER = {1: ("undecided", "seen once", "the contrary seen once")}  # than three trainings
+FEWER[2] = tuple(words.replace("once", "twice") for words in FEWER[1])
+
+
 def in_folds(place):
     """Whether the test set of a place (data set, conditions) is one of five folds."""
     return place[1].startswith("folds")
 
 
+def ruled(place, rows):
+    """A place in words, and the rule of decisions if it is the corrected one."""
+    return named(*place) + (", prior-corrected" if results.main_rule(rows) else "")
+
+
 def claims_table(by_place):
-    """Each claim on each data set that has its rows: confirmed, contradicted, or undecided."""
-    table = Table(["claim", "data set", "over", "difference", "verdict"])
+    """Each claim on each data set that has its rows: confirmed, contradicted, or undecided.
+
+    A verdict needs three trainings (seeds or folds). Of two groups, a gap must differ as a size and
+    in its direction (`results.directed`): a size alone cannot reach 0.
+    """
+    table = Table(["claim", "data set", "over", "difference", "in its direction", "verdict"])
+    table.notes.append("in its direction: the same with a sign, see `directed` in results.py")
     for (claim, row, against, shown, sign), (place, rows) in itertools.product(
         CLAIMS, by_place.items()
     ):
-        for name, words in with_weaker(row).items():
-            runs = rows.get(name, {})
-            base = runs if against == "teacher" else rows.get(against, {})
-            if not runs.keys() & base.keys():
-                continue
-            rule, pooled = "teacher" if against == "teacher" else "last", in_folds(place)
-            value = results.change(runs, base, METRICS[shown][0], "last", rule, pooled)
-            low, high = sorted((sign * value.low, sign * value.high))
-            verdict = "confirmed" if low > 0 else "contradicted" if high < 0 else "undecided"
-            if bad := results.number_collapsed(runs):
-                verdict += f", but {bad} of {len(runs)} runs collapsed"
-            over = results.what_both_have(runs, base, pooled)
-            table.add(claim + (words and f" ({words})"), [named(*place), over, value, verdict])
+        runs = rows.get(row, {})
+        base = runs if against == "teacher" else rows.get(against, {})
+        both, _ = results.in_both(runs, base)
+        if not both:
+            continue
+        rule, pooled = "teacher" if against == "teacher" else "last", in_folds(place)
+        pair = runs, base, metric_of(shown, results.main_rule(rows)), "last", rule, pooled
+        values, two = [results.change(*pair)], len(both[min(both)]["group_names"]) == 2
+        values += [results.directed(*pair)] if two and shown in results.GAPS else []
+        ends = [sorted((sign * value.low, sign * value.high)) for value in values]
+        signs = {(low > 0) - (high < 0) for low, high in ends}
+        verdict = FEWER.get(len(both), VERDICTS)[signs.pop() if len(signs) == 1 else 0]
+        if bad := results.number_collapsed(runs):
+            verdict += f", but {bad} of {len(runs)} runs collapsed"
+        over = results.what_both_have(runs, base, pooled)
+        table.add(claim, [ruled(place, rows), over, values[0], *(values[1:] or [""]), verdict])
     return table
 
 
@@ -294,14 +349,13 @@ def inflation_table(by_place):
             n: runs for n, runs in rows.items() if all("teacher" in r for r in runs.values())
         }
         taught |= {place: students} if students else {}
-    table = Table(["student by", *(named(*place) for place in taught)])
-    claimed = [name for _, row, *_ in CLAIMS for name in with_weaker(row)]
-    for name in dict.fromkeys([*NAMES.values(), *claimed]):
+    table = Table(["student by", *(ruled(*item) for item in taught.items())])
+    for name in NAMES.values():
         cells = []
         for place, rows in taught.items():
-            runs, text = rows.get(name, {}), ""
+            runs, text, end = rows.get(name, {}), "", results.main_rule(rows)
             if runs:
-                pair = (runs, runs, "disparity", "last", "teacher")
+                pair = (runs, runs, f"disparity{end}", "last", "teacher")
                 text = f"{results.change(*pair, pooled=in_folds(place))}"
                 text += " (collapsed)" if results.number_collapsed(runs) else ""
             cells.append(text)
@@ -315,10 +369,10 @@ def differences_table(first, shown, lines):
     table = Table([first, "data set", "over", *shown], bold=False)
     for name, place, runs, base in lines:
         if runs.keys() & base.keys():
-            pooled = in_folds(place)
-            over = results.what_both_have(runs, base, pooled)
-            cells = [results.change(runs, base, METRICS[s][0], pooled=pooled) for s in shown]
-            table.add(name, [named(*place), over, *cells])
+            pooled, both = in_folds(place), {name: runs, "base": base}
+            over, end = results.what_both_have(runs, base, pooled), results.main_rule(both)
+            cells = [results.change(runs, base, metric_of(s, end), pooled=pooled) for s in shown]
+            table.add(name, [ruled(place, both), over, *cells])
     return table
 
 
@@ -394,7 +448,7 @@ def made_table(by_place):
     """The command behind each group of runs, how many they are, what they took, and where."""
     table = Table(["data set", "command", "runs", "hours", "made on"])
     for place, rows in by_place.items():
-        runs = [run for name, row in rows.items() if name != "FIS" for run in row.values()]
+        runs = [run for n, row in rows.items() if not n.startswith("FIS") for run in row.values()]
         devices = ", ".join(dict.fromkeys(run["times"]["device"] for run in runs))
         versions = ", ".join(sorted({run["times"]["torch"].partition("+")[0] for run in runs}))
         cells = [f"`{command_of(place, runs)}`", str(len(runs)), f"{hours_of(runs):.1f}"]
@@ -402,40 +456,42 @@ def made_table(by_place):
     return table
 
 
-NETWORKS = "teacher_convnet16-student_convnet8-epochs_"
+NETWORKS, FOLDS = "teacher_convnet16-student_convnet8", "epochs_6-teacher_epochs_6"
+RESNET = "teacher_resnet18-student_convnet8-epochs_5-teacher_epochs_5"
 HEADLINE = {  # the places whose results stand in the README
     "toy": ("toy", ""),
-    "HAM10000, sex": ("ham10000", f"folds-{NETWORKS}6"),
-    "CIFAR10-S": ("cifar10s", f"{NETWORKS}5"),
-    "CelebA, attractive": ("celeba", "teacher_resnet18-student_convnet8-epochs_5"),
+    "HAM10000, sex": ("ham10000", f"folds-{NETWORKS}-{FOLDS}"),
+    "CIFAR10-S": ("cifar10s", f"{NETWORKS}-epochs_5-teacher_epochs_5"),
+    "CelebA, attractive": ("celeba", RESNET),
 }
 
 
 def headline_table(by_place):
     """AUROC / worst group / mean-DEO of the methods in README on four data sets, a column each."""
     places = {title: place for title, place in HEADLINE.items() if place in by_place}
-    table = Table(["method", *places])
+    ends = {place: results.main_rule(by_place[place]) for place in places.values()}
+    words = [t + (", prior-corrected" if ends[place] else "") for t, place in places.items()]
+    table = Table(["method", *words])
     for row in README:
-        table.add(row, [headline_cell(by_place[place], row, place) for place in places.values()])
+        cells = [headline_cell(by_place[p].get(row, {}), end, p) for p, end in ends.items()]
+        table.add(row, cells)
     return table
 
 
-def headline_cell(rows, row, place):
-    """A method on one data set; at its first setting where not all runs have collapsed."""
-    there = {n: words for n, words in with_weaker(row).items() if n in rows}
-    bad = {name: results.number_collapsed(rows[name]) for name in there}
-    name = next((name for name in there if bad[name] < len(rows[name])), None)
-    if not name:
-        return "collapsed" if there else ""
-    shown = [METRICS[s][0] for s in ("AUROC", "worst group", "mean-DEO")]
-    points = [results.point(rows[name], metric, pooled=in_folds(place)) for metric in shown]
-    notes = [there[name], f"{bad[name]} of {len(rows[name])} collapsed" if bad[name] else ""]
-    note = ", ".join(filter(None, notes))
-    return " / ".join(f"{point:.1f}" for point in points) + (note and f" ({note})")
+def headline_cell(runs, end, place):
+    """A method on one data set."""
+    bad = results.number_collapsed(runs)
+    if bad == len(runs):
+        return "collapsed" if bad else ""
+    shown = [metric_of(s, end) for s in ("AUROC", "worst group", "mean-DEO")]
+    points = [results.point(runs, metric, pooled=in_folds(place)) for metric in shown]
+    note = f" ({bad} of {len(runs)} collapsed)" if bad else ""
+    return " / ".join(f"{point:.1f}" for point in points) + note
 
 
 # ----- pages --------------------------------------------------------------------------------------
 
+LARGEST = "-largest"  # at the end of the kind of a table: at the largest output
 KINDS = {  # the end of a table's name: its title, in the order of a page
     "slides": "Students beside their teacher (the layout of the slides of Bolner et al., 2023)",
     "poster": "Methods beside CKD (the layout of the poster of BIRD)",
@@ -445,6 +501,7 @@ KINDS = {  # the end of a table's name: its title, in the order of a page
     "fairdi-differences": "The same, minus ERM (or CKD) on the same pictures",
     "sweep": "How strong an adversary? Paired with λ = 0, which is CKD",
     "temperature": "Is the student of a softer teacher fairer? CKD, paired with T = 1",
+    "weights": "Weights chosen on validation",
     "overview": "Everything",
 }
 ACROSS = {
@@ -477,14 +534,18 @@ def tables(by_place, repeated):
         except Refused as error:
             refused[place, kind] = str(error)
 
+    def layout(place, kind, rows):
+        """The table and, if it has corrected decisions, the same at the largest output."""
+        main = results.main_rule(rows)
+        for end in dict.fromkeys((main, "")):
+            make(place, kind + (LARGEST if main != end else ""), layout_table, kind, rows, end)
+
     for place, rows in by_place.items():
         usual = without_sweeps(rows)
-        for kind, source, names in (("slides", rows, SLIDES), ("poster", usual, POSTER)):
-            chosen = {name: source[name] for name in names if name in source}
+        for kind, names in (("slides", SLIDES), ("poster", POSTER)):
+            chosen = {name: rows[name] for name in names if name in rows}
             if len(chosen) > 1:
-                make(place, kind, layout_table, kind, chosen)
-                if (place, kind) in made:
-                    beside_published(made[place, kind], place[0], kind)
+                layout(place, kind, chosen)
         if in_folds(place):
             make(place, "pooled", pooled_tables, usual, {"last": ""})
             chosen = {name: rows[name] for name in FAIRDI if name in rows}
@@ -492,9 +553,12 @@ def tables(by_place, repeated):
                 words = {rule: f", {words}" for rule, words in RULES.items()}
                 make(place, "fairdi", pooled_tables, chosen, words)
         else:
-            make(place, "overview", layout_table, "overview", usual)
+            layout(place, "overview", usual)
         for kind in SWEEPS:
-            make(place, kind, layout_table, kind, swept(rows, kind))
+            layout(place, kind, swept(rows, kind))
+        make(place, "weights", weights_table, rows)
+    for place, kind in made:
+        beside_published(made[place, kind], place[0], kind.removesuffix(LARGEST))
     for prefix, which in (("", by_place), ("repeated-", repeated)):
         for kind in (claims_table, inflation_table, pairs_table):
             make("all", prefix + kind.__name__.removesuffix("_table"), kind, which)
@@ -516,9 +580,10 @@ def pages(by_place, made, captions):
     for place, (name, command, runs, hours, machine) in zip(by_place, made["all", "made"].rows):
         text = texts.setdefault(f"{place[0]}.md", [f"# Results: {place[0]}", start])
         text += [f"## {name}", f"{runs} runs, {hours} hours on {machine}, of {command}."]
-        for kind, title in KINDS.items():
-            if (place, kind) in made:
-                text += [f"### {title}", made[place, kind].markdown()]
+        for (kind, title), end in itertools.product(KINDS.items(), ("", LARGEST)):
+            if (place, kind + end) in made:
+                words = ", at the largest output" if end else ""
+                text += [f"### {title}{words}", made[place, kind + end].markdown()]
         text += [f"![{file}]({file})\n\n*{c}*" for file, c in captions.get(place, {}).items()]
     text = texts["claims.md"] = ["# Results: claims, and all data sets together", start]
     for kind, title in ACROSS.items():
@@ -536,11 +601,11 @@ COMMITTED = (  # the figures of the packed results; your own results get all of 
     "toy-sweep.png",
     "toy-temperature.png",
     "toy-training.png",
-    f"cifar10s-{NETWORKS}5-disparity.png",
-    "celeba-teacher_resnet18-student_convnet8-epochs_5-sweep.png",
-    f"ham10000-folds-{NETWORKS}6-two-points.png",
-    f"ham10000-folds-{NETWORKS}6-masks.png",
-    f"ham10000-folds-sensitive_age-{NETWORKS}6-two-points.png",
+    f"cifar10s-{NETWORKS}-epochs_5-teacher_epochs_5-disparity.png",
+    f"celeba-{RESNET}-sweep.png",
+    f"ham10000-folds-{NETWORKS}-{FOLDS}-two-points.png",
+    f"ham10000-folds-{NETWORKS}-{FOLDS}-masks.png",
+    f"ham10000-folds-sensitive_age-{NETWORKS}-{FOLDS}-two-points.png",
     "ranks-AUROC.png",
     "ranks-worst-group.png",
     "ranks-mean-DEO.png",
@@ -548,28 +613,30 @@ COMMITTED = (  # the figures of the packed results; your own results get all of 
 
 
 def rank_blocks(by_place, metric):
-    """Names and (N, k) values, higher is better, of the rows that every run has.
+    """Names and (N, k) values, higher is better, of the rows of RANKED that every block has.
 
-    A run is a seed or a fold of a data set. FairDi's paper claims the best rank, so that those
-    without it are left out; the toy counts alone or not at all. What does not look at groups counts
-    a fold once, not for each of its attributes. What is undefined, or has collapsed, ranks last.
+    A block is a seed or a fold of a data set: the mean over its attributes (sex and age), which
+    share pictures and, of methods that look at no group, networks. FairDi's paper claims the best
+    rank, so blocks without it are left out; the toy counts alone or not at all. What is undefined,
+    or has collapsed in a metric of decisions, ranks last.
     """
-    tests = {}  # {run: {row: test}}
+    blocks = {}  # {(data set, conditions but for the attribute, (fold, seed)): {row: [value, ...]}}
     for place, rows in by_place.items():
-        for name in [name for name in NAMES.values() if name in rows]:
+        name_of, sign = metric_of(metric, results.main_rule(rows)), METRICS[metric][1]
+        like = [part for part in place[1].split("-") if not part.startswith("sensitive_")]
+        for name in [name for name in RANKED if name in rows]:
             for key, result in rows[name].items():
-                tests.setdefault((*place, key), {})[name] = result["last"]["test"]
-    tests = {run: rows for run, rows in tests.items() if "FairDi" in rows} or tests
-    tests = {run: rows for run, rows in tests.items() if run[0] != "toy"} or tests
-    if metric in UTILITY:
-        tests = {run: rows for run, rows in tests.items() if "sensitive_" not in run[1]} or tests
-    names = [name for name in NAMES.values() if all(name in rows for rows in tests.values())]
-    (name_of, sign), scores = METRICS[metric], np.full((len(tests), len(names)), -np.inf)
-    for n, rows in enumerate(tests.values()):
-        for k, test in enumerate(rows[name] for name in names):
-            if test[name_of] is not None and (metric in UTILITY or not results.collapsed(test)):
-                scores[n, k] = sign * test[name_of]
-    return names, scores
+                test = result["last"]["test"]
+                bad = test[name_of] is None or (metric in results.HARD and test["collapsed"])
+                block = blocks.setdefault((place[0], *like, key), {})
+                block.setdefault(name, []).append(-np.inf if bad else sign * test[name_of])
+    blocks = {key: rows for key, rows in blocks.items() if "FairDi" in rows} or blocks
+    blocks = [rows for key, rows in blocks.items() if key[0] != "toy"] or [*blocks.values()]
+    most = [max(map(len, rows.values())) for rows in blocks]  # attributes
+    every = [{n for n, v in rows.items() if len(v) == m} for rows, m in zip(blocks, most)]
+    names = [name for name in RANKED if all(name in there for there in every)]
+    scores = [[np.mean(rows[name]) for name in names] for rows in blocks]
+    return names, np.array(scores).reshape(len(blocks), len(names))
 
 
 def draw(by_place, folder, wanted, data_dir):
@@ -597,7 +664,6 @@ def draw(by_place, folder, wanted, data_dir):
         make(place, f"{stem}-two-points.png", figures.two_points, rows, in_folds(place), where)
         for kind in SWEEPS:
             make(place, f"{stem}-{kind}.png", figures.sweep, swept(rows, kind), kind, where)
-        make(place, f"{stem}-sweep-3d.png", figures.sweep_3d, swept(rows, "sweep"), where)
     for metric in ("AUROC", "worst group", "mean-DEO"):
         name = f"ranks-{metric.replace(' ', '-')}.png"
         make("all", name, figures.critical_difference, *rank_blocks(by_place, metric), metric)

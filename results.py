@@ -11,6 +11,9 @@ line of JSON for each run, and for each data set one file of arrays.
 Intervals are 95 %. Over seeds or folds they are Student's, of the mean; over the pictures of a test
 set they are a bootstrap of its subjects (lesions, persons). A difference is paired: by seed or
 fold, or by drawing the same pictures for both.
+
+Metrics of decisions have two values (see metrics.py). Where a class is rare, tables and figures
+show the corrected one first, elsewhere that of the largest output: `main_rule`.
 """
 
 import functools
@@ -40,7 +43,6 @@ NAMES = {
     "fitnet": "FitNet",
     "at": "AT",
     "adversarial_kd alpha=0.0": "AD",
-    "adversarial_kd adversary_weight=0.5 alpha=0.0": "AD, λ = 0.5",
     "adversarial_kd": "adversarial KD",
     "mfd": "MFD",
     "bird": "BIRD",
@@ -58,11 +60,25 @@ NAMES = {
     "fairtune": "FairTune",
 }
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α", "fair_weight": "μ"}
+SYMBOLS |= {"mfd_weight": "λ", "weight_step": "η", "fis_temperature": "t", "threshold": "r"}
+## The weight of each fairness method, and the four values of which validation chooses one. They are
+## trained with the first seed and fold; a method's row is at the value chosen, see `tuned`.
+GRID = {
+    "adversarial_kd": ("adversary_weight", (0.5, 1, 2, 5)),
+    "bird": ("fair_weight", (0.1, 0.3, 1, 3)),
+    "mfd": ("mfd_weight", (0.1, 0.3, 1, 3)),
+    "groupdro": ("weight_step", (0.001, 0.01, 0.1, 1)),
+    "fairdi": ("fis_temperature", (1, 3, 10, 30)),
+    "swad": ("threshold", (0.05, 0.3, 1, 3)),
+}
 ## Settings that the rows of a table share; all others make rows.
-CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained epochs".split()
-CONDITIONS += "batch_size lr weight_decay precision compile smoke".split()
-SAME = "pictures image_size target sensitive epochs batch_size teacher student".split()
-OWN_NETWORKS = {"fairtune"}  # it tunes a transformer of its own, whatever student the others train
+CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained weights".split()
+CONDITIONS += "teacher_weights epochs teacher_epochs batch_size lr teacher_lr".split()
+CONDITIONS += "weight_decay precision compile smoke".split()
+NETWORKS = {"teacher", "student", "epochs", "teacher_epochs", "batch_size"}
+SAME = ["pictures", "image_size", "target", "sensitive", *sorted(NETWORKS)]
+## It tunes a transformer of its own at a budget of its own, whatever student the others train.
+OWN_NETWORKS = {"fairtune"}
 RULES = {"best_overall": "best overall", "best_worst_group": "best worst group"}
 ## {name in a table: (name in metrics.py, 1 if more is better or -1 if less is)}
 METRICS = {
@@ -82,11 +98,14 @@ METRICS = {
     "parity": ("demographic_parity_difference", -1),
 }
 UTILITY = ("top-1", "recall", "precision", "F1", "AUROC")
+HARD = (*UTILITY[:4], "mean-DEO", "max-DEO", "disparity", "parity")  # those of decisions
+DECISIONS = {"": "decisions: largest output", "_corrected": "decisions: prior-corrected"}
+GAPS = ("gap", "mean-DEO", "disparity", "parity")  # mean sizes of what has a sign, of two groups
 ## Rows of figures: debiased students, of which the first that is there is shown beside CKD; rows
-## whose log is drawn; rows that are shown at two chosen epochs.
-DEBIASED = ("adversarial KD", "adversarial KD, λ = 0.5", "BIRD")
+## whose log is drawn; rows that are shown at two chosen epochs, which SWAD's averages have not.
+DEBIASED = ("adversarial KD", "BIRD")
 TRAINING = ("ERM", "CKD", "CTKD", "BIRD", "adversarial KD")
-TWO_POINTS = ("ERM", "re-balancing", "GroupDRO", "SWAD", "FIS", "FairDi", "FairTune", "CKD")
+TWO_POINTS = ("ERM", "re-balancing", "GroupDRO", "FIS", "FairDi", "FairTune", "CKD")
 TWO_POINTS += ("adversarial KD", "BIRD")
 
 
@@ -145,14 +164,18 @@ def lean(result, intervals):
     """What tables and figures read of a result: metrics with twelve digits, its log with five."""
     kept = ("method", "settings", "changed", "classes", "group_names", "log", "search", "times")
     packed = {name: result[name] for name in kept if name in result}
-    shown = [name for name, _ in METRICS.values()]
+    shown = list(dict.fromkeys(metric_of(name, end) for name in METRICS for end in metrics.ENDS))
+    more = {"train": ["worst_cell", "worst_cell_corrected"]}
+    more["val"] = ["auroc", "auroc_worst_group", "collapsed"]
     for name, part in tested(result).items():
-        test = part["test"]
-        packed[name] = {k: part[k] for k in ("epoch", "network", "parameters", "megabytes")}
-        packed[name]["test"] = {k: test[k] for k in (*shown, "counts", "n")} | {
+        test, own = part["test"], "epoch network parameters megabytes class_shares".split()
+        packed[name] = {k: part[k] for k in own}
+        ## Runs that were packed before these existed lack them.
+        packed[name] |= {k: {m: part[k][m] for m in more[k]} for k in more if k in part}
+        tables = ("counts", "counts_corrected", "collapsed", "n")
+        packed[name]["test"] = {k: test[k] for k in (*shown, *tables)} | {
             "interval": {k: test["interval"][k] for k in shown if intervals and test["interval"]},
             "groups": [{"auroc": group["auroc"]} for group in test["groups"]],
-            "classes": [{"disparity": own["disparity"]} for own in test["classes"]],
         }
     log = rounded(packed["log"], 5) if row_name(result) in TRAINING else []
     return rounded(packed, 12) | {"log": log}
@@ -211,10 +234,17 @@ def own_settings(result):
 def row_name(result):
     """The name of a result's row: from NAMES, or the script's with the changed settings."""
     own, script = own_settings(result), result["method"]
+    setting, _ = GRID.get(script, ("", ()))
+    weight = weight_words(setting, own.pop(setting)) if setting in own else ""
     key = " ".join([script, *(f"{k}={v}" for k, v in own.items())])
     words = [f"{SYMBOLS.get(k, k)} = {v:g}" for k, v in own.items() if isinstance(v, float)]
     words += [f"{k} = {v}" for k, v in own.items() if not isinstance(v, float)]
-    return NAMES.get(key) or ", ".join([NAMES.get(script, script), *words])
+    return (NAMES.get(key) or ", ".join([NAMES.get(script, script), *words])) + weight
+
+
+def weight_words(setting, value):
+    """How the name of a row with another weight than its method's ends."""
+    return f", {SYMBOLS[setting]} = {value:g}"
 
 
 def shared_settings(result, but=()):
@@ -233,14 +263,17 @@ def conditions(result, but=()):
 def with_fis(result):
     """A result as rows: its own and, for FairDi, that of its step 0, a method of its own."""
     yield row_name(result), result
-    if "fis" in result:
+    own = own_settings(result)
+    if "fis" in result and "balance" not in own:
+        setting, _ = GRID["fairdi"]
+        weight = weight_words(setting, own[setting]) if setting in own else ""
         ## Where step 0 has no other epoch at a rule, its last one stands for that rule.
         names = {"last": "fis"}
         names |= {rule: f"fis_{rule}" if f"fis_{rule}" in result else "fis" for rule in RULES}
         path, places = result["arrays"]
         renamed = {rule: places[name] for rule, name in names.items() if name in places}
         step = {rule: result[name] for rule, name in names.items()}
-        yield "FIS", result | step | {"arrays": (path, places | renamed)}
+        yield "FIS" + weight, result | step | {"arrays": (path, places | renamed)}
 
 
 def collect(folder, smoke=False):
@@ -249,7 +282,8 @@ def collect(folder, smoke=False):
     for result in sorted(read(folder, smoke), key=lambda result: result["method"] in OWN_NETWORKS):
         settings = result["settings"]
         place = settings["dataset"], conditions(result)
-        like = settings["dataset"], conditions(result, but=("teacher", "student"))
+        free = ("student", "teacher", "teacher_epochs", "teacher_lr")  # it has no teacher
+        like = settings["dataset"], conditions(result, but=free)
         if result["method"] in OWN_NETWORKS:  # they stand in every table that is alike, or alone
             places = homes.get(like, [place])
         else:
@@ -260,6 +294,7 @@ def collect(folder, smoke=False):
             row[settings["fold"] or 0, settings["seed"]] = run
     order = {name: number for number, name in enumerate(NAMES.values())}
     for place, rows in by_place.items():
+        rows = tuned(rows)
         names = sorted(rows, key=lambda name: order.get(name, len(order)))
         by_place[place] = {name: rows[name] for name in names}
     return dict(sorted(by_place.items()))
@@ -276,7 +311,7 @@ def comparable(rows, whole=True):
             wrong.append(f"{name} has seeds {seeds_of(runs)}, {first} {seeds_of(base)}")
         for key in sorted(runs.keys() & base.keys()):
             a, b = base[key], runs[key]
-            free = {"teacher", "student"} if {a["method"], b["method"]} & OWN_NETWORKS else set()
+            free = NETWORKS if {a["method"], b["method"]} & OWN_NETWORKS else set()
             for k in [k for k in SAME if k not in free and a["settings"][k] != b["settings"][k]]:
                 wrong.append(f"{k} of {first} is {a['settings'][k]}, of {name} {b['settings'][k]}")
     searches = [run.get("search", {}) for runs in rows.values() for run in runs.values()]
@@ -294,20 +329,68 @@ def seeds_of(runs):
     )
 
 
-def collapsed(test):
-    """Whether predictions on a test set have collapsed.
-
-    A class is never predicted, a group is answered with one class, or macro recall is within 5
-    points of chance.
-    """
-    counts = np.array(test["counts"])  # (G, C, C), group x true x predicted
-    predicted = counts.sum(1) > 0  # (G, C)
-    one_answer = (predicted.sum(-1) == 1).any() or not predicted.any(0).all()
-    return bool(one_answer or test["recall"] < 1 / counts.shape[-1] + 0.05)
-
-
 def number_collapsed(runs, rule="last"):
-    return sum(collapsed(result[rule]["test"]) for result in runs.values())
+    """How many runs of a row give useless decisions; see metrics.has_collapsed."""
+    return sum(bool(result[rule]["test"]["collapsed"]) for result in runs.values())
+
+
+def main_rule(rows):
+    """The end of the names of the metrics of decisions that count in a table of these rows.
+
+    "_corrected" where the rarest class has under half of an equal share of the training pictures.
+    """
+    runs = [run for row in rows.values() for run in row.values()]
+    shares = [part["class_shares"] for run in runs for part in tested(run).values()]
+    return metrics.ENDS[any(min(share) < 0.5 / len(share) for share in shares)]
+
+
+def metric_of(shown, end):
+    """The name in metrics.py of a column, with the end of its decisions if it is one of them."""
+    return METRICS[shown][0] + (end if shown in HARD else "")
+
+
+# ----- which weight? ------------------------------------------------------------------------------
+
+
+def grids(rows):
+    """{method: {weight in words: row}} of rows that differ in a weight of GRID alone, all there."""
+    found = {}
+    for name, runs in rows.items():
+        first = runs[min(runs)]
+        setting, values = GRID.get(first["method"], ("", ()))
+        value = first["settings"].get(setting)
+        if value in values and "val" in first["last"]:
+            words = [weight_words(setting, v) for v in values]
+            method = name.removesuffix(weight_words(setting, value))
+            found.setdefault(method, dict.fromkeys(words))[weight_words(setting, value)] = name
+    return {method: row_of for method, row_of in found.items() if None not in row_of.values()}
+
+
+def choose(rows, row_of):
+    """The weight, of {weight: row}, with the best AUROC in the worst group on validation.
+
+    Of those within a point of the best AUROC overall; never a collapsed one, unless all are. The
+    run with the first fold and seed decides.
+    """
+    val = {weight: rows[row][min(rows[row])]["last"]["val"] for weight, row in row_of.items()}
+    useful = {w: v for w, v in val.items() if not v["collapsed"]} or val
+    ## An undefined AUROC is -1 here, below all others.
+    overall, worst = (
+        {w: -1 if v[name] is None else v[name] for w, v in useful.items()}
+        for name in ("auroc", "auroc_worst_group")
+    )
+    return max((w for w in useful if overall[w] >= max(overall.values()) - 0.01), key=worst.get)
+
+
+def tuned(rows):
+    """`rows`, each method of a grid at the chosen weight, if that has all runs, or at its usual."""
+    rows = dict(rows)
+    for method, row_of in grids(rows).items():
+        best, runs_of = choose(rows, row_of), {w: rows.pop(row) for w, row in row_of.items()}
+        usual = next((w for w, row in row_of.items() if row == method), best)
+        shown = best if runs_of[best].keys() >= runs_of[usual].keys() else usual
+        rows |= {method + ("" if w == shown else w): runs for w, runs in runs_of.items()}
+    return rows
 
 
 # ----- test pictures of several folds together ----------------------------------------------------
@@ -326,14 +409,17 @@ class Pool:
 
     def __init__(self, runs, rule):
         parts = [arrays(run, (rule, *TRUTH)) for run in runs]
-        columns = [np.concatenate(column) for column in zip(*parts)]
+        ## Each picture has the class shares of its model, (N, C) like the logits.
+        shares = [np.tile(run[rule]["class_shares"], (len(p[0]), 1)) for run, p in zip(runs, parts)]
+        columns = [np.concatenate(column) for column in (*zip(*parts), shares)]
         order = np.argsort(columns[3])  # by id
-        logits, self.labels, self.groups, self.ids, self.subjects = (c[order] for c in columns)
+        columns = [column[order] for column in columns]
+        logits, self.labels, self.groups, self.ids, self.subjects, shares = columns
         if len(np.unique(self.ids)) < len(self.ids):
             folds = [run["settings"]["fold"] for run in runs]
             raise Refused(f"a picture is tested twice in folds {folds}")
         self.data = {"labels": self.labels, "groups": self.groups, "logits": logits.astype(float)}
-        self.data["num_groups"] = len(runs[0]["group_names"])
+        self.data |= {"num_groups": len(runs[0]["group_names"]), "class_shares": shares}
 
     @functools.cached_property
     def point(self):
@@ -388,9 +474,9 @@ class Value(NamedTuple):
         return f"{self.point:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
-def values(runs, metric, rule="last", group=None):
-    """A test metric in percent, an array over the runs of a row; undefined is NaN."""
-    tests = [runs[key][rule]["test"] for key in sorted(runs)]
+def values(runs, metric, rule="last", group=None, split="test"):
+    """A metric in percent, an array over the runs of a row; undefined is NaN."""
+    tests = [runs[key][rule][split] for key in sorted(runs)]
     parts = tests if group is None else [test["groups"][group] for test in tests]
     return 100 * np.array([part[metric] for part in parts], float)
 
@@ -416,9 +502,8 @@ def point(runs, metric, rule="last", group=None, pooled=False):
 def drawn(runs, metric, rule="last", group=None):
     """A metric over the test pictures of all folds, and over 1000 resamples of them: (1001,)."""
     pictures, name = pool(runs, rule), metric if group is None else f"group_{metric}"
-    return np.array([pictures.point[name], *pictures.draws[name]]).T[
-        ... if group is None else group
-    ]
+    whole = np.array([pictures.point[name], *pictures.draws[name]])  # (1001, ...)
+    return whole if group is None else whole[:, group]
 
 
 def cell(runs, metric, rule="last", group=None, pooled=False):
@@ -437,15 +522,71 @@ def cell(runs, metric, rule="last", group=None, pooled=False):
     return in_percent(*np.array(parts, float))  # where None becomes NaN
 
 
+def trained(runs, rule, end):
+    """Recall of the worst class x group cell of the training pictures; old runs did not tell it."""
+    if not all("train" in result[rule] for result in runs.values()):
+        return ""
+    return over_runs(values(runs, f"worst_cell{end}", rule, split="train"))
+
+
+def signed(runs, metric, rule, pictures):
+    """Of two groups, the second minus the first, K numbers of which `metric` is the mean size.
+
+    (S, K) over runs, or (1001, K) over the test pictures and their resamples. For the gap of AUROC
+    K is 1, for metrics of decisions the number of classes.
+    """
+    tests, end = (
+        [runs[key][rule]["test"] for key in sorted(runs)],
+        metrics.ENDS["corrected" in metric],
+    )
+    if metric == "auroc_gap":
+        areas = [[group["auroc"] for group in test["groups"]] for test in tests]
+        areas = drawn(runs, "group_auroc", rule) if pictures else np.array(areas, float)
+        return areas[:, 1:] - areas[:, :1]
+    counts = (
+        drawn(runs, f"counts{end}", rule) if pictures else [test[f"counts{end}"] for test in tests]
+    )
+    if metric.startswith("demographic"):
+        said = np.sum(counts, axis=-2) / np.sum(counts, axis=(-2, -1))[..., None]  # (..., G, C)
+        return said[:, 1] - said[:, 0]
+    return metrics.disparity(counts=np.array(counts, float))[0]
+
+
+def directed(runs, base, metric, rule="last", base_rule=None, pooled=False):
+    """`change` of a gap between two groups, whose interval does not shy away from 0.
+
+    ## A gap is a size: noise raises it, and it cannot reach 0 where groups are equal. Here each
+    ## signed difference counts in the direction that it has on average over runs, or on all test
+    ## pictures: what has no steady direction cancels. It says little of models that are unfair in
+    ## one direction now and in another then, so a verdict asks both, see `claims_table`.
+    """
+    runs, base = in_both(runs, base)
+    pictures = pooled or len(runs) == 1
+    sizes = []
+    for row, name in ((runs, rule), (base, base_rule or rule)):
+        ahead = signed(row, metric, name, pictures)
+        direction = np.sign(ahead[0] if pictures else ahead.mean(0))  # (K,)
+        sizes.append(np.nanmean(direction * ahead, axis=1))
+    difference = sizes[0] - sizes[1]
+    if not pictures:
+        return over_runs(100 * difference)
+    return in_percent(difference[0], *metrics.interval(draws=difference[1:]))
+
+
+def in_both(runs, base):
+    """Two rows, with the runs that both have."""
+    both = sorted(runs.keys() & base.keys())
+    return [{key: row[key] for key in both} for row in (runs, base)]
+
+
 def change(runs, base, metric, rule="last", base_rule=None, pooled=False):
     """Paired difference of a metric in points, row minus base, over the runs that both have.
 
     base_rule    the base's network, if it is another one than the row's, such as "teacher"
     pooled       over the test pictures of all folds together
     """
-    both, base_rule = runs.keys() & base.keys(), base_rule or rule
-    runs, base = ({key: row[key] for key in both} for row in (runs, base))
-    if len(both) > 1 and not pooled:
+    (runs, base), base_rule = in_both(runs, base), base_rule or rule
+    if len(runs) > 1 and not pooled:
         return over_runs(values(runs, metric, rule) - values(base, metric, base_rule))
     own, other = pool(runs, rule), pool(base, base_rule)
     for name in ("ids", "labels", "groups"):
@@ -486,7 +627,7 @@ def relative_change(numbers, base):
 
 def what_both_have(runs, base, pooled=False):
     """What a difference is over, as a text: seeds, or test pictures."""
-    both = {key: runs[key] for key in runs.keys() & base.keys()}
+    both, _ = in_both(runs, base)
     if pooled:
         return f"{len(folds_of(both))} folds, {len(pool(both).ids):,} pictures"
     count = f"{next(iter(both.values()))['last']['test']['n']:,}"

@@ -17,7 +17,15 @@ import metrics
 import report
 import results
 
-FINE = ((40, 10), (10, 40))  # of each group: true x predicted
+USELESS = [((50, 0), (50, 0))] * 2  # of each group: true x predicted
+
+
+def table_of(disparity):
+    """Counts of two groups whose recalls are 80 % on average and differ so much in each class."""
+    return [
+        [[50 * r, 50 - 50 * r], [50 - 50 * r, 50 * r]]
+        for r in (0.8 - disparity / 2, 0.8 + disparity / 2)
+    ]
 
 
 USUAL = {
@@ -29,6 +37,7 @@ USUAL = {
     "teacher": "convnet32",
     "student": "convnet8",
     "epochs": 12,
+    "teacher_epochs": 12,
     "batch_size": 64,
     "temperature": 4.0,
     "adversary_weight": 5.0,
@@ -36,13 +45,21 @@ USUAL = {
 }
 
 
-def result(script, seed=0, accuracy=0.8, disparity=0.2, counts=(FINE, FINE), pictures="x", **own):
+def result(script, seed=0, accuracy=0.8, disparity=0.2, counts=None, pictures="x", **own):
     """A result file's content, as far as reports look at it; `own` settings were changed."""
-    measured = [name for name, _ in results.METRICS.values()]
+    shares = own.pop("class_shares", [0.5, 0.5])
+    measured, counts = [name for name, _ in results.METRICS.values()], counts or table_of(disparity)
     test = dict.fromkeys(measured, 0.5) | {"accuracy": accuracy, "disparity": disparity}
-    test |= {"recall": 0.8, "counts": counts, "auroc": None, "n": 600, "interval": {}}
-    test |= {"groups": [{"auroc": 0.5}] * 2, "classes": [{"disparity": disparity}] * 2}
+    test |= {"recall": 0.8, "counts": counts, "auroc": None}
+    test |= {f"{name}_corrected": value for name, value in test.items()}
+    test |= {"n": 600, "interval": {}, "groups": [{"auroc": 0.5}] * 2}
+    test["collapsed"] = metrics.has_collapsed(counts=np.array(counts))
     model = {"test": test, "epoch": 1, "network": "x", "parameters": 1000, "megabytes": 0.1}
+    model |= {
+        "class_shares": shares,
+        "train": dict.fromkeys(("worst_cell", "worst_cell_corrected"), 0.9),
+    }
+    model["val"] = {"auroc": 0.8, "auroc_worst_group": 0.7, "collapsed": test["collapsed"]}
     times = {"epochs": [1.0], "teacher": 2.0, "total": 3.0, "cpu_latency_ms": 0.2}
     times |= {"device": "x86_64 CPU, 1 threads", "torch": "2.6.0+cpu"}
     return {
@@ -92,7 +109,7 @@ def test_rows_are_means_over_seeds_with_intervals(folder):
     half = scipy.stats.t.ppf(0.975, 2) / np.sqrt(3)  # times the standard deviation, 1 point
     assert lines[3].startswith(f"| CKD | 81.0 ± {half:.1f} |")
     assert lines[4].startswith(f"| RKD | **91.0 ± {half:.1f}** |")
-    assert len(lines) == 5 and "nan" not in "".join(lines)
+    assert lines[5:] == ["", "*decisions: largest output*"] and "nan" not in "".join(lines)
 
 
 def test_smoke_runs_are_left_out(folder):
@@ -107,6 +124,7 @@ def test_smoke_runs_are_left_out(folder):
         ("bird", {}, "BIRD"),
         ("bird", {"fair_weight": 0.3}, "BIRD, μ = 0.3"),
         ("adversarial_kd", {"adversary_weight": 0.5}, "adversarial KD, λ = 0.5"),
+        ("groupdro", {"by_class": True, "weight_step": 0.1}, "GroupDRO by class, η = 0.1"),
         ("mine", {"depth": 3}, "mine, depth = 3"),  # a reader's own script
     ],
 )
@@ -157,21 +175,10 @@ def test_fairtune_stands_beside_other_networks(folder):
     }
 
 
-@pytest.mark.parametrize(
-    ("counts", "recall", "bad"),
-    [
-        ((FINE, FINE), 0.8, False),
-        (((50, 0), (50, 0)), 0.8, True),  # class 1 is never predicted
-        ((FINE, ((50, 0), (50, 0))), 0.8, True),  # nor, in group 1
-        ((FINE, FINE), 0.54, True),  # near chance
-    ],
-)
-def test_collapsed_runs_are_marked_and_never_the_fairest(folder, counts, recall, bad):
-    """A class never predicted, in all groups or in one; recall near chance."""
-    counts = [counts, counts] if np.ndim(counts) == 2 else counts
-    made = changed_test(result("rkd", 1, 0.9, 0.0, counts), recall=recall)
-    assert results.collapsed(made["last"]["test"]) == bad
-    put(folder, made)
+@pytest.mark.parametrize("bad", [False, True])
+def test_collapsed_runs_are_marked_and_never_the_fairest(folder, bad):
+    """One definition, metrics.has_collapsed, as the runs have stored it."""
+    put(folder, changed_test(result("rkd", 1, 0.9, 0.0), collapsed=bad))
     table = report.layout_table("slides", toy_rows(folder)).markdown()
     assert ("RKD (1 of 3 collapsed)" in table) == bad
     line = next(line for line in table.split("\n") if "CKD |" in line)
@@ -198,30 +205,36 @@ def test_sweep_says_which_strength_pays(tmp_path):
     disparity = {0.0: 0.4, 1.0: 0.2, 5.0: 0.1, 150.0: 0.0}
     for strength, seed in itertools.product(accuracy, range(3)):
         # the strongest has collapsed: perfectly fair, and useless
-        counts = [((50, 0), (50, 0))] * 2 if strength > 100 else (FINE, FINE)
+        counts = USELESS if strength > 100 else None
         values = accuracy[strength], disparity[strength] + seed / 100
         own = {} if strength == 5 else {"adversary_weight": strength}
         put(tmp_path, result("adversarial_kd", seed, *values, counts, **own), f"{strength}")
     table = report.layout_table("sweep", report.swept(toy_rows(tmp_path), "sweep"))
     assert [row[0] for row in table.rows] == ["0", "1", "5", "150 (3 of 3 collapsed)"]
     assert [row[-1] for row in table.rows] == ["", "yes", "no", "no"]
-    assert np.isclose(table.rows[1][-2].point, 100 * (0.21 / 0.41 - 1))
+    assert np.isclose(table.rows[1][-3].point, 100 * (0.21 / 0.41 - 1))
+
+
+def answers(parity):
+    """Counts of two groups, the second of which gets class 1 so much more often."""
+    return [[[50 - 50 * s, 50 * s], [50 - 50 * s, 50 * s]] for s in (0.3, 0.3 + parity)]
 
 
 def test_temperatures_stand_beside_the_teacher(tmp_path):
     parity = results.METRICS["parity"][0]
     for (n, temperature), seed in itertools.product(enumerate((1.0, 4.0, 20.0)), range(3)):
         own = {} if temperature == 4 else {"temperature": temperature}
-        made = result("ckd", seed, 0.7 + n / 100, 0.4 - n / 10 + seed / 100, **own)
-        teacher = changed_test(made, **{parity: 0.2})["last"]
-        made = changed_test(made, **{parity: 0.3 - n / 10}) | {"teacher": teacher}
+        made = result("ckd", seed, 0.7 + n / 100, **own)
+        teacher = changed_test(made, **{parity: 0.2}, counts=answers(0.2))["last"]
+        parities = {parity: 0.3 - n / 10 + seed / 1e3, "counts": answers(0.3 - n / 10 + seed / 1e3)}
+        made = changed_test(made, **parities) | {"teacher": teacher}
         put(tmp_path, made, f"temperature_{temperature}")
     rows = toy_rows(tmp_path)
     table = report.layout_table("temperature", report.swept(rows, "temperature"))
     assert [row[0] for row in table.rows] == ["*the teacher*", "1", "4", "20"]
     columns = dict(zip(table.header, zip(*table.rows)))
     assert columns["parity, − teacher"][0] == ""
-    assert np.allclose([v.point for v in columns["parity, − teacher"][1:]], [10, 0, -10])
+    assert np.allclose([v.point for v in columns["parity, − teacher"][1:]], [10.1, 0.1, -9.9])
     assert columns["top-1, T − 1"][1] == ""
     assert np.allclose([v.point for v in columns["top-1, T − 1"][2:]], [1, 2])
     assert not any(r == 0 for r, _ in table.best())  # the teacher does not compete
@@ -474,43 +487,131 @@ def test_published_numbers_stand_beside_ours_only_for_the_paper_s_data(folder):
         assert ("published: slides" in table.markdown()) == bool(columns)
 
 
-def test_claims_are_judged_by_their_paired_interval(folder):
-    """Three seeds: CKD's disparity above, across and below its teacher's."""
-    for low, verdict in ((0.3, "confirmed"), (0.0, "undecided"), (-0.3, "contradicted")):
-        rows = toy_rows(folder)
-        for n, run in enumerate(rows["CKD"].values()):
-            noise = 0.05 * (-1) ** n
-            run["teacher"]["test"]["disparity"] = 0.5
-            run["last"]["test"]["disparity"] = 0.5 + low + noise
-        table = report.claims_table({("toy", ""): {"CKD": rows["CKD"]}})
-        (row,) = table.rows
-        assert row[0].startswith("slides") and row[4].startswith(verdict)
-        assert abs(row[3].point - 100 * low) < 6
-        inflated = report.inflation_table({("toy", ""): {"CKD": rows["CKD"]}})
+def with_disparity(part, disparity, counts=None):
+    """A network's part of a result whose test has another disparity."""
+    counts = counts or table_of(disparity)
+    return part | {"test": part["test"] | {"disparity": disparity, "counts": counts}}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        (3, ("confirmed", "undecided", "contradicted")),
+        (2, ("seen twice", "undecided", "the contrary seen twice")),
+    ],
+)
+def test_claims_are_judged_by_their_paired_interval(tmp_path, seeds, words):
+    """CKD's disparity above, across and below its teacher's; two trainings confirm nothing."""
+    for low, verdict in zip((0.15, 0.0, -0.15), words):
+        for seed in range(seeds):
+            noise = 0.003 * (-1) ** seed
+            made = result("ckd", seed)
+            made["teacher"] = with_disparity(made["teacher"], 0.2)
+            put(tmp_path, made | {"last": with_disparity(made["last"], 0.2 + low + noise)})
+        rows = toy_rows(tmp_path)
+        (row,) = report.claims_table({("toy", ""): rows}).rows
+        assert row[0].startswith("slides") and row[-1] == verdict
+        assert abs(row[3].point - 100 * low) < 1 and abs(row[4].point - 100 * low) < 1
+        inflated = report.inflation_table({("toy", ""): rows})
         assert inflated.rows[0][0] == "CKD" and inflated.header[1] == "toy"
 
 
-def test_claims_name_weaker_settings_and_tables_of_one_strength_keep_it(tmp_path):
-    """λ = 0.5 alone is a row like any other; as a part of a sweep it stands in that table."""
-    for script, weights in (("ckd", [None]), ("adversarial_kd", [None, 0.5])):
-        for weight, seed in itertools.product(weights, range(3)):
-            own = {} if weight is None else {"adversary_weight": weight}
-            put(tmp_path, result(script, seed, disparity=0.2 + seed / 100, **own), f"{weight}")
-    rows = toy_rows(tmp_path)
-    claims = [row[0] for row in report.claims_table({("toy", ""): rows}).rows]
-    weaker = [claim for claim in claims if claim.startswith("adversarial")]
-    assert len(weaker) == 2 and weaker[1] == weaker[0] + " (λ = 0.5)"
-    assert list(report.without_sweeps(rows)) == ["CKD", "adversarial KD", "adversarial KD, λ = 0.5"]
-    for seed in range(3):
-        put(tmp_path, result("adversarial_kd", seed, adversary_weight=0.0), "0.0")
-    assert list(report.without_sweeps(toy_rows(tmp_path))) == ["CKD", "adversarial KD"]
-    for seed in range(3):  # too strong to be of use: the weaker one stands beside it
-        collapsed = [((50, 0), (50, 0))] * 2
-        put(tmp_path, result("adversarial_kd", seed, counts=collapsed), "None")
-    shown = list(report.without_sweeps(toy_rows(tmp_path)))
-    assert shown == ["CKD", "adversarial KD", "adversarial KD, λ = 0.5"]
-    headline = report.headline_table({("toy", ""): toy_rows(tmp_path)}).markdown()
-    assert "(λ = 0.5) |" in headline
+def test_a_gap_that_is_noise_confirms_nothing(tmp_path):
+    """The student favours one group now and the other then: a gap each time, and no direction."""
+    for seed in range(5):
+        made = result("ckd", seed)
+        made["teacher"] = with_disparity(made["teacher"], 0.0)
+        counts = table_of(0.2 * (-1) ** seed)
+        put(tmp_path, made | {"last": with_disparity(made["last"], 0.2 + seed / 100, counts)})
+    (row,) = report.claims_table({("toy", ""): toy_rows(tmp_path)}).rows
+    assert row[3].low > 0 and row[4].low < 0 and row[-1] == "undecided"
+
+
+def test_one_training_is_seen_once(tmp_path, lesions):
+    """However narrow the interval over its test pictures."""
+    made = result("ckd")
+    path = put(tmp_path, made)
+    put_arrays(path, lesions, "ckd")
+    logits = dict(np.load(path / "logits.npz"))
+    unfair = lesions["groups"] == 1
+    logits["last"] = np.where(unfair[:, None], -lesions["ckd"], lesions["ckd"])
+    np.savez(path / "logits.npz", **logits)
+    (row,) = report.claims_table({("toy", ""): toy_rows(tmp_path)}).rows
+    assert row[3].low > 10 and row[4].low > 10 and row[-1] == "seen once"
+
+
+# ----- weights ------------------------------------------------------------------------------------
+
+
+def measured(overall, worst, collapsed=False):
+    return {"auroc": overall, "auroc_worst_group": worst, "collapsed": collapsed}
+
+
+def test_the_weight_is_chosen_by_the_worst_group_among_the_best_overall():
+    def choose(values):
+        rows = {value: {(0, 0): {"last": {"val": part}}} for value, part in values.items()}
+        return results.choose(rows, {value: value for value in values})
+
+    plain = {0.1: measured(0.90, 0.80), 0.3: measured(0.895, 0.85), 1: measured(0.88, 0.87)}
+    assert choose(plain) == 0.3  # 1 is more than a point behind
+    assert choose(plain | {0.3: measured(0.95, 0.85, True)}) == 0.1
+    assert choose({v: m | {"collapsed": True} for v, m in plain.items()}) == 0.3
+    assert choose({1: measured(None, None), 2: measured(0.7, None)}) == 2
+
+
+def put_grid(folder, seeds):
+    """BIRD at four weights, of which 0.1 (usual: 1) is the best on validation."""
+    for weight in results.GRID["bird"][1]:
+        for seed in range(3 if weight == 1 else seeds if weight == 0.1 else 1):
+            made = result("bird", seed, **({} if weight == 1 else {"fair_weight": float(weight)}))
+            made["settings"]["fair_weight"] = float(weight)
+            made["last"]["val"] = measured(0.9, 0.9 - weight / 10)
+            put(folder, made, f"{weight}")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_method_stands_at_the_chosen_weight_if_that_has_all_runs(folder, seeds):
+    put_grid(folder, seeds)
+    rows = toy_rows(folder)
+    assert rows["BIRD"][0, 0]["settings"]["fair_weight"] == (0.1 if seeds == 3 else 1)
+    assert (
+        sorted(rows)[:4] == ["BIRD", "BIRD, μ = 0.1", "BIRD, μ = 0.3", "BIRD, μ = 3"]
+        if seeds == 1
+        else True
+    )
+    assert list(report.without_sweeps(rows)) == ["CKD", "RKD", "BIRD"]
+    made, refused = report.tables(results.collect(folder), {})
+    assert not refused
+    lines = made[("toy", ""), "weights"].rows
+    assert [row[:4] for row in lines][0] == ["BIRD", "μ = 0.1", "90.0", "89.0"]
+    words = "chosen" if seeds == 3 else "chosen, but too few runs to be shown elsewhere"
+    assert [row[-1] for row in lines] == [words, "", "", ""]
+
+
+def test_incomplete_grids_choose_nothing(folder):
+    put_grid(folder, 3)
+    shutil.rmtree(folder / "toy" / "bird" / "3-seed0")
+    assert toy_rows(folder)["BIRD"][0, 0]["settings"]["fair_weight"] == 1
+    assert not results.grids(toy_rows(folder))
+
+
+def test_the_grid_is_what_run_all_trains_and_has_every_default():
+    listed = subprocess.run(
+        ["bash", "run_all.sh", "--list", "--dataset", "cifar10s"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for script, (setting, values) in results.GRID.items():
+        for value in values:
+            assert f"{script}.py --{setting.replace('_', '-')} {value} " in listed
+        module = importlib.import_module(script)
+        for number in (2, 10):
+            usual = module.settle(module.parse([]), number)
+            assert getattr(usual, setting) in values, script
+
+
+# ----- ranks --------------------------------------------------------------------------------------
 
 
 def test_ranks_are_of_the_methods_that_every_run_has(tmp_path):
@@ -526,8 +627,26 @@ def test_ranks_are_of_the_methods_that_every_run_has(tmp_path):
     assert np.allclose(scores, [[0, 0.1, 0.2]] * 3)
 
 
-def test_collapsed_runs_rank_last_in_fairness_alone(tmp_path):
-    for script, counts in (("ckd", (FINE, FINE)), ("fairdi", [((50, 0), (50, 0))] * 2)):
+def test_a_fold_is_one_block_whatever_makes_its_groups(tmp_path):
+    """Sex and age of two folds, one of which lacks RKD by age; no variant is ranked."""
+    for fold, own in itertools.product((0, 1), ({}, {"sensitive": "age"})):
+        for n, script in enumerate(("ckd", "fairdi", "rkd")):
+            if script == "rkd" and fold and own:
+                continue
+            made = result(script, dataset="ham10000", fold=fold, **own)
+            made = changed_test(made, auroc_worst_group=n / 10 + (0.1 if own else 0))
+            put(tmp_path, made, f"{fold}{own}")
+        put(
+            tmp_path,
+            result("ckd", dataset="ham10000", fold=fold, temperature=1.0, **own),
+            f"T{fold}{own}",
+        )
+    names, scores = report.rank_blocks(results.collect(tmp_path), "worst group")
+    assert names == ["CKD", "FairDi"] and np.allclose(scores, [[0.05, 0.15]] * 2)
+
+
+def test_collapsed_runs_rank_last_in_decisions_alone(tmp_path):
+    for script, counts in (("ckd", None), ("fairdi", USELESS)):
         for seed in (0, 1):
             put(
                 tmp_path, changed_test(result(script, seed, counts=counts), auroc=0.7, mean_deo=0.0)
