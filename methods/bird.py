@@ -15,8 +15,9 @@ h: the student's features after the map, h': the teacher's, both (B, d); φ (d,)
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                            Method.step
     Eq. (4)  L_F = mean over B and d of (h - h' · sigm(φ))²               outer_loss
-    Eq. (5)  R = mean over y of max_a - min_a of mean(p_y | y, a), T = 1  soft_deo
-    Eq. (6)  I: θ' = θ - η ∇_θ L_F(θ, φ; batch)                           outer_loss
+    Eq. (5)  R = mean over y of r_yu - r_yv, r_ya = mean(p_y | y, a)      soft_deo
+             T = 1; u, v: the groups whose running mean of r_ya is the highest and the lowest
+    Eq. (6)  I: θ' = θ - η ∇_θ γ L_F(θ, φ; batch)                         outer_loss
     Eq. (7)  II: φ goes down L_outer = CE + μ R of θ' on the meta batch   outer_loss
     Eq. (8)  III: θ goes down Eq. (3) + γ L_F(θ, new φ) + μ R             Method.step
 
@@ -25,17 +26,23 @@ the copy, meta-gradients, the losses' names. Public reviews add: a meta split; I
 L_joint has a distilling, a CE and a fairness part. The rest is our reading, namely:
     1. L_F is FitNet's mean square and all of L_inner: CE would not involve φ.
     2. L_outer has CE, too: a student that knows nothing would be fair.
-    3. R is the poster's mean-DEO with probabilities for hits, over the cells that a batch holds.
+    3. R is the poster's mean-DEO with probabilities for hits. The gap of a batch's own extremes is
+       noise, least with one answer for everybody. So running means choose the two groups, and the
+       batch supplies their gap, of the classes of which it holds both. Balanced batches alone do
+       not cure it: with 64 pictures the meta batch has five of a cell on the toy.
     4. φ is one vector for all pictures, 3 at first: gates of 0.95. φ = 0 would halve the target.
-    5. φ steps by Adam: its gradient has a factor η/(B d) and is tiny. η is --lr, without momentum.
-    6. The meta set is a fixed share of each cell; its batches of 64 hold all cells alike.
+    5. φ steps by Adam: its gradient has a factor η γ/(B d) and is tiny. η is the student's
+       learning rate at that step, without momentum.
+    6. The meta set is a fixed share of each cell; its batches of 64 hold all cells alike. As in
+       the paper, the student does not learn from it: it sees 7/8 of what others see.
     7. The map is part of θ. Its copy need not step: only logits enter L_outer.
     8. α = 0, as published; "can be augmented with different KD methods": --alpha 0.9 adds CKD.
 DIFFERENCES FROM PUBLIC CODE. There is none.
 
 RUN.  python methods/bird.py                    the embedded toy data, two CPU cores: 5 minutes
       python methods/bird.py --phi-lr 0         gates frozen: what is left is L_F and R itself
-EXPECT. On the toy half the gaps of CKD, or less. R does it: --phi-lr 0 is not shown to differ.
+EXPECT. A student that has seen 7/8 of the pictures. γ is 10: on the toy 30 slows the student down,
+100 kills it (--lr 0.1), and at 1 the copy moves its logits by a few thousandths.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -132,9 +139,9 @@ def settings():
     add("--restart", action=switch, default=False, help="make this run anew; its teacher stays")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     # ----- the method's own -----------------------------------------------------------------------
-    add("--feature-weight", type=weight, default=1.0, help="γ: weight of the gated features")
-    add("--fair-weight", type=weight, default=1.0, help="μ: weight of the soft mean-DEO, R")
-    add("--phi-lr", type=weight, default=0.05, help="β: learning rate of φ; 0 freezes the gates")
+    add("--feature-weight", type=weight, default=10.0, help="γ: weight of the gated features")
+    add("--fair-weight", type=weight, default=0.3, help="μ: weight of the soft mean-DEO, R")
+    add("--phi-lr", type=weight, default=0.005, help="β: learning rate of φ; 0 freezes the gates")
     add(
         "--meta-every", type=number(2, kind=int), default=8, help="one picture in so many: meta set"
     )
@@ -370,31 +377,45 @@ def hardsigmoid(x):
     return F.relu6(x + 3) / 6
 
 
-def soft_deo(logits, labels, groups, num_groups):
-    """Eq. (5) from (B, C), (B,), (B,): a scalar in [0, 1]; 0 if no class is in two groups here."""
+def soft_deo(logits, labels, groups, tally):
+    """Eq. (5) from (B, C), (B,), (B,): a scalar from -1 to 1; 0 if no class is in two groups here.
+
+    tally   (2, C, G) fading sums over batches: p_y of each cell, and pictures. This batch is added.
+    """
     p = logits.softmax(dim=1).gather(1, labels[:, None])  # (B, 1) of the true class
-    cells = F.one_hot(labels * num_groups + groups, logits.shape[1] * num_groups).to(p)  # (B, C·G)
-    size = cells.sum(dim=0).view(-1, num_groups)  # (C, G)
-    recall = (cells.T @ p).view_as(size) / size.clamp(min=1)  # (C, G), 0 in an empty cell
-    # Eq. (5): an empty cell must not be the lowest, and a class in one group alone has no gap
-    gap = recall.amax(dim=1) - recall.masked_fill(size == 0, 1).amin(dim=1)  # (C,)
-    shared = (size > 0).sum(dim=1) > 1  # (C,)
-    return (gap * shared).sum() / shared.sum().clamp(min=1)
+    num_cells, num_groups = tally[0].numel(), tally.shape[2]
+    cells = F.one_hot(labels * num_groups + groups, num_cells).to(p)  # (B, C·G)
+    hits, size = (cells.T @ p).view_as(tally[0]), cells.sum(dim=0).view_as(tally[0])  # (C, G)
+    ## A batch has few pictures of a cell. The gap between its own extremes is mostly noise, which
+    ## only one answer for everybody takes away. So the last hundred batches together say which
+    ## groups are ahead and behind. What this one measures between those two has either sign, and
+    ## its noise averages out.
+    tally.mul_(0.99).add_(torch.stack([hits.detach(), size]))
+    mean = tally[0] / tally[1]  # (C, G), NaN in a cell without a picture so far
+    high = mean.nan_to_num(-1).argmax(dim=1, keepdim=True)  # (C, 1)
+    low = mean.nan_to_num(2).argmin(dim=1, keepdim=True)  # (C, 1)
+    recall = hits / size.clamp(min=1)  # (C, G), 0 in an empty cell
+    # Eq. (5): a batch without one of the two groups says nothing, nor does a class in one alone
+    both = (size.gather(1, high) * size.gather(1, low) > 0) & (high != low)  # (C, 1)
+    gap = recall.gather(1, high) - recall.gather(1, low)  # (C, 1)
+    return (gap * both).sum() / both.sum().clamp(min=1)
 
 
-def outer_loss(phi, student, mapped, images, feats_t, meta, inner_lr, fair_weight, num_groups):
-    """Stages I and II: loss of the student's copy on `meta` after a step on `images`. Scalar."""
-    theta, call = dict(student.named_parameters()), torch.func.functional_call
+def outer_loss(phi, student, feats_s, feats_t, meta, rate, weights, tally):
+    """Stages I and II: loss of the student's copy on `meta` after a step on the batch. Scalar.
+
+    feats_s, feats_t (B, d): of the student, after the map, and of the teacher; weights: γ and μ.
+    """
+    theta = dict(student.named_parameters())
     buffers = {name: b.clone() for name, b in student.named_buffers()}  # the student's stand still
-    feats_s, _ = call(student, (theta, buffers), images)  # (B, D)
-    loss = F.mse_loss(mapped(feats_s), feats_t * phi.sigmoid())  # Eq. (4)
+    loss = weights[0] * F.mse_loss(feats_s, feats_t * phi.sigmoid())  # Eq. (4), times γ
     ## φ acts through this step alone: without create_graph its gradient would be 0.
     grads = torch.autograd.grad(loss, [*theta.values()], create_graph=True, materialize_grads=True)
-    stepped = {name: p - inner_lr * g for (name, p), g in zip(theta.items(), grads)}  # Eq. (6): θ'
-    _, logits = call(student, (stepped, buffers), meta.images)  # (B, C)
-    gap = soft_deo(logits, meta.labels, meta.groups, num_groups)
+    stepped = {name: p - rate * g for (name, p), g in zip(theta.items(), grads)}  # Eq. (6): θ'
+    _, logits = torch.func.functional_call(student, (stepped, buffers), meta.images)  # (B', C)
+    gap = soft_deo(logits, meta.labels, meta.groups, tally)
     # Eq. (7)
-    return F.cross_entropy(logits, meta.labels) + fair_weight * gap
+    return F.cross_entropy(logits, meta.labels) + weights[1] * gap
 
 
 class Method(PlainTraining):
@@ -413,13 +434,17 @@ class Method(PlainTraining):
         self.optimizer.add_param_group({"params": [*self.map.parameters()], "initial_lr": args.lr})
         self.gates = nn.ParameterDict({"phi": torch.full((width,), 3.0)}).to(args.device)
         self.adam = torch.optim.Adam(self.gates.parameters(), args.phi_lr)
+        shape = 2, student.head.out_features, len(data.group_names)
+        tallies = {name: torch.zeros(shape) for name in ("batch", "meta")}
+        self.tallies = nn.ParameterDict(tallies).requires_grad_(False).to(args.device)
         self.saved |= {"map": self.map, "gates": self.gates, "adam": self.adam}
+        self.saved |= {"tallies": self.tallies}
         ## A random number from [0, 1) is added to the number of a picture's cell: sorted by that,
         ## pictures are in the order of their cells and shuffled inside them. Every k-th of them is
         ## in the meta set, which so holds a k-th of each cell. The student learns from the others.
-        train, self.num_groups = data["train"], len(data.group_names)
+        train, num_groups = data["train"], len(data.group_names)
         draw = torch.rand(len(train), generator=torch.Generator().manual_seed(args.seed))
-        order = ((train.labels * self.num_groups + train.groups).cpu() + draw).argsort()
+        order = ((train.labels * num_groups + train.groups).cpu() + draw).argsort()
         is_meta = torch.arange(len(train)) % args.meta_every == 0  # (N,)
         self.meta, self.split = train.subset(order[is_meta]), train.subset(order[~is_meta])
 
@@ -432,16 +457,18 @@ class Method(PlainTraining):
         """One batch: forward, losses, backward, update. Returns the losses by name."""
         args, phi, meta = self.args, self.gates["phi"], self.meta_batch(batch)
         feats_t, logits_t = self.teacher(batch)  # (B, d), (B, C), without gradient
-        settings = args.lr, args.fair_weight, self.num_groups
-        outer = outer_loss(phi, self.student, self.map, batch.images, feats_t, meta, *settings)
-        (phi.grad,) = torch.autograd.grad(outer, phi)
+        feats_s, logits_s = self.student(batch.images)  # of θ, for stages I and III
+        feats_s = self.map(feats_s)  # (B, d)
+        rate = self.optimizer.param_groups[0]["lr"]
+        weights, tallies = (args.feature_weight, args.fair_weight), self.tallies
+        given = self.student, feats_s, feats_t, meta, rate, weights, tallies["meta"]
+        (phi.grad,) = torch.autograd.grad(outer_loss(phi, *given), phi, retain_graph=True)
         self.adam.step()
         gate = phi.detach().sigmoid()  # (d,)
-        feats_s, logits_s = self.student(batch.images)  # Stage III, from θ: the copy is forgotten
         loss_ce = F.cross_entropy(logits_s, batch.labels)
         loss_kd = kd_loss(logits_s, logits_t, args.temperature)
-        loss_feat = F.mse_loss(self.map(feats_s), feats_t * gate)  # Eq. (4)
-        loss_fair = soft_deo(logits_s, batch.labels, batch.groups, self.num_groups)
+        loss_feat = F.mse_loss(feats_s, feats_t * gate)  # Eq. (4)
+        loss_fair = soft_deo(logits_s, batch.labels, batch.groups, tallies["batch"])
         loss = (1 - args.alpha) * loss_ce + args.alpha * loss_kd  # Eq. (3)
         loss = loss + args.feature_weight * loss_feat + args.fair_weight * loss_fair  # Eq. (8)
         self.update(loss)
@@ -599,7 +626,7 @@ class Teacher:
 
         path = self.folder / self.views / f"epoch-{epoch + 1:03}.pt"
         with locked(self.folder):  # nobody removes answers while another process reads them
-            answers = made_once(path, ask, args.device)
+            answers = made_once(path, ask, args.device, keys=(0, 1))
             files = sorted(self.folder.rglob("*.pt"), key=lambda file: -file.stat().st_mtime)
             totals = np.cumsum([file.stat().st_size for file in files])  # the newest first
             for file in [f for f, total in zip(files, totals) if total > self.folder_bytes]:

@@ -38,6 +38,11 @@ def gated_loss(feats_s, feats_t, phi):
     return (feats_s - feats_t * torch.sigmoid(phi)).square().mean()
 
 
+def tally(classes=3, groups=2):
+    """What `soft_deo` has counted before the first batch: nothing."""
+    return torch.zeros(2, classes, groups, dtype=torch.float64)
+
+
 def reference():
     """The reference's inputs in float64: model, phi, training pictures, meta batch."""
     numbers = {k: torch.tensor(v) for k, v in REF.items()}
@@ -77,18 +82,18 @@ def made(*flags, module=bird):
 
 def test_the_three_stages_equal_the_reference():
     model, phi, ref, meta = reference()
-    settings = (float(ref["eta_inner"]), float(ref["mu_fair"]), 2)
+    classes = model(ref["x_train"])[1].shape[1]
+    settings = float(ref["eta_inner"]), (1.0, float(ref["mu_fair"])), tally(classes)
     loss_inner = gated_loss(model(ref["x_train"])[0], ref["h_teacher"], phi)
     np.testing.assert_allclose(loss_inner.item(), ref["L_inner"], rtol=1e-9)
-    outer = bird.outer_loss(
-        phi, model, nn.Identity(), ref["x_train"], ref["h_teacher"], meta, *settings
-    )
+    feats = model(ref["x_train"])[0]
+    outer = bird.outer_loss(phi, model, feats, ref["h_teacher"], meta, *settings)
     np.testing.assert_allclose(outer.item(), ref["L_outer"], rtol=1e-9)
     (grad,) = torch.autograd.grad(outer, phi)
     np.testing.assert_allclose(grad, ref["grad_phi"], rtol=1e-9)
     # stage III, from the original weights, with the new φ
     feats, logits = model(ref["x_train"])
-    gap = bird.soft_deo(logits, ref["y_train"], ref["a_train"], 2)
+    gap = bird.soft_deo(logits, ref["y_train"], ref["a_train"], tally(classes))
     np.testing.assert_allclose(gap.item(), ref["joint_fair"], rtol=1e-9)
     far = gated_loss(feats, ref["h_teacher"], ref["phi_new"])
     np.testing.assert_allclose(far.item(), ref["joint_kd"], rtol=1e-9)
@@ -102,11 +107,14 @@ def test_the_three_stages_equal_the_reference():
 @pytest.mark.parametrize("width", [8, 5])
 def test_the_gradient_of_phi_equals_finite_differences(width):
     """Through a network with convolutions, batch norm and, at width 5, the map."""
-    *inputs, meta = small(width)
+    student, mapped, images, feats_t, meta = small(width)
     phi = torch.linspace(-1, 2, width).double().requires_grad_()
+    history = 5 * torch.rand(2, 3, 2).double()  # of earlier batches
 
     def outer(phi):
-        return bird.outer_loss(phi, *inputs, meta, 0.5, 1.0, 2)
+        feats_s = mapped(student(images)[0])
+        settings = 0.05, (10.0, 1.0), history.clone()
+        return bird.outer_loss(phi, student, feats_s, feats_t, meta, *settings)
 
     (grad,) = torch.autograd.grad(outer(phi), phi)
     assert grad.abs().min() > 0
@@ -117,11 +125,22 @@ def test_the_gradient_of_phi_equals_finite_differences(width):
 
 
 def test_phi_acts_through_the_step_of_the_copy_alone():
-    """With η = 0 the copy is the student, and φ has no say: there is no first-order shortcut."""
-    *inputs, meta = small()
+    """With η or γ = 0 the copy is the student, and φ has no say: there is no other way.
+
+    γ in front of the loss and η in front of the step are one factor.
+    """
+    student, mapped, images, feats_t, meta = small()
     phi = torch.zeros(8).double().requires_grad_()
-    outer = bird.outer_loss(phi, *inputs, meta, 0.0, 1.0, 2)
-    assert torch.autograd.grad(outer, phi)[0].abs().max() == 0
+
+    def gradient(rate, feature_weight):
+        settings = rate, (feature_weight, 1.0), tally()
+        feats_s = mapped(student(images)[0])
+        outer = bird.outer_loss(phi, student, feats_s, feats_t, meta, *settings)
+        return torch.autograd.grad(outer, phi)[0]
+
+    assert gradient(0.0, 1.0).abs().max() == gradient(0.5, 0.0).abs().max() == 0
+    torch.testing.assert_close(gradient(0.01, 50.0), gradient(0.5, 1.0))
+    assert (gradient(0.5, 1.0) - gradient(0.01, 1.0)).abs().max() > 0
 
 
 def test_a_misleading_feature_of_the_teacher_is_closed():
@@ -146,8 +165,9 @@ def test_a_misleading_feature_of_the_teacher_is_closed():
             return self.body(x), self.head(self.body(x))
 
     meta = SimpleNamespace(images=images, labels=labels, groups=groups)
-    phi = torch.zeros(2, requires_grad=True)
-    outer = bird.outer_loss(phi, Linear(), nn.Identity(), images, 3 * images, meta, 0.5, 1.0, 2)
+    phi, student = torch.zeros(2, requires_grad=True), Linear()
+    settings = 0.5, (1.0, 1.0), tally(2)
+    outer = bird.outer_loss(phi, student, student(images)[0], 3 * images, meta, *settings)
     useful, misleading = torch.autograd.grad(outer, phi)[0]
     assert useful < 0 < misleading  # a step down the gradient opens the first, closes the second
 
@@ -159,8 +179,67 @@ def test_soft_deo_is_the_mean_deo_when_the_student_is_sure():
         labels=labels, predictions=predictions, groups=groups, num_classes=4, num_groups=3
     )
     logits = 100.0 * F.one_hot(torch.tensor(predictions), 4)
-    value = bird.soft_deo(logits, torch.tensor(labels), torch.tensor(groups), 3)
+    value = bird.soft_deo(logits, torch.tensor(labels), torch.tensor(groups), tally(4, 3))
     np.testing.assert_allclose(value, metrics.deo(counts=counts)[1], rtol=1e-6)
+
+
+def test_soft_deo_equals_its_definition_batch_after_batch():
+    """Against loops over classes and groups, with cells that some batches lack, and a class and a
+    cell that all lack; and its gradient against finite differences."""
+    rng, counted = np.random.default_rng(0), tally(5, 3)
+    hits, seen = np.zeros((2, 5, 3))
+    for _ in range(30):
+        labels, groups = rng.integers(0, 4, 20), rng.integers(0, 3, 20)
+        groups[labels == 3] = 1  # class 3 is in one group alone, and no picture is of class 4
+        groups[(labels == 2) & (groups == 0)] = 2
+        logits = torch.tensor(rng.normal(size=(20, 5)), requires_grad=True)
+        before, truth = counted.clone(), (torch.tensor(labels), torch.tensor(groups))
+        value = bird.soft_deo(logits, *truth, counted)
+
+        p = logits.detach().softmax(1).numpy()[np.arange(20), labels]
+        hits, seen, gaps = 0.99 * hits, 0.99 * seen, []
+        for y, a in zip(labels, groups):
+            seen[y, a] += 1
+        for y, a, probability in zip(labels, groups, p):
+            hits[y, a] += probability
+        for y in range(5):
+            running = {a: hits[y, a] / seen[y, a] for a in range(3) if seen[y, a]}
+            if len(running) < 2:
+                continue
+            first, last = max(running, key=running.get), min(running, key=running.get)
+            ahead, behind = (p[(labels == y) & (groups == a)] for a in (first, last))
+            if len(ahead) and len(behind):
+                gaps.append(ahead.mean() - behind.mean())
+        np.testing.assert_allclose(value.item(), np.mean(gaps), rtol=1e-12)
+        np.testing.assert_allclose(counted, np.stack([hits, seen]), rtol=1e-12)
+        (grad,) = torch.autograd.grad(value, logits)
+        for i, c in ((0, 0), (7, 2), (13, 4)):
+            step = torch.zeros(20, 5).double()
+            step[i, c] = 1e-6
+            up, down = (
+                bird.soft_deo(logits.detach() + sign * step, *truth, before.clone())
+                for sign in (1, -1)
+            )
+            np.testing.assert_allclose(grad[i, c], (up - down) / 2e-6, rtol=1e-4, atol=1e-9)
+
+
+def test_a_fair_student_is_nearly_fair_on_small_batches():
+    """And a gap is found: the mean over batches of 64 is that of the whole population."""
+
+    def mean_gap(lead, keep):
+        rng, counted, found = np.random.default_rng(1), tally(6), []
+        for _ in range(600):
+            labels, groups = rng.integers(0, 6, 64), (rng.random(64) < 0.3).astype(int)
+            sure = rng.random(64) < 0.6 + lead * groups * np.where(labels < 3, 1, -1)
+            answers = torch.tensor(np.where(sure, labels, (labels + 1) % 6))
+            truth = torch.tensor(labels), torch.tensor(groups)
+            counted *= keep
+            found.append(bird.soft_deo(100.0 * F.one_hot(answers, 6).double(), *truth, counted))
+        return np.mean(found[100:])
+
+    assert mean_gap(lead=0, keep=False) > 0.25  # each batch's own extremes: noise
+    assert abs(mean_gap(lead=0, keep=True)) < 0.05
+    assert abs(mean_gap(lead=0.2, keep=True) - 0.2) < 0.02
 
 
 def test_soft_deo_with_empty_cells():
@@ -168,12 +247,12 @@ def test_soft_deo_with_empty_cells():
     probs = torch.tensor([[0.9, 0.05, 0.05], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
     labels = torch.tensor([0, 0, 1, 1])
     logits = probs.log().requires_grad_()
-    gap = bird.soft_deo(logits, labels, torch.tensor([0, 1, 1, 1]), 2)  # class 2: no sample
+    gap = bird.soft_deo(logits, labels, torch.tensor([0, 1, 1, 1]), tally())  # class 2: no sample
     np.testing.assert_allclose(gap.item(), 0.9 - 0.5, rtol=1e-6)
     gap.backward()
     assert logits.grad[:2].abs().min() > 0 and logits.grad[2:].abs().max() == 0
     logits.grad = None
-    gap = bird.soft_deo(logits, labels, torch.tensor([1, 1, 1, 1]), 2)  # one group only
+    gap = bird.soft_deo(logits, labels, torch.tensor([1, 1, 1, 1]), tally())  # one group only
     gap.backward()
     assert gap.item() == 0 and logits.grad.abs().max() == 0
 
@@ -185,12 +264,13 @@ def test_stages_one_and_two_leave_the_student_alone():
     """Weights, batch-norm statistics, gradients and momentum are as before."""
     method, given = made()
     method.step(given[0])  # momentum and statistics are no longer those of the start
+    feats_t, meta = method.teacher(given[1])[0], method.meta_batch(given[1])
+    feats_s, phi = method.map(method.student(given[1].images)[0]), method.gates["phi"]
     before = copy.deepcopy([part.state_dict() for part in method.saved.values()])
     gradients = [p.grad.clone() for p in method.student.parameters()]
-    feats_t, meta = method.teacher(given[1])[0], method.meta_batch(given[1])
-    networks = method.gates["phi"], method.student, method.map
-    outer = bird.outer_loss(*networks, given[1].images, feats_t, meta, 0.5, 1.0, 2)
-    torch.autograd.grad(outer, method.gates["phi"])
+    settings = 0.5, (1.0, 1.0), torch.zeros(2, 6, 2)
+    outer = bird.outer_loss(phi, method.student, feats_s, feats_t, meta, *settings)
+    torch.autograd.grad(outer, phi)
     after = [part.state_dict() for part in method.saved.values()]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     for p, gradient in zip(method.student.parameters(), gradients):
@@ -206,6 +286,7 @@ def test_stage_three_starts_from_the_original_weights():
     frozen, _ = made("--alpha", "0.5", "--phi-lr", "0")
     frozen.gates["phi"].data = learnt.gates["phi"].data.clone()
     frozen.step(given[0])
+    assert (learnt.tallies["batch"][1] > 0).any() and (learnt.tallies["meta"][1] > 0).all()
     for name, value in learnt.student.state_dict().items():
         assert torch.equal(value, frozen.student.state_dict()[name]), name
 
@@ -256,6 +337,37 @@ def test_meta_split():
     assert torch.equal(batch.images, method.meta_batch(given[1]).images)
     others = given[1]._replace(step=9), given[1]._replace(epoch=9)
     assert all(not torch.equal(batch.images, method.meta_batch(b).images) for b in others)
+
+
+def test_stage_one_steps_at_the_rate_of_the_student():
+    """η follows the schedule: at rate 0 no gate has a gradient, at twice the rate about twice."""
+    norms = []
+    for rate in (0.0, 1e-4, 2e-4):
+        method, given = made()
+        for group in method.optimizer.param_groups:
+            group["lr"] = rate
+        norms.append(float(method.step(given[0])["phi_grad"]))
+    assert norms[0] == 0 and 1.5 < norms[2] / norms[1] < 2.5
+
+
+def test_what_a_killed_run_kept_is_all_that_a_step_needs():
+    """`saved`, put into another Method, gives the same next steps bit by bit, tallies included."""
+    whole, given = made()
+    whole.step(given[0])
+    resumed, _ = made()
+    for name, part in resumed.saved.items():
+        part.load_state_dict(copy.deepcopy(whole.saved[name].state_dict()))
+    for batch in given[1:]:
+        assert torch.equal(whole.step(batch)["loss"], resumed.step(batch)["loss"])
+    for name in ("student", "gates", "tallies"):
+        states = whole.saved[name].state_dict(), resumed.saved[name].state_dict()
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+    del resumed.saved["tallies"]  # without the tallies they are others
+    forgetful, _ = made()
+    for name in resumed.saved:
+        forgetful.saved[name].load_state_dict(copy.deepcopy(whole.saved[name].state_dict()))
+    batch = given[0]
+    assert whole.step(batch)["loss_fair"] != forgetful.step(batch)["loss_fair"]
 
 
 def test_a_step_logs_the_gates():
