@@ -189,7 +189,8 @@ def start_from(network, path):
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
         for key in "state_dict_ema state_dict model state states last".split():  # who wraps them
-            content = content.get(key, content)
+            inner = content.get(key)
+            content = inner if isinstance(inner, dict) else content
         pairs = [(k, v) for k, v in content.items() if torch.is_tensor(v)]
     except Exception as error:  # no file, no package, a damaged file, code in it
         reason = str(error).partition("\n")[0]

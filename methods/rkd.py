@@ -271,15 +271,17 @@ class Network(nn.Module):
             else:
                 started = bool(args.pretrained or args.weights)
                 self.body = torchvision_network(name, size, started, args.pretrained and load)
-            modules = self.body.named_modules()
-            linear = {k: m.in_features for k, m in modules if isinstance(m, nn.Linear)}
-            last = [] if name.startswith("timm:") else [*linear][-1:]  # what the head replaces
-            for where in last:
-                self.body.set_submodule(where, nn.Identity())
+            black, timm = torch.zeros(1, 3, size, size), name.startswith("timm:")
             with torch.no_grad():
-                features = self.body.eval()(torch.zeros(1, 3, size, size)).flatten(1).shape[1]
-            if not name.startswith("timm:") and [features] != [linear[where] for where in last]:
-                raise TypeError("it does not end in a linear layer")
+                feats = self.body.eval()(black)
+                modules = [] if timm else self.body.named_modules()
+                linear = [(where, m) for where, m in modules if isinstance(m, nn.Linear)]
+                if linear:
+                    where, last = linear[-1]  # whose place is taken by the head
+                    self.body.set_submodule(where, nn.Identity())
+                    logits, feats = feats, self.body(black)
+                if not timm and not (linear and torch.allclose(last(feats), logits)):
+                    raise TypeError("it does not end in a linear layer")
         except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
             raise InputError(  # too small, or no multiple of its patches, or no classifier
                 f"{name} cannot take pictures of {size} pixels a side "
@@ -289,7 +291,7 @@ class Network(nn.Module):
             self.body.compile()
         if args.weights and load:
             start_from(self.body, args.weights)
-        self.head = nn.Linear(features, num_classes)
+        self.head = nn.Linear(feats.flatten(1).shape[1], num_classes)
         self.train().to(memory_format=torch.channels_last)  # faster convolutions
 
     def forward(self, images):
@@ -583,7 +585,7 @@ class Teacher:
 
         path = self.folder / self.views / f"epoch-{epoch + 1:03}.pt"
         with locked(self.folder):  # nobody removes answers while another process reads them
-            answers = made_once(path, ask, args.device)
+            answers = made_once(path, ask, args.device, keys=(0, 1))
             files = sorted(self.folder.rglob("*.pt"), key=lambda file: -file.stat().st_mtime)
             totals = np.cumsum([file.stat().st_size for file in files])  # the newest first
             for file in [f for f, total in zip(files, totals) if total > self.folder_bytes]:
