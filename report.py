@@ -626,10 +626,10 @@ def rank_blocks(by_place, metric):
         like = [part for part in place[1].split("-") if not part.startswith("sensitive_")]
         for name in [name for name in RANKED if name in rows]:
             for key, result in rows[name].items():
-                test = result["last"]["test"]
-                bad = test[name_of] is None or (metric in results.HARD and test["collapsed"])
-                block = blocks.setdefault((place[0], *like, key), {})
-                block.setdefault(name, []).append(-np.inf if bad else sign * test[name_of])
+                (value,) = sign * results.values({key: result}, name_of)
+                useless = metric in results.HARD and result["last"]["test"]["collapsed"]
+                block = blocks.setdefault((place[0], *like, key), {}).setdefault(name, [])
+                block.append(-np.inf if useless or np.isnan(value) else value)
     blocks = {key: rows for key, rows in blocks.items() if "FairDi" in rows} or blocks
     blocks = [rows for key, rows in blocks.items() if key[0] != "toy"] or [*blocks.values()]
     most = [max(map(len, rows.values())) for rows in blocks]  # attributes

@@ -139,8 +139,20 @@ def read(folder, smoke=False):
     for path in sorted(Path(folder).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             result = json.loads(line)
+            for part in tested(result).values():
+                part["test"] |= decided(part["test"])
             runs.append(result | {"arrays": (path.with_suffix(".npz"), result["arrays"])})
     return runs
+
+
+def decided(test):
+    """What the counts of a packed test give: the metrics of decisions, None if not known."""
+    both = {end: test.get(f"counts{end}", test["counts"]) for end in metrics.ENDS}
+    made = {f"counts{end}": counts for end, counts in both.items()}
+    for end, counts in both.items():
+        hard = metrics.decisions(counts=np.array(counts)) if counts else {}
+        made |= {metric_of(name, end): hard.get(METRICS[name][0]) for name in HARD}
+    return made
 
 
 @functools.cache
@@ -161,10 +173,14 @@ def arrays(result, names):
 
 
 def lean(result, intervals):
-    """What tables and figures read of a result: metrics with twelve digits, its log with five."""
+    """What tables and figures read of a result: metrics with twelve digits, its log with five.
+
+    Metrics of decisions are left out: the counts give them again, see `decided`.
+    """
     kept = ("method", "settings", "changed", "classes", "group_names", "log", "search", "times")
     packed = {name: result[name] for name in kept if name in result}
-    shown = list(dict.fromkeys(metric_of(name, end) for name in METRICS for end in metrics.ENDS))
+    areas = [METRICS[name][0] for name in METRICS if name not in HARD]
+    shown = [*areas, *(metric_of(name, end) for name in HARD for end in metrics.ENDS)]
     more = {"train": ["worst_cell", "worst_cell_corrected"]}
     more["val"] = ["auroc", "auroc_worst_group", "collapsed"]
     for name, part in tested(result).items():
@@ -172,11 +188,12 @@ def lean(result, intervals):
         packed[name] = {k: part[k] for k in own}
         ## Runs that were packed before these existed lack them.
         packed[name] |= {k: {m: part[k][m] for m in more[k]} for k in more if k in part}
-        tables = ("counts", "counts_corrected", "collapsed", "n")
-        packed[name]["test"] = {k: test[k] for k in (*shown, *tables)} | {
+        packed[name]["test"] = {k: test[k] for k in (*areas, "counts", "n", "collapsed")} | {
             "interval": {k: test["interval"][k] for k in shown if intervals and test["interval"]},
             "groups": [{"auroc": group["auroc"]} for group in test["groups"]],
         }
+        if test["counts_corrected"] != test["counts"]:
+            packed[name]["test"]["counts_corrected"] = test["counts_corrected"]
     log = rounded(packed["log"], 5) if row_name(result) in TRAINING else []
     return rounded(packed, 12) | {"log": log}
 

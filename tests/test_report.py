@@ -371,6 +371,101 @@ def test_a_picture_is_tested_once(folded):
         pooled_tables(folded)
 
 
+# ----- two rules of decisions ---------------------------------------------------------------------
+
+
+def test_the_corrected_rule_is_main_where_a_class_is_rare(tmp_path):
+    """Under half of an equal share, of whatever a run was trained on."""
+    for number, (shares, end) in enumerate(
+        (
+            ((0.74, 0.26), ""),
+            ((0.76, 0.24), "_corrected"),
+            ((0.5, 0.3, 0.2), ""),
+            ((0.6, 0.25, 0.15), "_corrected"),
+        )
+    ):
+        folder = tmp_path / f"{number}"
+        for seed in range(3):
+            made = result("ckd", seed, class_shares=list(shares))
+            made = changed_test(made, accuracy_corrected=0.6 + seed / 100)
+            put(folder, made)
+            put(folder, result("rkd", seed, balance=True), "balance")
+        rows = toy_rows(folder)
+        assert (
+            results.main_rule(rows) == end
+            and results.main_rule({"RKD": rows["RKD, balance = True"]}) == ""
+        )
+        put(folder, result("rkd", 0, class_shares=list(shares)))
+        rows = {name: toy_rows(folder)[name] for name in ("CKD", "RKD, balance = True")}
+        made, _ = report.tables({("toy", ""): rows}, {})
+        assert ((("toy", ""), "overview-largest") in made) == bool(end)
+        table = made[("toy", ""), "overview"]
+        assert np.isclose(table.rows[1][1].point, 61 if end else 80)
+        assert table.notes == ["decisions: prior-corrected" if end else "decisions: largest output"]
+        if end:
+            plain = made[("toy", ""), "overview-largest"]
+            assert plain.rows[1][1].point == 80 and plain.notes == ["decisions: largest output"]
+            page = report.pages({("toy", ""): rows}, made, {})["toy.md"]
+            assert page.index("### Everything\n") < page.index("### Everything, at the largest")
+
+
+def test_pooled_folds_are_corrected_by_the_shares_of_their_own_models(tmp_path, lesions):
+    """Each picture's logits minus the logarithms of the shares of its fold."""
+    shares = np.array([[0.9 - fold / 50, 0.1 + fold / 50] for fold in range(5)])
+    for fold in range(5):
+        made = result(
+            "ckd", dataset="ham10000", fold=fold, alpha=0.0, class_shares=shares[fold].tolist()
+        )
+        put_arrays(put(tmp_path, made, f"fold_{fold}"), lesions, "ckd", lesions["fold"] == fold)
+    results.opened.cache_clear()
+    results.POOLS.clear()
+    rows = results.collect(tmp_path)["ham10000", "folds"]
+    said = (lesions["ckd"].astype(float) - np.log(shares[lesions["fold"]])).argmax(1)
+    counts = metrics.confusion(
+        labels=lesions["labels"],
+        groups=lesions["groups"],
+        predictions=said,
+        num_classes=2,
+        num_groups=2,
+    )
+    want = 100 * metrics.deo(counts=counts)[1]
+    assert np.isclose(results.point(rows["ERM"], "mean_deo_corrected", pooled=True), want)
+    table = report.pooled_tables(rows, {"last": ""})[""]
+    (row,) = table.rows
+    columns = dict(zip(table.header, row))
+    assert np.isclose(columns["mean-DEO"].point, want)
+    plain = results.point(rows["ERM"], "mean_deo", pooled=True)
+    assert np.isclose(columns["mean-DEO, largest output"].point, plain) and abs(plain - want) > 0.1
+
+
+def test_a_pooled_gap_stands_beside_its_signed_difference(folded):
+    """m minus f, whose interval may hold 0; the gap's cannot."""
+    table = pooled_tables(folded)[""]
+    for row in table.rows:
+        columns = dict(zip(table.header, row))
+        signed = columns["AUROC, m − f"]
+        assert np.isclose(signed.point, columns["AUROC, m"].point - columns["AUROC, f"].point)
+        assert signed.low < signed.point < 0 <= columns["gap"].low  # f is ahead
+        assert str(columns["train worst cell"]) == "90.0 ± 0.0"
+
+
+def test_tables_say_what_no_test_set_has(folder):
+    """The second group has no malignant picture."""
+    made = result("rkd", 1, counts=[[[40, 10], [10, 40]], [[40, 10], [0, 0]]])
+    put(folder, made)
+    text = report.layout_table("slides", toy_rows(folder)).markdown()
+    assert "*a test set has no picture of malignant, m: means leave it out*" in text
+
+
+def test_old_runs_do_not_tell_how_well_they_learnt_their_pictures(folder):
+    """A blank, not a zero."""
+    made = result("rkd", 1)
+    made["last"] = {k: v for k, v in made["last"].items() if k != "train"}
+    put(folder, made)
+    table = report.layout_table("slides", toy_rows(folder))
+    assert [str(row[-1]) for row in table.rows] == ["90.0 ± 0.0", "90.0 ± 0.0", ""]
+
+
 # ----- packing, pages and the command -------------------------------------------------------------
 
 
@@ -393,14 +488,14 @@ def test_packing_adds_runs_and_replaces_equal_ones(folder, lesions, tmp_path):
     before = (packed / "toy.jsonl").read_bytes()
     results.pack(tmp_path / "nothing", packed)
     assert (packed / "toy.jsonl").read_bytes() == before  # 12 digits stay 12 digits
-    put(tmp_path / "more", result("rkd", 2, accuracy=0.123))
+    put(tmp_path / "more", changed_test(result("rkd", 2), auroc_worst_group=0.123))
     put_arrays(
         put(tmp_path / "more", result("kdpp", 0)), lesions | {"kdpp": lesions["ckd"]}, "kdpp"
     )
     results.pack(tmp_path / "more", packed)
     rows = toy_rows(packed)
     assert {name: len(runs) for name, runs in rows.items()} == {"CKD": 3, "RKD": 3, "KD++": 1}
-    assert np.allclose(results.values(rows["RKD"], "accuracy"), [90, 91, 12.3])
+    assert np.allclose(results.values(rows["RKD"], "auroc_worst_group"), [50, 50, 12.3])
 
 
 def test_another_seed_does_not_throw_away_the_logits_of_folds(folded, tmp_path):
@@ -624,7 +719,7 @@ def test_ranks_are_of_the_methods_that_every_run_has(tmp_path):
         put(tmp_path, result(script, dataset="toy"))
     names, scores = report.rank_blocks(results.collect(tmp_path), "AUROC")
     assert names == ["CKD", "RKD", "FairDi"]
-    assert np.allclose(scores, [[0, 0.1, 0.2]] * 3)
+    assert np.allclose(scores, [[0, 10, 20]] * 3)
 
 
 def test_a_fold_is_one_block_whatever_makes_its_groups(tmp_path):
@@ -642,7 +737,7 @@ def test_a_fold_is_one_block_whatever_makes_its_groups(tmp_path):
             f"T{fold}{own}",
         )
     names, scores = report.rank_blocks(results.collect(tmp_path), "worst group")
-    assert names == ["CKD", "FairDi"] and np.allclose(scores, [[0.05, 0.15]] * 2)
+    assert names == ["CKD", "FairDi"] and np.allclose(scores, [[5, 15]] * 2)
 
 
 def test_collapsed_runs_rank_last_in_decisions_alone(tmp_path):
@@ -653,7 +748,7 @@ def test_collapsed_runs_rank_last_in_decisions_alone(tmp_path):
             )
     by_place = results.collect(tmp_path)
     assert report.rank_blocks(by_place, "mean-DEO")[1].tolist() == [[0, -np.inf]] * 2
-    assert report.rank_blocks(by_place, "AUROC")[1].tolist() == [[0.7, 0.7]] * 2
+    assert report.rank_blocks(by_place, "AUROC")[1].tolist() == [[70, 70]] * 2
 
 
 def test_a_single_run_has_intervals_in_percent_of_the_base(tmp_path, lesions):

@@ -20,8 +20,9 @@ import report
 import results
 
 COMMITTED = ROOT / "results"
-HAM10000 = "teacher_convnet16-student_convnet8-epochs_6"
-CELEBA = "celeba", "teacher_resnet18-student_convnet8-epochs_5"
+HAM10000 = "teacher_convnet16-student_convnet8-epochs_6-teacher_epochs_6"
+CIFAR10S = "teacher_convnet16-student_convnet8-epochs_5-teacher_epochs_5"
+CELEBA = "celeba", "teacher_resnet18-student_convnet8-epochs_5-teacher_epochs_5"
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,8 @@ def pooled(rows, name, base, metric):
 @pytest.fixture(scope="module")
 def rows(by_place):
     """Those of the toy."""
+    if ("toy", "") not in by_place:
+        pytest.skip("results/ has no toy at its present defaults")
     return by_place["toy", ""]
 
 
@@ -79,29 +82,9 @@ def test_bird_lowers_mean_deo_at_no_cost_in_auroc(rows):
     assert results.change(rows["BIRD"], rows["CKD"], "auroc").point >= -0.5
 
 
-@pytest.mark.parametrize("place", [("toy", ""), CELEBA])
-def test_bird_s_gates_are_not_what_makes_it_fair(by_place, place):
-    fixed, rows = by_place[place]["BIRD, gates fixed"], by_place[place]
-    assert results.change(fixed, rows["CKD"], "mean_deo").high < 0
-    _, low, high, _ = results.change(rows["BIRD"], fixed, "mean_deo")
-    assert low < 0 < high
-
-
-def test_bird_pays_less_where_the_teacher_is_built_like_the_student(by_place):
-    rows = by_place["celeba", "teacher_convnet16-student_convnet8-epochs_5"]
-    near, far = (
-        results.change(r["BIRD, μ = 0.3"], r["CKD"], "auroc") for r in (rows, by_place[CELEBA])
-    )
-    assert far.high < near.low < near.high < 0
-    assert results.relative(rows["BIRD, μ = 0.3"], rows["CKD"], "mean_deo").high < -25
-
-
 def test_without_a_shortcut_nothing_is_inflated(by_place):
     """CIFAR10-S, both styles equally often, and at the usual skew."""
-    even, usual = (
-        by_place["cifar10s", f"{skew}teacher_convnet16-student_convnet8-epochs_5"]["CKD"]
-        for skew in ("skew_0.5-", "")
-    )
+    even, usual = (by_place["cifar10s", skew + CIFAR10S]["CKD"] for skew in ("skew_0.5-", ""))
     more = [results.change(r, r, "disparity", "last", "teacher") for r in (even, usual)]
     assert more[0].low < 0 < more[0].high < 1 < more[1].low
 
@@ -134,9 +117,9 @@ def test_no_temperature_makes_students_as_fair_as_their_teachers(rows):
 
 @pytest.mark.parametrize("place", [("ham10000", f"folds-{HAM10000}"), CELEBA])
 def test_temperature_moves_nothing_on_real_pictures(by_place, place):
-    chosen = report.swept(by_place[place], "temperature")
+    chosen, end = report.swept(by_place[place], "temperature"), results.main_rule(by_place[place])
     assert list(chosen) == "1 2 4 10 20 40".split()
-    for metric in ("accuracy", "mean_deo", "demographic_parity_difference"):
+    for metric in (f"accuracy{end}", f"mean_deo{end}", f"demographic_parity_difference{end}"):
         for temperature in list(chosen)[1:]:
             _, low, high, _ = results.change(chosen[temperature], chosen["1"], metric)
             assert low < 0 < high, (temperature, metric)
@@ -161,33 +144,6 @@ def test_fairdi_gains_nothing_for_the_old_in_either_training(by_place, repeated)
     assert [d.high < 0 for d in losses] == [False, True] and max(d.point for d in losses) < 0
 
 
-@pytest.mark.parametrize("by", ["", "sensitive_age-"])
-def test_fairtune_serves_all_groups_better_than_full_fine_tuning(by_place, by):
-    """HAM10000: the worst group gains, the gap stays."""
-    rows = by_place["ham10000", f"folds-{by}{HAM10000}"]
-    worst, gap = (
-        pooled(rows, "FairTune", "full fine-tuning", metric)
-        for metric in ("auroc_worst_group", "auroc_gap")
-    )
-    assert worst.low > 0 and gap.low < 0 < gap.high
-
-
-def test_fairtune_s_search_is_better_by_its_own_objective_on_ham10000_alone(by_place):
-    """The least loss of the worst group on validation, search minus full fine-tuning."""
-    text = (ROOT / "results" / "README.md").read_text()
-    ham10000 = [("ham10000", f"folds-{by}{HAM10000}") for by in ("", "sensitive_age-")]
-    for place in (("toy", ""), *ham10000):
-        rows, least = by_place[place], {}
-        for name in ("FairTune", "full fine-tuning"):
-            searches = [rows[name][key]["search"]["trials"] for key in sorted(rows[name])]
-            ends = [[t["values"][-1] for t in s if t["state"] == "complete"] for s in searches]
-            least[name] = np.array([min(values) for values in ends])
-        d = results.over_runs(least["FairTune"] - least["full fine-tuning"])
-        assert (d.high < 0) == (place in ham10000) and d.low < 0
-        said = f"{-d.point:.3f} ± {(d.high - d.low) / 2:.3f}"  # "ahead by"
-        assert said in " ".join(text.split())
-
-
 def test_training_again_moves_less_than_a_point_of_auroc(by_place, repeated):
     """HAM10000, five folds pooled; and the settings are those of the first time."""
     places = {place: rows for place, rows in repeated.items() if place[0] == "ham10000"}
@@ -204,14 +160,20 @@ def test_training_again_moves_less_than_a_point_of_auroc(by_place, repeated):
                 assert 0 < abs(now - before) < 1, (place, name, metric)
 
 
-def changed_by(line):
-    """(script, changed settings, seed) of a command, as a run of it says."""
+def as_text(method, changed, seed):
+    """A run, but for the weight that validation chose, which no list can know."""
+    weight, _ = results.GRID.get(method, ("", ()))
+    return method, json.dumps({k: changed[k] for k in sorted(changed) if k != weight}), seed
+
+
+def changed_by(line, num_classes):
+    """`as_text` of a command, as a run of it says."""
     script, *flags = shlex.split(line)[line.split().index("python") + 1 :]
     script = importlib.import_module(Path(script).stem)
-    settings = script.chosen(script.parse(flags))
-    usual = script.chosen(script.parse(["--dataset", settings["dataset"]]))
-    changed = {k: v for k, v in settings.items() if v != usual[k] and k != "seed"}
-    return script.__name__, json.dumps(changed, sort_keys=True), settings["seed"]
+    settings = script.chosen(script.settle(script.parse(flags), num_classes))
+    usual = script.settle(script.parse(["--dataset", settings["dataset"]]), num_classes)
+    changed = {k: v for k, v in settings.items() if v != getattr(usual, k) and k != "seed"}
+    return as_text(script.__name__, changed, settings["seed"])
 
 
 def test_the_command_beside_each_table_lists_its_runs(by_place):
@@ -223,11 +185,11 @@ def test_the_command_beside_each_table_lists_its_runs(by_place):
             words = ["bash", "run_all.sh", "--list", *shlex.split(command)[2:]]
             done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
             lines = done.stdout.splitlines()
-        listed = {changed_by(line) for line in lines}
+        num_classes = len(next(run for r in rows.values() for run in r.values())["classes"])
+        listed = {changed_by(line, num_classes) for line in lines}
         for name, runs in rows.items():
             for result in runs.values():
-                changed = json.dumps(result["changed"], sort_keys=True)
-                run = result["method"], changed, result["settings"]["seed"]
+                run = as_text(result["method"], result["changed"], result["settings"]["seed"])
                 assert run in listed, (command, name, run)
 
 
@@ -285,6 +247,24 @@ def test_all_pages_and_figures_are_made_from_the_results(tmp_path, monkeypatch):
     assert {path.name for path in folder.glob("*.png")} == figures
     for path in COMMITTED.glob("*.md"):
         assert path.read_text() == (folder / path.name).read_text(), path.name
+
+
+def test_every_packed_network_has_both_decisions(by_place, repeated):
+    """Where its logits are kept, the corrected counts are those of z - log π."""
+    for place, rows in (item for which in (by_place, repeated) for item in which.items()):
+        end = results.main_rule(rows)
+        assert end == ("_corrected" if place[0] == "ham10000" or "Blond" in place[1] else "")
+        for name, runs in rows.items():
+            for run in runs.values():
+                test, shares = run["last"]["test"], run["last"]["class_shares"]
+                assert test["collapsed"] in (True, False), (place, name)
+                if end and run["settings"]["balance"]:
+                    assert np.ptp(shares) < 1e-9 and test["counts_corrected"] == test["counts"]
+                elif end:
+                    logits, labels, groups = results.arrays(run, ("last", "labels", "groups"))
+                    said = (logits - np.log(shares)).argmax(1)
+                    cells = np.bincount(4 * groups + 2 * labels + said, minlength=8)
+                    assert cells.tolist() == np.ravel(test["counts_corrected"]).tolist()
 
 
 def test_results_stay_small():
