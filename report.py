@@ -59,6 +59,8 @@ class Table:
         name += " (collapsed)" if bad and len(runs) == 1 else ""
         self.ranked |= {place} if ranked else set()
         self.collapsed |= {place} if bad else set()
+        if runs and (weight := results.weight_of(runs)):
+            self.notes.append(f"{name}{weight}")
         for run in dict(runs).values():
             for g, c in np.argwhere(np.sum(run[rule]["test"]["counts"], axis=-1) == 0):
                 where = f"{run['classes'][c]}, {run['group_names'][g]}"
@@ -337,6 +339,7 @@ def claims_table(by_place):
         if bad := results.number_collapsed(runs):
             verdict += f", but {bad} of {len(runs)} runs collapsed"
         over = results.what_both_have(runs, base, pooled)
+        claim += results.weight_of(both)
         table.add(claim, [ruled(place, rows), over, values[0], *(values[1:] or [""]), verdict])
     return table
 
@@ -481,12 +484,13 @@ def headline_table(by_place):
 def headline_cell(runs, end, place):
     """A method on one data set."""
     bad = results.number_collapsed(runs)
-    if bad == len(runs):
+    if bad == len(runs):  # also of none
         return "collapsed" if bad else ""
     shown = [metric_of(s, end) for s in ("AUROC", "worst group", "mean-DEO")]
     points = [results.point(runs, metric, pooled=in_folds(place)) for metric in shown]
-    note = f" ({bad} of {len(runs)} collapsed)" if bad else ""
-    return " / ".join(f"{point:.1f}" for point in points) + note
+    notes = [results.weight_of(runs).strip(", "), f"{bad} of {len(runs)} collapsed" if bad else ""]
+    note = ", ".join(filter(None, notes))
+    return " / ".join(f"{point:.1f}" for point in points) + (note and f" ({note})")
 
 
 # ----- pages --------------------------------------------------------------------------------------

@@ -399,9 +399,22 @@ def choose(rows, row_of):
     return max((w for w in useful if overall[w] >= max(overall.values()) - 0.01), key=worst.get)
 
 
+def weight_of(runs):
+    """The weight of a row in words, "" for its method's usual one, or if it has none."""
+    first = runs[min(runs)]
+    setting, _ = GRID.get(first["method"], ("", ()))
+    changed = first["changed"]
+    return weight_words(setting, changed[setting]) if setting in changed else ""
+
+
 def tuned(rows):
-    """`rows`, each method of a grid at the chosen weight, if that has all runs, or at its usual."""
-    rows = dict(rows)
+    """`rows`, each method of a grid at the chosen weight, if that has all runs, or at its usual.
+
+    A method that was trained at a single weight stands at that one.
+    """
+    methods = [name.removesuffix(weight_of(runs)) for name, runs in rows.items()]
+    single = {name: m if methods.count(m) == 1 else name for name, m in zip(rows, methods)}
+    rows = {single[name]: runs for name, runs in rows.items()}
     for method, row_of in grids(rows).items():
         best, runs_of = choose(rows, row_of), {w: rows.pop(row) for w, row in row_of.items()}
         usual = next((w for w, row in row_of.items() if row == method), best)

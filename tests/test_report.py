@@ -683,6 +683,22 @@ def test_a_method_stands_at_the_chosen_weight_if_that_has_all_runs(folder, seeds
     assert [row[-1] for row in lines] == [words, "", "", ""]
 
 
+def test_a_method_trained_at_one_weight_alone_stands_at_it(folder):
+    """And tables, claims and the README's cell say at which."""
+    for seed in range(3):
+        put(folder, result("bird", seed, fair_weight=0.3), "0.3")
+    rows = toy_rows(folder)
+    assert list(rows) == ["CKD", "RKD", "BIRD"]
+    table = report.layout_table("overview", rows)
+    assert table.notes == ["decisions: largest output", "BIRD, μ = 0.3"]
+    claims = {row[0] for row in report.claims_table({("toy", ""): rows}).rows}
+    assert "BIRD: lower mean-DEO than CKD, μ = 0.3" in claims
+    assert report.headline_cell(rows["BIRD"], "", ("toy", "")).endswith(" (μ = 0.3)")
+    for seed in range(3):
+        put(folder, result("bird", seed, fair_weight=0.1), "0.1")
+    assert list(toy_rows(folder)) == ["CKD", "RKD", "BIRD, μ = 0.1", "BIRD, μ = 0.3"]
+
+
 def test_incomplete_grids_choose_nothing(folder):
     put_grid(folder, 3)
     shutil.rmtree(folder / "toy" / "bird" / "3-seed0")
