@@ -98,9 +98,11 @@ class Table:
                         f"{what!r} has no picture in the {min(counts, key=counts.get)} split of "
                     )
                     fault += f"{name} ({told}): merge it with another {kind}, or leave it out"
-                    fault += ", or make bins, such as age:18,40" * what[0].isdigit()
-        if len(self.classes) < 2:
-            fault = f"all labels of {name} are {''.join(self.classes)!r}: it takes two classes"
+                    fault += ", or make bins, such as age:18,40" * (
+                        what[0].isdigit() and len(names) > 4
+                    )
+            if len(names) == 1:
+                fault = f"{name} has the {kind} {names[0]!r} alone: it takes two"
         if fault:
             parts = {part: (self.labels[rows], self.groups[rows]) for part, rows in parts.items()}
             print(describe(name, self.classes, self.group_names, parts, self.notes))
@@ -208,7 +210,7 @@ def decode(file, size, box=None, grey=False):
     return in_grey(square) if grey else square
 
 
-def refuse_faults(faults, total, skip_bad, what, advice):
+def refuse_faults(faults, total, skip_bad, what="pictures cannot be read", advice="mend them"):
     """Raise InputError for faults {id: why} of pictures, naming one, unless `skip_bad`."""
     if faults and not skip_bad:
         name = min(faults)
@@ -218,7 +220,7 @@ def refuse_faults(faults, total, skip_bad, what, advice):
         )
 
 
-def decode_into(path, table, views, shape):
+def decode_into(path, table, views, shape, skip_bad):
     """Decode all pictures of a table into the file `path`, and write into a .json beside it which
     could not be read {id: why} and which have nearly one colour."""
     start, faults, flat = time.time(), {}, []
@@ -245,6 +247,7 @@ def decode_into(path, table, views, shape):
             decoded = pool.map(decode_one, range(len(images)))
             list(tqdm(decoded, "decoding", len(images), leave=False, disable=None))
         images.flush()
+        refuse_faults(faults, len(images), skip_bad)  # not kept: it may be the disk that failed
         save(path.with_suffix(".json"), json.dumps({"faults": faults, "flat": sorted(flat)}))
     print(f"decoded {len(images)} pictures in {time.time() - start:.1f} s into {path}")
 
@@ -266,7 +269,7 @@ def decode_all(table, size, folder, skip_bad, source=""):
     path = Path(f"{start}{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy")
     with locked(start):
         if not (path.exists() and path.with_suffix(".json").exists()):
-            decode_into(path, table, views, shape)
+            decode_into(path, table, views, shape, skip_bad)
             for old in path.parent.glob(f"{start.name}*.*"):
                 if old.stem != path.stem and old.suffix in (".npy", ".json"):
                     with contextlib.suppress(OSError):  # on Windows, while a process reads it
@@ -282,7 +285,7 @@ def decode_all(table, size, folder, skip_bad, source=""):
             raise InputError(
                 f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
             ) from None
-    refuse_faults(found["faults"], len(images), skip_bad, "pictures cannot be read", "mend them")
+    refuse_faults(found["faults"], len(images), skip_bad)
     return images, found["faults"], found["flat"]
 
 
@@ -346,7 +349,7 @@ def read_table(
         table = table.first_of_each_cell(40)
     if table.images is None:
         ## One file of pixels for each folder of pictures; that of a quick try is another one.
-        source = f"{name}-{'smoke-' * smoke}{digest(str(root.resolve()))}-"
+        source = f"{name}-{'smoke-' * smoke}{digest(os.path.normpath(root))}-"
         cache = Path(out) / "decoded"
         table.images, faults, flat = decode_all(table, size, cache, skip_bad, source)
         table.leave_out("unreadable", faults)

@@ -64,9 +64,9 @@ def read_rows(path, columns, renamed=None, unique=True):
             if twice:
                 raise InputError(f"{path} has two columns {min(twice)!r}: rename or remove one")
             require(path, header, columns)
-            reader.fieldnames = header
-            for row in reader:
-                line, more = reader.line_num, row.pop(None, [])
+            reader.fieldnames, last = header, reader.line_num
+            for row in reader:  # one can have several lines; it is named by its first
+                line, last, more = last + 1, reader.line_num, row.pop(None, [])
                 if not any(text and text.strip() for text in [*row.values(), *more]):
                     continue  # an empty row, as at the end of many exports
                 if any(more) or any(text is None for name, text in row.items() if name):
@@ -107,7 +107,7 @@ def bins(where, column, values, cuts):
 
     A cut belongs to the bin below it: the cuts 18,60 make age<=18, 18<age<=60 and age>60.
     """
-    known = [*cuts, *filter(None, values)]
+    known = [*filter(None, values), *cuts]
     numbers = all(map(is_number, known))
     for text in known:
         if not numbers and not re.match(r"\d{4}(-\d\d|$)", text, re.ASCII):

@@ -114,8 +114,8 @@ def read(root, target, sensitive, fold, download):
     if len(set(ids)) < len(ids):
         twice = collections.Counter(ids).most_common(1)[0][0]
         raise InputError(f"{root}: {twice} is there twice, get the JSON anew from {PAGE}")
-    files = [path if path.is_file() else None for path in (folder / name for name in names)]
-    if not any(files):
+    files = [folder / name for name in names]
+    if not any(path.is_file() for path in files):
         raise InputError(
             f"{folder} has none of the images, such as {names[0] if names else 'any'} (it holds "
             f"{contents(folder)}): get them from {PAGE} and unpack them there"

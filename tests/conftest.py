@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import datasets
 import datasets.cifar10s
 import datasets.wider
 from data import load
@@ -163,6 +164,16 @@ MAKERS = {  # a miniature for each data set that is not drawn
     "wider": make_wider,
     "csv": make_pictures,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pixels(tmp_path_factory):
+    """`load` keeps decoded pixels in a folder of the tests, not in runs/ of the project."""
+    usual = datasets.read_table.__defaults__
+    folder = tmp_path_factory.mktemp("pixels")
+    datasets.read_table.__defaults__ = tuple(folder if v == "runs" else v for v in usual)
+    yield folder / "decoded"
+    datasets.read_table.__defaults__ = usual
 
 
 @pytest.fixture(scope="session")

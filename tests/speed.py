@@ -279,7 +279,7 @@ def decoding(args, sizes, folder):
     if table.images is not None:  # drawn, not read
         return {"splits": sizes, "pictures": len(table.ids), "megabytes": table.images.nbytes / 1e6}
     start = time.process_time(), time.perf_counter()
-    images, _ = decode_all(table, args.image_size, Path(folder), args.skip_bad)
+    images, *_ = decode_all(table, args.image_size, Path(folder), args.skip_bad)
     taken = time.process_time() - start[0], time.perf_counter() - start[1]
     names = dict(zip(("decoding_cpu_seconds", "decoding_seconds"), taken))
     return {"splits": sizes, "pictures": len(images), "megabytes": images.nbytes / 1e6, **names}

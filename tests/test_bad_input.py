@@ -29,6 +29,7 @@ METHODS = Path(__file__).resolve().parent.parent / "methods"
 SCRIPTS = sorted(path.stem for path in METHODS.glob("*.py"))
 HAM, CSV = "HAM10000_metadata.csv", "labels.csv"
 SMALL = "--smoke --device cpu --image-size 16 --teacher convnet4 --student convnet2".split()
+SMALL += ["--batch-size", "32"]
 
 
 def one_sentence(text, script="ckd"):
@@ -180,12 +181,27 @@ def divided(change):
 
 def moved(line, part):
     """labels.csv with a split, in which one row is moved to another part."""
-    return both(divided(lambda part, row: None), cell(CSV, line, "split", part))
+    return both(divided(nothing), cell(CSV, line, "split", part))
 
 
 def no_outdoor_in_validation(part, row):
     if part == "val":
         row["group"] = "indoor"
+
+
+def nothing(part, row):
+    pass
+
+
+def no_fox_in_validation(part, row):
+    if part == "val" and row["label"] == "fox":
+        row["label"] = "cat"
+
+
+def numbered(content):
+    """labels.csv in which nearly all have an age of their own."""
+    head, *others = content.splitlines()
+    return "\n".join([head, *(line.rpartition(",")[0] + f",{n}" for n, line in enumerate(others))])
 
 
 def no_fox_in_training(part, row):
@@ -235,21 +251,35 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
         "one level deeper": (deeper, "", f"has no {HAM} | it is in {{root}}/deeper, pass that"),
         "no table": (gone(HAM), "", f"no {HAM} | HAM10000_images_part_1 | doi.org | --download"),
         "no pictures": (gone("*part*"), "", "none of its pictures | HAM10000_images_part_1"),
-        "one part missing": (gone(TWO), "", "cannot be read | ISIC_0000001 | --skip-bad"),
+        "one part missing": (
+            gone(TWO),
+            "",
+            "60 of 120 pictures are missing | no such file: {root}/ISIC_0000001.jpg | --skip-bad",
+        ),
         "cut": (cut(f"{TWO}/ISIC_0000017.jpg"), "", "1 of 117 | ISIC_0000017 | truncated"),
         "sex": (cell(HAM, 5, "sex", "Male"), "", "sex is 'Male' | ISIC_0"),
         "age": (cell(HAM, 5, "age", "old"), "", "age is 'old' | ISIC_0"),
         "negative age": (cell(HAM, 5, "age", "-1"), "", "age is '-1' | ISIC_0"),
-        "age that is no number": (cell(HAM, 5, "age", "nan"), "", "age is 'nan' | ISIC_0"),
+        "age that is no number": (cell(HAM, 5, "age", "1e1"), "", "age is '1e1' | ISIC_0"),
+        "dx unknown": (
+            cell(HAM, 5, "dx", "NA"),
+            "",
+            "1 of 120 rows have a label or group missing | --skip-bad",
+        ),
+        "two ages": (
+            text(HAM, lambda t: t.replace("dx_type", "Age", 1)),
+            "",
+            f"{HAM} has two columns 'age'",
+        ),
         "dx": (cell(HAM, 5, "dx", "wart"), "", "dx is 'wart' | akiec"),
         "twice": (repeat(HAM, 9), "", "ISIC_ | 2 times"),
         "no lesion_id": (column(HAM, "lesion_id"), "", "no column 'lesion_id' | image_id"),
         "no image_id": (column(HAM, "image_id"), "", "no column 'image_id' | lesion_id"),
         "header only": (header_only(HAM), "", f"{HAM} | no rows"),
-        "men": (column(HAM, "sex", "male"), "", "'female' has no picture | split of ham10000"),
+        "men": (column(HAM, "sex", "male"), "", "ham10000 has the group 'male' alone"),
         "target": (None, f"{A} cancer", f"{A} 'cancer' | malignant+bcc | dx"),
         "sensitive": (None, f"{B} gender", f"{B} 'gender' | sex | age"),
-        "sensitive twice": (None, f"{B} sex+sex", f"{B} 'sex+sex'"),
+        "sensitive twice": (None, f"{B} sex+sex", f"{B} sex+sex: name each only once"),
     },
     "csv": {
         "missing folder": (no_folder, "", f"does not exist | {NEW}"),
@@ -260,12 +290,36 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
         "decompression bomb": (bomb, "", "1 of 96 | pictures/018.png | bomb"),
         "empty picture": (file("pictures/017.jpg", b""), "", "1 of 96 | pictures/017.jpg"),
         "text as picture": (file("pictures/017.jpg", b"a cat"), "", "1 of 96 | pictures/017.jpg"),
-        "gone": (gone("*/017.jpg", "*/033.jpg"), "", "2 of 96 | pictures/017.jpg | no such file"),
+        "gone": (
+            gone("*/017.jpg", "*/033.jpg"),
+            "",
+            "2 of 96 pictures are missing | no such file: {root}/pictures/017.jpg",
+        ),
         "twice": (repeat(CSV, 9), "", "'pictures/007.jpg' 2 times"),
-        "no label": (column(CSV, "label"), "", "no column 'label' | it needs file, label, group"),
+        "no label": (column(CSV, "label"), "", "the class 'pictures' alone"),
+        "no file": (
+            column(CSV, "file"),
+            "",
+            "no column 'file' | it has label, group, subject, age",
+        ),
+        "two labels": (
+            text(CSV, lambda t: t.replace("age", " Label", 1)),
+            "",
+            f"{CSV} has two columns 'label'",
+        ),
+        "one picture twice": (
+            cell(CSV, 9, "file", "./pictures/006.png"),
+            "",
+            "pictures/006.png' 2 times",
+        ),
+        "one picture in two ways": (cell(CSV, 9, "file", "006"), "", "pictures/006.png' 2 times"),
+        "a name of two pictures": (
+            both(file("pictures/1.jpg", b""), cell(CSV, 3, "file", "01")),
+            "",
+            "01 can be",
+        ),
         "header only": (header_only(CSV), "", f"{CSV} | no rows"),
         "empty table": (file(CSV, b""), "", f"{CSV} | no column 'file'"),
-        "semicolons": (text(CSV, lambda t: t.replace(",", ";")), "", f"{CSV} | file;label;group"),
         "Latin-1": (latin_1, "", f"{CSV} | UTF-8"),
         "UTF-16": (file(CSV, "file,label,group".encode("utf-16")), "", f"{CSV} | UTF-8"),
         "short row": (swap(CSV, "008.png,", "008.png\n"), "", f"{CSV}, line 10 | fewer fields"),
@@ -276,23 +330,51 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
             "",
             CSV,
         ),
-        "empty label": (cell(CSV, 10, "label", ""), "", f"{CSV}, line 10: label"),
-        "blank group": (cell(CSV, 10, "group", "  "), "", f"{CSV}, line 10: group"),
+        "empty label": (cell(CSV, 10, "label", ""), "", "1 of 96 | line 10: label | --skip-bad"),
+        "blank group": (cell(CSV, 10, "group", "  "), "", "1 of 96 | line 10: group | --skip-bad"),
+        "no group at all": (column(CSV, "group", "NaN"), "", "no row has both a label and a group"),
         "empty name": (cell(CSV, 10, "file", ""), "", f"{CSV}, line 10: file"),
         "outside": (cell(CSV, 10, "file", "../x.png"), "", f"{CSV}, line 10 | ../x.png"),
         "very long name": (cell(CSV, 10, "file", "x" * 5000), "", "1 of 96"),
         "NUL in a name": (swap(CSV, "008.png", "0\0.png"), "", ""),
-        "one class": (column(CSV, "label", "cat"), "", "'cat' | two classes"),
-        "no group": (divided(no_outdoor_in_validation), "", "'outdoor' has no picture in the val"),
+        "one class": (column(CSV, "label", "cat"), "", "the class 'cat' alone: it takes two"),
+        "no group": (
+            divided(no_outdoor_in_validation),
+            "",
+            "'outdoor' has no picture in the val | 0 in val",
+        ),
         "no class": (divided(no_fox_in_training), "", "'fox' has no picture in the train split"),
         "split word": (moved(7, "dev"), "", "split 'dev' | train, val or test"),
         "empty split": (moved(7, " "), "", "split '' | train, val or test"),
         "subject in test and val": (moved(5, "test"), "", "subject 'p1'"),
         "subject in train and val": (moved(5, "train"), "", "subject 'p1'"),
         "subject with a space": (divided(one_subject_with_a_space), "", "subject 'p1'"),
-        "target": (None, f"{A} species", "no column 'species' | label, group"),
+        "no class in validation": (
+            divided(no_fox_in_validation),
+            "",
+            "'fox' has no picture in the val",
+        ),
+        "numbers as groups": (
+            text(CSV, numbered),
+            f"{A} group {B} age",
+            "has no picture | or make bins, such as age",
+        ),
+        "bins of words": (None, f"{B} subject:3", "'p0' of subject is no number and no date"),
+        "cuts that fall": (None, f"{B} age:9,5", "age:9,5: write the cuts in rising order"),
+        "bins of a column that is not there": (None, f"{B} years:3", "no column 'years'"),
+        "target is sensitive": (None, f"{A} group", "name each only once"),
+        "target in sensitive": (None, f"{A} age:9 {B} group+Age", "name each only once"),
+        "split and fold": (both(divided(nothing)), "--fold 0", "column 'split': leave out --fold"),
+        "subject": (None, "--subject patient", "no column 'patient' | group, subject"),
+        "file column": (None, "--file-column picture", "no column 'picture' | it has file"),
+        "target": (
+            None,
+            f"{A} lable",
+            "no column 'lable': choose or write one, it has file, label, group",
+        ),
         "sensitive": (None, f"{B} sex", "no column 'sex' | label, group"),
         "batch": (None, "--no-smoke --batch-size 500", "batch of 500 | --batch-size"),
+        "batch of a whole run": (None, "--batch-size 90", "batch of 90 | there are 6"),
         "teacher": (None, "--teacher resnet19", "'resnet19' | resnet18"),
         "student": (None, "--student shufflenet_v2_x0_6", "shufflenet_v2_x0_5"),
         "student convnet": (None, "--student convnet", "'convnet' | convnet8"),
@@ -336,6 +418,7 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
         "skew 0": (None, "--skew 0", "--skew 0.0 | between 0 and 1"),
         "skew 1": (None, "--skew 1", "--skew 1.0 | between 0 and 1"),
         "target": (None, f"{A} animal", "one label and one group"),
+        "subject": (None, "--subject x", "--subject is not for cifar10s"),
         "fold": (None, "--fold 0", "cifar10s has one split"),
     },
     "celeba": {
@@ -344,9 +427,9 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
         "no partition": (gone(EVAL), "", f"no {EVAL} | mmlab"),
         "no pictures": (gone(FACES), "", f"no {FACES} | unpack"),
         "other pictures": (
-            lambda r: [p.rename(p.with_suffix(".png")) for p in (r / FACES).iterdir()],
+            lambda r: [p.rename(p.with_suffix(".gif")) for p in (r / FACES).iterdir()],
             "",
-            "none of the pictures | 000001.jpg | 000001.png",
+            "none of the pictures | 000001.jpg | 000001.gif",
         ),
         "cut": (cut(f"{FACES}/000017.jpg"), "", "1 of | 000017.jpg | truncated"),
         "cut list": (lines(ATTR, slice(50, None)), "", f"{ATTR} | 48 rows | '90' | cut off"),
@@ -359,14 +442,14 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
         "broken identities": (lines(WHO, slice(4, 5), ["000005"]), "", f"{WHO}, line 5"),
         "target": (None, f"{A} smiling", f"{A} 'smiling' | did you mean Smiling"),
         "sensitive": (None, f"{B} Male+Yuong", f"{B} 'Yuong' | mean Young"),
-        "the same": (None, f"{A} Male", "name each attribute once"),
+        "the same": (None, f"{A} Male", "name each only once"),
         "fold": (None, "--fold 0", "celeba has one split"),
         "skew": (None, "--skew 0.9", "--skew is not for celeba"),
     },
     "wider": {
         "missing folder": (no_folder, "", "does not exist"),
         "no images": (gone("Image"), "", "no Image | mmlab.ie.cuhk.edu.hk"),
-        "other images": (move("Image/train", "Image/x"), "", "cannot be read | no such file"),
+        "other images": (move("Image/train", "Image/x"), "", "are missing | no such file"),
         "deeper": (NESTED, "", "none of the images | train/ | it holds Image"),
         "no tests": (gone("*test.json"), "", "no wider_attribute_test.json | mmlab"),
         "cut JSON": (text(TRAINVAL, lambda t: t[:-100]), "", f"{TRAINVAL} | no JSON | cut off"),
@@ -432,11 +515,12 @@ def test_bad_pictures_are_left_out_on_request_and_recorded(ham10000, pictures):
     ):
         for _ in range(2):  # decoded now, decoded before
             data = load(name, root, 16, skip_bad=True)
-            assert data.notes["left out: unreadable"] == bad
+            assert data.notes["left out: unreadable"] == bad[:1]
+            assert data.notes.get("left out: no such file", []) == bad[1:]
             ids = [i for split in data.splits.values() for i in split.ids]
             assert len(ids) == total - len(bad) and not set(ids) & set(bad)
-            assert str(bad) in data.describe()
-        with pytest.raises(InputError, match=f"{len(bad)} of .*{bad[0]}"):
+            assert all(f"1: {one}" in data.describe() for one in bad)
+        with pytest.raises(InputError, match=f"1 of .*{bad[-1]}"):
             load(name, root, 16)  # the file of pixels is there, but so is the fault
 
 
@@ -550,7 +634,7 @@ def one_class_in_a_group(part, row):
 
 
 def one_picture_in_a_group(root):
-    divided(lambda part, row: None)(root)
+    divided(nothing)(root)
     kept = [r for r in read_table(root / CSV) if r["split"] != "test" or r["group"] == "outdoor"]
     write_table(root / CSV, kept + [read_table(root / CSV)[8]])
 
@@ -631,8 +715,8 @@ def left(tmp_path_factory):
 
 RESULT, OWN = "ckd/*/result.json", "ckd/*/checkpoint.pt"
 FILES = {  # what is damaged: what must be away so that it is read
-    "pictures/decoded-*.npy": [],
-    "pictures/decoded-*.json": [],
+    "decoded/decoded-*.npy": [],
+    "decoded/decoded-*.json": [],
     RESULT: [],
     OWN: [RESULT],
     "teacher.pt": [RESULT, OWN],
@@ -648,6 +732,9 @@ def test_damaged_files_of_earlier_runs(name, damage, left, tmp_path, monkeypatch
     """Pixels, results, checkpoints, teachers and answers."""
     folder = shutil.copytree(left, tmp_path / "left")
     monkeypatch.chdir(tmp_path)
+    old, new = (data_module.digest(str(f / "pictures")) for f in (left, folder))
+    for pixels in list(folder.rglob(f"*{old}*")):  # those of the folder of the copy
+        pixels.rename(pixels.with_name(pixels.name.replace(old, new)))
     spoilt = next(folder.rglob(name))
     if damage == "cut":
         os.truncate(spoilt, os.path.getsize(spoilt) // 2)
@@ -668,8 +755,7 @@ def test_a_teacher_under_a_wrong_name_is_refused(change, left, tmp_path, monkeyp
     """Another network, other classes: what a person copies by hand. Runs themselves cannot."""
     monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(left, tmp_path / "left")
-    column(CSV, "age", "5")(folder / "pictures")
-    cell(CSV, 5, "age", "30")(folder / "pictures")
+    text(CSV, lambda content: content.replace(",30\n", ",5\n"))(folder / "pictures")  # two ages
     flags = ["--dataset", "csv", "--data-dir", folder / "pictures", *SMALL]
     outcome(*flags, *change)
     (other,), (ours,) = (list(f.rglob("teacher.pt")) for f in (tmp_path / "runs", left))
@@ -749,11 +835,11 @@ def test_a_killed_run_is_not_continued_on_other_pictures(pictures, tmp_path, mon
 
     def die(path, content):
         if path.name == "student.pt":
-            raise KeyboardInterrupt
+            raise ZeroDivisionError
         save(path, content)
 
     flags = ["--dataset", "csv", "--data-dir", pictures, *SMALL]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(data_module, "save", die)
         outcome(*flags, "--out", tmp_path / "a")
     assert len(list(tmp_path.rglob(OWN))) == 1

@@ -1,6 +1,7 @@
 """data.py, and how datasets/ decodes: files whole or absent, splits, batches, pixels made once."""
 
 import errno
+import functools
 import importlib
 import inspect
 import json
@@ -15,7 +16,7 @@ import filelock
 import numpy as np
 import pytest
 import torch
-from conftest import check_colours, read_table
+from conftest import check_colours, read_table, write_table
 from PIL import Image
 
 import data
@@ -535,8 +536,10 @@ def test_describe_counts_every_cell(pictures):
     loaded = load("csv", pictures, 16)
     text, rows = loaded.describe(), read_table(pictures / "labels.csv")
     cells = {r["file"]: (r["group"], r["label"]) for r in rows}
-    head, notes, *lines = text.splitlines()
+    head, notes, subjects, flat, *lines = text.splitlines()
     assert (head, notes.strip()) == ("csv, 16 pixels a side", "rows: 96")
+    assert subjects.strip() == "subjects: 32 of the column 'subject' (see --subject)"
+    assert flat.strip().startswith("pictures of nearly one colour: 96: pictures/000.png, ")
     parts = lines[0].removeprefix("pictures, share of the group").split()
     heads = list(zip(parts, lines[1].split()))
     assert heads == [(p, g) for p in ("train", "val", "test") for g in ("indoor", "outdoor")]
@@ -591,9 +594,10 @@ def test_smoke_takes_some_of_every_cell(name, originals, tmp_path, monkeypatch):
 # ----- from a file to pixels, once ---------------------------------------------------------------
 
 
-def test_pictures_are_decoded_once(pictures, monkeypatch, capsys):
+def test_pictures_are_decoded_once(pictures, tmp_path, monkeypatch, capsys):
+    load = functools.partial(data.load, out=tmp_path)
     first = load("csv", pictures, 16)
-    (file,) = pictures.glob("decoded-*.npy")
+    (file,) = tmp_path.glob("decoded/*.npy")
     before = os.stat(file).st_mtime_ns, file.read_bytes()
     assert "decoded 96 pictures" in capsys.readouterr().out
     check_colours(first["train"])
@@ -611,20 +615,34 @@ def test_pictures_are_decoded_once(pictures, monkeypatch, capsys):
 
     other = load("csv", pictures, 24)
     assert other["train"].images.shape[1:] == (3, 24, 24)
-    assert len(list(pictures.glob("decoded-*.npy"))) == 2
-    Image.new("RGB", (50, 50), (1, 2, 3)).save(pictures / "pictures/000.png")  # a new picture
-    third = load("csv", pictures, 16)
-    assert len(list(pictures.glob("decoded-*.npy"))) == 3
-    (part,) = [p for p in third.splits.values() if "pictures/000.png" in p.ids]
-    picture = part.images[part.ids.index("pictures/000.png")]
-    assert picture.float().mean(dim=(1, 2)).tolist() == [1, 2, 3]
+    load("csv", pictures, 16, smoke=True)  # a quick try does not replace the pixels of all
+    assert len(list(tmp_path.glob("decoded/*.npy"))) == 3 and file.exists()
 
 
-def test_the_file_of_pixels_appears_only_when_complete(pictures, monkeypatch):
-    there = []
+def test_a_picture_that_was_replaced_is_decoded_again(pictures, tmp_path):
+    """In place, with the same number of bytes; the older pixels are removed."""
+    path, shown = pictures / "pictures/000.bmp", []
+    cell = read_table(pictures / "labels.csv")
+    cell[0]["file"] = "pictures/000.bmp"
+    write_table(pictures / "labels.csv", cell)
+    for n, colour in enumerate([(200, 30, 30), (0, 250, 0), (0, 250, 0)]):
+        if n < 2:
+            Image.new("RGB", (20, 18), colour).save(path)
+        loaded = load("csv", pictures, 16, out=tmp_path)
+        (part,) = [p for p in loaded.splits.values() if "pictures/000.bmp" in p.ids]
+        picture = part.images[part.ids.index("pictures/000.bmp")]
+        assert picture.float().mean(dim=(1, 2)).tolist() == list(colour)
+        shown.append(loaded.hash())
+        assert len(list(tmp_path.glob("decoded/*.npy"))) == 1
+        assert len(list(tmp_path.glob("decoded/*.json"))) == 1
+    assert shown[0] != shown[1] == shown[2]
+
+
+def test_the_file_of_pixels_appears_only_when_complete(pictures, tmp_path, monkeypatch):
+    there, load = [], functools.partial(data.load, out=tmp_path)
 
     def watch(file, size):
-        there.extend(pictures.glob("decoded-*.npy"))
+        there.extend(tmp_path.glob("decoded/*.npy"))
         return decode(file, size)
 
     def fail(*_):
@@ -640,20 +658,20 @@ def test_the_file_of_pixels_appears_only_when_complete(pictures, monkeypatch):
             with pytest.raises(InputError, match="npy cannot be written .No space left on device"):
                 load("csv", pictures, 16, skip_bad=True)
     with monkeypatch.context() as patch:
-        patch.setattr(datasets, "refuse_faults", lambda *_: 1 / 0)  # a fault of ours
+        patch.setattr(datasets, "refuse_faults", lambda f, *_: f and 1 / 0)  # a fault of ours
         with pytest.raises(ZeroDivisionError):
             load("csv", pictures, 16)
-    assert [p.suffix for p in pictures.glob("decoded-*")] == [".lock"]
+    assert [p.suffix for p in tmp_path.glob("decoded/*")] == [".lock"]
     load("csv", pictures, 16, skip_bad=True)
-    assert len(list(pictures.glob("decoded-*.npy"))) == 1 and not there
-    assert not list(pictures.glob("*.tmp"))
+    assert len(list(tmp_path.glob("decoded/*.npy"))) == 1 and not there
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_read_only_folder_keeps_its_pixels_elsewhere(pictures, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "access", lambda path, mode: path != pictures)
-    check_colours(load("csv", pictures, 16)["test"])
-    assert not list(pictures.glob("*decoded*")) and list(tmp_path.glob("runs/decoded-*.npy"))
+def test_pixels_are_kept_under_the_folder_of_results_and_not_in_the_users(pictures, tmp_path):
+    before = {*pictures.rglob("*")}
+    check_colours(load("csv", pictures, 16, out=tmp_path / "results")["test"])
+    assert {*pictures.rglob("*")} == before
+    assert len(list(tmp_path.glob("results/decoded/decoded-16px-csv-*.npy"))) == 1
 
 
 def test_exif_rotation_is_undone(tmp_path):

@@ -66,9 +66,11 @@ def copies(originals, tmp_path_factory):
 
 def miniature(name, kind, copies):
     """The flags of a short run of a script on the miniature of a data set."""
-    flags = [*small(name), "--dataset", kind, "--data-dir", str(copies / kind)]
-    if kind == "toy":
+    flags = [*small(name), "--dataset", kind]
+    if kind == "toy":  # drawn, not read
         flags += ["--image-size", "32", "--batch-size", "32"]
+    else:
+        flags += ["--data-dir", str(copies / kind)]
     if "--source" in flags:  # FairTune learns something else first
         flags += ["--source-dir", str(copies / "csv"), "--trials", "2"]
     return flags  # of two equal flags the last one counts

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import make_pictures
 from forked import ROOT, SCRIPTS, SERVER, DeathAtEachFile, FullFrom, Script, run_script, small
 
 from data import InputError
@@ -28,10 +27,10 @@ SMALL = small("ckd")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(originals, tmp_path_factory):
     """The folder of a run of ckd.py that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    make_pictures(folder / "pictures")
+    shutil.copytree(originals / "csv", folder / "pictures")
     done = run_script("ckd", *SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
@@ -145,18 +144,16 @@ def test_pixels_that_do_not_fit_on_the_disk(tmpfs, folder):
     """Written through memory, they would end the process with SIGBUS."""
     disk = tmpfs("disk", "size=100k")  # 96 pictures of 16 x 16 x 3 bytes take 73,728
     (disk / "filler").write_bytes(bytes(50_000))
-    (folder / "pictures" / "pictures").rename(folder / "elsewhere")
-    shutil.copy(folder / "pictures" / "labels.csv", disk)
-    (disk / "pictures").symlink_to(folder / "elsewhere", target_is_directory=True)
-    flags = [str(disk) if flag == "pictures" else flag for flag in SMALL]
-    sentence = sentence_of(run_script("ckd", *flags, cwd=folder))
+    (folder / "runs").mkdir()
+    (folder / "runs" / "decoded").symlink_to(disk, target_is_directory=True)
+    sentence = sentence_of(run_script("ckd", *SMALL, cwd=folder))
     assert "No space left" in sentence and not temporary(disk)
     (disk / "filler").unlink()
-    assert run_script("ckd", *flags, cwd=folder).returncode == 0
+    assert run_script("ckd", *SMALL, cwd=folder).returncode == 0
 
 
 def test_a_small_disk_for_the_results(tmpfs, whole, folder):
-    disk = tmpfs("disk", "size=96k")
+    disk = tmpfs("disk", "size=180k")  # of which the pixels take 73,728
     flags = [*SMALL, "--out", str(disk)]
     sentence = sentence_of(run_script("ckd", *flags, cwd=folder))
     assert "No space left" in sentence and str(disk) in sentence
@@ -171,7 +168,7 @@ def test_a_read_only_disk_is_refused_before_training(tmpfs, folder):
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     done = run_script("ckd", *SMALL, cwd=folder)
     sentence = sentence_of(done)
-    assert "runs/smoke/csv" in sentence and "Read-only" in sentence
+    assert "runs/decoded" in sentence and "Read-only" in sentence
     assert "teacher 1/2" not in done.stdout and not list(folder.rglob("*.pt"))
 
 
@@ -215,6 +212,9 @@ def test_two_processes_and_one_set_of_pixels(folder, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "pictures").symlink_to(folder / "pictures", target_is_directory=True)
+    (folder / "runs" / "decoded").mkdir(parents=True)
+    (other / "runs").mkdir()
+    (other / "runs" / "decoded").symlink_to(folder / "runs" / "decoded", target_is_directory=True)
     texts = together([folder, other])
     assert count(texts, "decoded 96") == [0, 1] and count(texts, "teacher 1/2") == [1, 1]
 
