@@ -339,6 +339,10 @@ class PlainTraining:
         self.extra = {}  # further entries of the result
         self.seconds = 0.0  # that an earlier run spent on what this one found made
 
+    def class_shares(self):
+        """The share of each class in what the loss sees, for corrected decisions: a list (C,)."""
+        return class_shares(self.split, len(self.data.classes), self.args.balance)
+
     def update(self, loss):
         """One step down the gradient of `loss`."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -644,7 +648,6 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
     model, size, steps = method.student, args.batch_size, len(method.split) // args.batch_size
-    shares = class_shares(method.split, len(data.classes), args.balance)
 
     def snapshot(epoch):
         state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -672,7 +675,7 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         losses = {name: float(total) / steps for name, total in sums.items()}
         rate = steps * size / (time.time() - start)
         check_finite(losses, f"epoch {epoch + 1} of the {label} (the last checkpoint is kept)")
-        _, validation = measure(model, data, "val", shares)
+        _, validation = measure(model, data, "val", method.class_shares())
         method.end_epoch(epoch, validation)
         for rule, metric in rules.items():
             value = (validation[metric], -validation["loss"])
@@ -859,8 +862,8 @@ def train_and_test(args, data, folder, about):
         for name, network in (networks | method.reported | dict.fromkeys(states, student)).items():
             if name in states:  # the student is tested with the weights of each rule
                 put_back(network, states[name], folder)
-            seen = (data["train"], False) if name == "teacher" else (method.split, args.balance)
-            shares = class_shares(seen[0], len(data.classes), balance=seen[1])
+            shares = class_shares(data["train"], len(data.classes))  # as a teacher saw them
+            shares = shares if name == "teacher" else method.class_shares()
             _, on_train = measure(network, data, "train", shares)
             logits[f"{name}_val"], on_val = measure(network, data, "val", shares)
             draws = 100 if args.smoke else 1000

@@ -1,5 +1,6 @@
 """GroupDRO: its weights against MEDFAIR's own code, and what moves them and what must not."""
 
+import copy
 from pathlib import Path
 
 import ckd
@@ -150,3 +151,21 @@ def test_no_teacher_and_the_weights_are_saved(toy):
     other = groupdro.Method(args, toy, groupdro.Network(args, "convnet2", 6))
     other.saved["weights"].load_state_dict(state)
     assert torch.equal(other.weights.q, method.weights.q) and other.weights.q[0] != 0.5
+
+
+@pytest.mark.parametrize("flags", [[], ["--by-class"], ["--by-class", "--balance"]])
+def test_class_shares_are_those_of_the_loss(toy, flags):
+    """What Eq. (3) gives to the pictures of a class, added up over all pictures at once."""
+    data = copy.copy(toy)
+    train = data["train"]
+    kept = np.delete(np.arange(len(train)), np.flatnonzero(train.labels == 1)[3:-20])
+    data.splits = data.splits | {"train": train.subset(kept)}
+    method = method_of(groupdro, data, *flags)
+    method.weights.q = torch.softmax(torch.arange(method.num_groups) / 4, 0)
+    labels, groups = (getattr(data["train"], part) for part in ("labels", "groups"))
+    own = groups * 6 + labels if "--by-class" in flags else groups
+    losses = torch.ones(len(labels), requires_grad=True)
+    (method.weights.q @ groupdro.group_losses(losses, own, method.num_groups)).backward()
+    expected = torch.zeros(6).index_add(0, labels, losses.grad)
+    torch.testing.assert_close(torch.tensor(method.class_shares()), expected)
+    assert abs(sum(method.class_shares()) - 1) < 1e-6 and min(method.class_shares()) < 0.16
