@@ -4,7 +4,7 @@
 #     bash run_all.sh                                  the toy, three seeds
 #     bash run_all.sh --quick                          one seed, six epochs, fewer runs
 #     bash run_all.sh --dataset NAME --data-dir DIR    real pictures; ham10000: five folds, sex and age
-#     ... --source-dir DIR2                            and FairTune, first trained on DIR2 (a csv folder)
+#     ... --source-dir DIR2                            FairTune first learns DIR2 (a csv folder), not drawn stars
 #     ... --seeds 5 --jobs 4 --only ckd bird           seeds, runs at a time (default: cores), scripts
 #     ... -- --epochs 3                                what stands after -- goes to every run
 #     bash run_all.sh --list                           only print the commands, one a line, for any order
@@ -13,10 +13,17 @@
 # that have ended well stand in runs/finished and are skipped; what a run prints goes to runs/logs/. Each
 # has one thread: two runs on two cores are faster, and the number of threads changes the last digits.
 
-commands() {  # each WHEN (always; in a quick run; in a full run, or one of a data set) SCRIPT SETTINGS
+every() {  # each WHEN (always; in a quick run; in a full run, or one of a data set) SCRIPT SETTINGS
     each always ckd --alpha 0  # ERM: plain training
     each always ckd --alpha 0 --balance  # re-balancing
     for file in methods/*.py; do each always "$(basename "$file" .py)"; done  # with its usual settings
+    # the weight of each fairness method: of four, validation chooses, on the first seed (and fold)
+    grid adversarial_kd --adversary-weight 0.5 1 2 5
+    grid bird --fair-weight 0.1 0.3 1 3
+    grid mfd --mfd-weight 0.1 0.3 1 3
+    for by in '' '--by-class '; do grid groupdro "$by--weight-step" 0.001 0.01 0.1 1; done
+    grid fairdi --fis-temperature 1 3 10 30
+    grid swad --threshold 0.05 0.3 1 3
     each always ckd --temperature 1  # does CKD's bias come from its temperature?
     for t in 2 10 20 40; do each full ckd --temperature $t; done  # is a softer teacher fairer?
     each always adversarial_kd --alpha 0  # AD: the adversary without a teacher
@@ -24,28 +31,29 @@ commands() {  # each WHEN (always; in a quick run; in a full run, or one of a da
     for change in --balance --train-backbone; do each always fairdi $change; done
     each full fairdi --alpha 0  # what do its teachers add?
     each full bird --phi-lr 0  # what do its gates add?
-    for mask in all none; do each full fairtune --mask $mask --trials 4; done
-    each 'ham10000|celeba' bird --fair-weight 0.3  # two classes bear less
-    each celeba bird --fair-weight 0.1
-    for kd in '' '--alpha 0'; do each ham10000 adversarial_kd --adversary-weight 0.5 $kd; done
-    # how strong an adversary? λ = 5, the default, stands above
-    for l in 0 1 150; do each 'quick|toy|celeba|wider' adversarial_kd --adversary-weight $l; done
-    for l in 0.5 2 10; do each 'toy|celeba|wider' adversarial_kd --adversary-weight $l; done
-    for l in 0.1 15 20 50; do each toy adversarial_kd --adversary-weight $l; done
+    for mask in all none; do each full fairtune --mask $mask; done
+    for l in 0 0.1 0.5 1 2 5 10 50 150; do  # how strong an adversary?
+        each 'toy|celeba|wider' adversarial_kd --adversary-weight $l
+    done
 }
 
+grid() {  # SCRIPT SETTING VALUE ...
+    local value once=yes
+    for value in "${@:3}"; do each full "$1" "$2" "$value"; done
+}
 each() {  # print the command for every part of the data and every seed
     local script=$2 settings=${*:3} last=$extra part seed
     [[ "always ${quick:-full $dataset}" =~ $1 && " ${only:-$script} " = *" $script "* ]] || return 0
-    if [ "$script" = fairtune ]; then  # it tunes a transformer, which must have learnt something before
-        [ "$dataset" = toy ] || [ -n "$source_dir" ] || return 0
+    if [ "$script" = fairtune ]; then  # it tunes a transformer, whatever network the others train
         settings+=${quick:+ --trials 4}${source_dir:+ --source csv --source-dir $source_dir}
         case $extra in *--student?vit_*) ;; *--student*) last+=' --student vit_tiny' ;; esac
     fi
     for part in "${parts[@]}"; do for ((seed = 0; seed < ${seeds:-$usual}; seed++)); do
         echo OMP_NUM_THREADS=1 python "methods/$script.py" $settings $part --seed $seed $data $last
+        [ -z "$once" ] || return 0
     done; done
 }
+commands() { every | awk '!seen[$0]++'; }
 unfinished() { commands | grep -vxFf runs/finished; }
 run() {  # run a command and say how it ended
     local log=runs/logs/$(printf %s "${1#*methods/}" | tr -c 'A-Za-z0-9._=-' _ | cut -c 1-150).log
@@ -73,7 +81,6 @@ for script in $only; do [ -f "methods/$script.py" ] || fail "there is no methods
 [ "$dataset" = toy ] || data="--dataset $dataset${data_dir:+ --data-dir $data_dir}"
 if [ -n "$list" ]; then commands; exit; fi
 mkdir -p runs/logs && touch runs/finished || exit 1
-[ "$dataset" = toy ] || [ -n "$source_dir" ] || echo "FairTune is left out: it needs --source-dir"
 echo "$(commands | wc -l) runs, $(unfinished | wc -l) to do, $jobs at a time"
 unfinished | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" bash -c '[ -z "$1" ] || run "$1"' _
 python report.py || exit 1
