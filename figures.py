@@ -66,6 +66,9 @@ def save(figure, path, title=None, legend_of=None, where="outside right center")
 def two_points(rows, pooled, where, path):
     """FairDi's figure 1: each method at the epochs best on validation overall and in a group."""
     rows = {name: rows[name] for name in TWO_POINTS if name in rows}
+    ## Folds need logits, and of a method's former usual weight only the last epoch's were kept.
+    kept = {n: all({*RULES} <= {*r["arrays"][1]} for r in rows[n].values()) for n in rows if pooled}
+    rows = {name: runs for name, runs in rows.items() if kept.get(name, True)}
     if len(rows) < 3:
         return None
     names = next(iter(next(iter(rows.values())).values()))["group_names"]

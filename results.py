@@ -357,6 +357,7 @@ def main_rule(rows):
     "_corrected" where the rarest class has under half of an equal share of the training pictures.
     """
     runs = [run for row in rows.values() for run in row.values()]
+    runs = [run for run in runs if run["method"] != "groupdro"]  # whose weights move its shares
     shares = [part["class_shares"] for run in runs for part in tested(run).values()]
     return metrics.ENDS[any(min(share) < 0.5 / len(share) for share in shares)]
 

@@ -409,6 +409,11 @@ def test_the_corrected_rule_is_main_where_a_class_is_rare(tmp_path):
             assert page.index("### Everything\n") < page.index("### Everything, at the largest")
 
 
+def test_weights_that_move_class_shares_make_no_class_rare(folder):
+    put(folder, result("groupdro", 0, by_class=True, class_shares=[0.9, 0.1]))
+    assert results.main_rule(toy_rows(folder)) == ""
+
+
 def test_pooled_folds_are_corrected_by_the_shares_of_their_own_models(tmp_path, lesions):
     """Each picture's logits minus the logarithms of the shares of its fold."""
     shares = np.array([[0.9 - fold / 50, 0.1 + fold / 50] for fold in range(5)])
