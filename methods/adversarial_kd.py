@@ -224,8 +224,8 @@ def other_network(name, size, pretrained):
         ) from None
 
 
-def torchvision_network(name, size, pretrained, load):
-    """A classifier of torchvision, as `pretrained` ones are built, and `load`ed if they are."""
+def torchvision_network(name, size, pretrained, load=True):
+    """A classifier of torchvision, built as `pretrained` ones are, and then with their weights."""
     import torchvision  # takes 1.6 seconds, longer than all other imports: only where it is needed
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -235,10 +235,11 @@ def torchvision_network(name, size, pretrained, load):
     sized = {"image_size": size} if name.startswith("vit_") else {}
     ## A file of weights may hold code, which loading it would run. This forbids that.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    weights = "DEFAULT" if pretrained and load else None
     try:
-        net = torchvision.models.get_model(name, weights="DEFAULT" if load else None, **sized)
+        net = torchvision.models.get_model(name, weights=weights, **sized)
     except Exception as error:  # no connection; a size that the weights are not for; a bad file
-        if not load:
+        if not weights:
             raise
         reason = (str(error) or "their file is empty: delete it").partition("\n")[0]
         raise InputError(
@@ -330,6 +331,10 @@ class PlainTraining:
         self.reported = {}  # other networks that are tested at the end, by name
         self.extra = {}  # further entries of the result
         self.seconds = 0.0  # that an earlier run spent on what this one found made
+
+    def class_shares(self):
+        """The share of each class in what the loss sees, for corrected decisions: a list (C,)."""
+        return class_shares(self.split, len(self.data.classes), self.args.balance)
 
     def update(self, loss):
         """One step down the gradient of `loss`."""
@@ -493,7 +498,6 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
     model, size, steps = method.student, args.batch_size, len(method.split) // args.batch_size
-    shares = class_shares(method.split, len(data.classes), args.balance)
 
     def snapshot(epoch):
         state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -521,7 +525,7 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         losses = {name: float(total) / steps for name, total in sums.items()}
         rate = steps * size / (time.time() - start)
         check_finite(losses, f"epoch {epoch + 1} of the {label} (the last checkpoint is kept)")
-        _, validation = measure(model, data, "val", shares)
+        _, validation = measure(model, data, "val", method.class_shares())
         method.end_epoch(epoch, validation)
         for rule, metric in rules.items():
             value = (validation[metric], -validation["loss"])
@@ -708,8 +712,8 @@ def train_and_test(args, data, folder, about):
         for name, network in (networks | method.reported | dict.fromkeys(states, student)).items():
             if name in states:  # the student is tested with the weights of each rule
                 put_back(network, states[name], folder)
-            seen = (data["train"], False) if name == "teacher" else (method.split, args.balance)
-            shares = class_shares(seen[0], len(data.classes), balance=seen[1])
+            shares = class_shares(data["train"], len(data.classes))  # as a teacher saw them
+            shares = shares if name == "teacher" else method.class_shares()
             _, on_train = measure(network, data, "train", shares)
             logits[f"{name}_val"], on_val = measure(network, data, "val", shares)
             draws = 100 if args.smoke else 1000

@@ -221,8 +221,8 @@ def other_network(name, size, pretrained):
         ) from None
 
 
-def torchvision_network(name, size, pretrained, load):
-    """A classifier of torchvision, as `pretrained` ones are built, and `load`ed if they are."""
+def torchvision_network(name, size, pretrained, load=True):
+    """A classifier of torchvision, built as `pretrained` ones are, and then with their weights."""
     import torchvision  # takes 1.6 seconds, longer than all other imports: only where it is needed
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -232,10 +232,11 @@ def torchvision_network(name, size, pretrained, load):
     sized = {"image_size": size} if name.startswith("vit_") else {}
     ## A file of weights may hold code, which loading it would run. This forbids that.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    weights = "DEFAULT" if pretrained and load else None
     try:
-        net = torchvision.models.get_model(name, weights="DEFAULT" if load else None, **sized)
+        net = torchvision.models.get_model(name, weights=weights, **sized)
     except Exception as error:  # no connection; a size that the weights are not for; a bad file
-        if not load:
+        if not weights:
             raise
         reason = (str(error) or "their file is empty: delete it").partition("\n")[0]
         raise InputError(

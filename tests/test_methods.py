@@ -68,6 +68,8 @@ def miniature(name, kind, copies):
     """The flags of a short run of a script on the miniature of a data set."""
     flags = [*small(name), "--dataset", kind]
     if kind == "toy":  # drawn, not read
+        place = flags.index("--data-dir")
+        flags[place : place + 2] = []
         flags += ["--image-size", "32", "--batch-size", "32"]
     else:
         flags += ["--data-dir", str(copies / kind)]
@@ -252,6 +254,10 @@ OTHER_VALUES = {  # for each setting of all scripts that changes a result
     "teacher_epochs": "1",
     "teacher_lr": "0.25",
     "weight_decay": "0.1",
+    "weights": "mine.pt",
+    "teacher_weights": "mine.pt",
+    "subject": "age",
+    "file_column": "picture",
     "alpha": "0.5",
     "temperature": "2.0",
     "precision": "bf16",
