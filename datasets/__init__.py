@@ -93,14 +93,12 @@ class Table:
             for k, what in enumerate(names):
                 counts = {part: (values[rows] == k).sum() for part, rows in parts.items()}
                 if not fault and not all(counts.values()):
-                    told = ", ".join(f"{n} in {part}" for part, n in counts.items())
-                    fault = (
-                        f"{what!r} has no picture in the {min(counts, key=counts.get)} split of "
-                    )
-                    fault += f"{name} ({told}): merge it with another {kind}, or leave it out"
-                    fault += ", or make bins, such as age:18,40" * (
-                        what[0].isdigit() and len(names) > 4
-                    )
+                    lacking, told = min(counts, key=counts.get), [*map(str, counts.values())]
+                    fault = f"{what!r} has no picture in the {lacking} split of {name} (train, val "
+                    fault += f"and test have {', '.join(told)}): merge it with another {kind}, or "
+                    fault += "leave it out"
+                    if what[0].isdigit() and len(names) > 4:
+                        fault += ", or make bins, such as age:18,40"
             if len(names) == 1:
                 fault = f"{name} has the {kind} {names[0]!r} alone: it takes two"
         if fault:

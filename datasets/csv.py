@@ -14,7 +14,8 @@ or unknown are missing: --skip-bad leaves such rows out and counts them.
 SPLIT. The column split with train, val and test, or else 70/10/20 percent by subject, or --fold 0
 to 4, with equal shares of every class x group. Pictures of one subject, such as one patient, stay
 in one split: --subject names the column, else one called subject, patient_id, lesion_id, person or
-the like is taken, which the notes say. Pictures without a subject are each their own.
+the like is taken, which the notes say. Pictures without a subject are each their own, and all are
+with --subject file.
 LICENCE. Yours.
 
 Labels in file names: this makes a table for UTKFace, whose files are AGE_GENDER_RACE_DATE.jpg. With

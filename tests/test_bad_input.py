@@ -341,7 +341,7 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
         "no group": (
             divided(no_outdoor_in_validation),
             "",
-            "'outdoor' has no picture in the val | 0 in val",
+            "'outdoor' has no picture in the val | , 0, ",
         ),
         "no class": (divided(no_fox_in_training), "", "'fox' has no picture in the train split"),
         "split word": (moved(7, "dev"), "", "split 'dev' | train, val or test"),
@@ -488,6 +488,17 @@ def test_faults_of_each_data_set(dataset, name, originals, tmp_path, monkeypatch
         assert expected.format(root=root) in message
     ## Nothing half-done is left: no result, and no file of pixels that a later run would trust.
     assert not list(tmp_path.rglob("result.json")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_counts_are_shown_before_a_split_is_refused(pictures, tmp_path, monkeypatch, capsys):
+    """And nothing has been decoded by then."""
+    monkeypatch.chdir(tmp_path)
+    divided(no_fox_in_validation)(pictures)
+    message = outcome("--dataset", "csv", "--data-dir", pictures, *SMALL, "--describe")
+    assert "'fox' has no picture in the val split of csv (train, val and test have " in message
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fox")]
+    assert len(shown) == 1 and shown[0].split()[5:9] == ["0", "0.0%", "0", "0.0%"]
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_a_folder_of_pictures_is_not_the_data_set(originals, tmp_path, monkeypatch):

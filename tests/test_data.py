@@ -697,22 +697,73 @@ KINDS_OF_PICTURES = [  # mode, ending, what its pixels are, what we must see
     ("P", "png", BROWN, BROWN),
     ("P", "gif", BROWN, BROWN),
     ("CMYK", "jpg", (10, 20, 30, 40), (207, 198, 190)),  # (1 - C) (1 - K)
-    ("I;16", "png", 100 * 257, GREY),  # as some cameras and scanners write it
+    ("RGBA", "png", (*BROWN, 0), WHITE),  # a colour that is hidden
+    ("RGBA", "png", (0, 0, 0, 51), (204, 204, 204)),
+    ("LA", "png", (0, 0), WHITE),
+    ("LA", "tiff", (0, 0), WHITE),
+    ("P transparent", "png", 0, WHITE),
+    ("P transparent", "gif", 0, WHITE),
 ]
 
 
 @pytest.mark.parametrize(("mode", "ending", "content", "meant"), KINDS_OF_PICTURES)
 def test_every_kind_of_picture_becomes_rgb(tmp_path, mode, ending, content, meant):
+    file, more = tmp_path / f"picture.{ending}", {}
     if mode == "I;16":
         picture = Image.fromarray(np.full((9, 9), content, np.uint16))
     elif mode == "P":
         picture = Image.new("RGB", (9, 9), content).convert("P", palette=Image.Palette.ADAPTIVE)
+    elif mode == "P transparent":
+        picture, more = Image.new("P", (9, 9), content), {"transparency": content}
+        picture.putpalette([0, 0, 0, 255, 255, 255])
     else:
         picture = Image.new(mode, (9, 9), content)
-    picture.save(tmp_path / f"picture.{ending}")
-    decoded = decode(tmp_path / f"picture.{ending}", 4)
+    picture.save(file, **more)
+    decoded = decode(file, 4)
     assert decoded.shape == (4, 4, 3) and decoded.dtype == np.uint8
     np.testing.assert_allclose(decoded, np.broadcast_to(meant, (4, 4, 3)), atol=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending", "top", "white"),
+    [
+        ("uint16", "png", 65535, 65535),
+        ("uint16", "png", 4095, 4095),  # 12 bits stored in 16
+        ("uint16", "tiff", 3000, 4095),
+        (">u2", "tiff", 3000, 4095),
+        ("uint16", "tiff", 200, 255),  # 8 bits stored in 16
+        ("int32", "tiff", 65535, 65535),
+        ("int32", "tiff", 3000, 4095),
+        ("float32", "tiff", 0.9, 1),
+        ("float32", "tiff", 200.5, 255),
+        ("float32", "tiff", 40000.5, 65535),
+        ("int32", "tiff", 65536, "from 0 to 65536: save it with 8 or 16 bits"),
+        ("int32", "tiff", -7, "from -7 to 0: save"),
+        ("float32", "tiff", -0.5, "from -0.5 to 0: save"),
+        ("float32", "tiff", float("nan"), "from nan to nan: save"),
+    ],
+)
+def test_grey_of_more_than_8_bits_keeps_its_levels(tmp_path, kind, ending, top, white):
+    levels = np.linspace(0, top, 64).reshape(8, 8)
+    Image.fromarray(levels.astype(kind)).save(tmp_path / f"picture.{ending}")
+    if isinstance(white, str):
+        with pytest.raises(ValueError, match=f"its grey goes {white}"):
+            decode(tmp_path / f"picture.{ending}", 8)
+        return
+    decoded = decode(tmp_path / f"picture.{ending}", 8)
+    meant = np.repeat(255 * levels[..., None] / white, 3, axis=-1)
+    np.testing.assert_allclose(decoded, meant, atol=1)
+
+
+def test_pictures_of_nearly_one_colour_are_named(pictures):
+    rng = np.random.default_rng(0)
+    for path in sorted(pictures.glob("pictures/*"))[2:]:
+        noise = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    loaded = load("csv", pictures, 16)
+    told = "pictures of nearly one colour"
+    assert loaded.notes[told] == ["pictures/000.png", "pictures/001.jpg"]
+    assert f"{told}: 2: pictures/000.png, pictures/001.jpg\n" in loaded.describe()
 
 
 def test_the_centre_square_is_taken_and_shrunk_smoothly(tmp_path):

@@ -168,6 +168,74 @@ def test_ham10000_as_dataverse_gives_it_and_with_other_folders(ham10000):
         check_colours(data["train"])
 
 
+def test_ham10000_from_the_isic_archive(ham10000):
+    """metadata.csv with other names of columns and diagnoses; other endings, deeper folders."""
+    usual = load("ham10000", ham10000, 16).hash()
+    rows, names = read_table(ham10000 / "HAM10000_metadata.csv"), datasets.ham10000.ISIC
+    words = {ours: theirs for theirs, ours in names.items()}
+    site = {"back": "posterior torso"}
+    theirs = [
+        {
+            "isic_id": row["image_id"],
+            "attribution": "ViDIR Group, Department of Dermatology",
+            "age_approx": row["age"].removesuffix(".0"),
+            "anatom_site_general": site[row["localization"]],
+            "diagnosis": words[row["dx"]],
+            "lesion_id": row["lesion_id"],
+            "sex": row["sex"].replace("unknown", ""),
+        }
+        for row in rows
+    ]
+    (ham10000 / "HAM10000_metadata.csv").unlink()
+    write_table(ham10000 / "metadata.csv", theirs)
+    (ham10000 / "ISIC-images" / "deeper").mkdir(parents=True)
+    for n, file in enumerate(sorted(ham10000.glob("*/*.jpg"))):
+        file.rename(
+            ham10000 / "ISIC-images" / "deeper" / f"{file.stem}{'.JPG' if n % 2 else '.jpeg'}"
+        )
+    (ham10000 / "masks").mkdir()
+    Image.new("L", (9, 9)).save(ham10000 / "masks" / "ISIC_0000001_segmentation.png")
+    assert load("ham10000", ham10000, 16).hash() == usual
+
+
+def test_ham10000_by_place_and_by_age_in_bins(ham10000):
+    table = ham10000 / "HAM10000_metadata.csv"
+    rows, sites = read_table(table), "scalp back foot unknown acral hand".split()
+    for n, row in enumerate(rows):
+        row["localization"] = sites[n % 6]
+    write_table(table, rows)
+    of = {r["image_id"]: (r["localization"], r["age"]) for r in rows}
+    known = {r["image_id"] for r in rows if r["sex"] != "unknown" and r["age"]}
+    found = read_ham10000(ham10000, sensitive="localization")
+    names = ["head and neck", "lower extremity", "trunk", "upper extremity"]
+    assert found.group_names == names
+    used = {i: names[g] for i, g, part in zip(found.ids, found.groups, found.split) if part}
+    meant = dict(zip(sites, [names[0], names[2], names[1], None, None, names[3]]))
+    assert used == {i: meant[of[i][0]] for i in known if meant[of[i][0]]}
+    note = found.notes["left out: elsewhere on the body, or unknown where"]
+    assert note == len(known) - len(used) > 0
+    binned = read_ham10000(ham10000, sensitive="age:40,60+sex")
+    ages = ["age<=40", "40<age<=60", "age>60"]
+    assert binned.group_names == [f"{age}, {sex}" for age in ages for sex in ("female", "male")]
+    for i, g, part in zip(binned.ids, binned.groups, binned.split):
+        age = float(of[i][1] or 0)
+        assert not part or g // 2 == (age > 40) + (age > 60)
+    whole = read_ham10000(ham10000)  # the published split stays, whatever is a group
+    assert np.array_equal(whole.split[found.split != ""], found.split[found.split != ""])
+
+
+def test_ham10000_folds_have_all_cells_in_equal_shares(ham10000):
+    for fold in range(5):
+        table = read_ham10000(ham10000, fold=fold)
+        used = table.split != ""
+        cells = (2 * table.labels + table.groups)[used]
+        lesions = {*zip(table.subjects[used], cells.tolist(), table.split[used])}
+        for cell in range(4):
+            parts = [part for _, c, part in lesions if c == cell]
+            assert abs(parts.count("test") - len(parts) / 5) < 1
+            assert abs(parts.count("val") - len(parts) / 10) < 2
+
+
 def test_ham10000_age_0_is_kept_and_counted(ham10000):
     table = ham10000 / "HAM10000_metadata.csv"
     rows = read_table(table)
@@ -614,6 +682,32 @@ def test_celeba_as_its_owner_packs_it_and_as_others_unpack_it(celeba):
     inner.mkdir()
     (celeba / "x").rename(inner / "img_align_celeba")
     assert load("celeba", celeba, 16).hash() == usual
+
+
+def test_celeba_as_kaggle_has_it_and_as_png(celeba):
+    usual = load("celeba", celeba, 16).hash()
+    (celeba / "identity_CelebA.txt").unlink()
+    attributes = (celeba / "list_attr_celeba.txt").read_text().splitlines()[1:]
+    parts = (celeba / "list_eval_partition.txt").read_text().splitlines()
+    lists = {
+        "list_attr_celeba": ["image_id " + attributes[0], *attributes[1:]],
+        "list_eval_partition": ["image_id partition", *parts],
+    }
+    for name, lines in lists.items():
+        text = "\n".join(",".join(line.split()) for line in lines)
+        (celeba / f"{name}.csv").write_text(text + "\n")
+        (celeba / f"{name}.txt").unlink()
+    inner = celeba / "img_align_celeba"
+    inner.rename(celeba / "x")
+    inner.mkdir()
+    (celeba / "x").rename(inner / "img_align_celeba")
+    assert load("celeba", celeba, 16).hash() == usual
+    inner.rename(celeba / "x")
+    for path in (celeba / "x").rglob("*.jpg"):
+        (celeba / "img_align_celeba_png").mkdir(exist_ok=True)
+        Image.open(path).save(celeba / "img_align_celeba_png" / f"{path.stem}.png")
+    shutil.rmtree(celeba / "x")
+    assert load("celeba", celeba, 16).hash() == usual  # with the names of the list
 
 
 @pytest.mark.skipif("FAIRKD_CELEBA" not in os.environ, reason="needs the real files")
