@@ -33,16 +33,20 @@ L_joint has a distilling, a CE and a fairness part. The rest is our reading, nam
     4. φ is one vector for all pictures, 3 at first: gates of 0.95. φ = 0 would halve the target.
     5. φ steps by Adam: its gradient has a factor η γ/(B d) and is tiny. η is the student's
        learning rate at that step, without momentum.
-    6. The meta set is a fixed share of each cell; its batches of 64 hold all cells alike. As in
-       the paper, the student does not learn from it: it sees 7/8 of what others see.
+    6. The meta set is a fixed share of each cell; its batches of 64 hold all cells alike. The
+       student does not learn from it, which the reviews ask about: it sees 7/8 of the pictures.
     7. The map is part of θ. Its copy need not step: only logits enter L_outer.
     8. α = 0, as published; "can be augmented with different KD methods": --alpha 0.9 adds CKD.
 DIFFERENCES FROM PUBLIC CODE. There is none.
 
 RUN.  python methods/bird.py                    the embedded toy data, two CPU cores: 5 minutes
       python methods/bird.py --phi-lr 0         gates frozen: what is left is L_F and R itself
-EXPECT. A student that has seen 7/8 of the pictures. γ is 10: on the toy 30 slows the student down,
-100 kills it (--lr 0.1), and at 1 the copy moves its logits by a few thousandths.
+EXPECT. A student that has seen 7/8 of the pictures. Measured on the toy after 8 of its 48 epochs:
+    - γ, at μ = 1, seed 0: with 100 the student ends at chance, with 30 and fixed gates it learns
+      slower than with 10 (CE .60, not .49), and with 1 the copy's logits move by .4 % at most.
+    - μ = .1 / .3 / 1, seed 0: AUROC 99.7 / 99.4 / 97.3, mean-DEO 47 / 50 / 22 on validation.
+    - gates learnt minus fixed, μ = .3, three seeds: mean-DEO on test -5.6 [-12.0, .8], AUROC of the
+      worst group -.3 [-1.5, 1.0]. The gates close from .95 to .4 to .7; a gain is not shown.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -140,7 +144,7 @@ def settings():
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     # ----- the method's own -----------------------------------------------------------------------
     add("--feature-weight", type=weight, default=10.0, help="γ: weight of the gated features")
-    add("--fair-weight", type=weight, default=0.3, help="μ: weight of the soft mean-DEO, R")
+    add("--fair-weight", type=weight, default=0.1, help="μ: weight of the soft mean-DEO, R")
     add("--phi-lr", type=weight, default=0.005, help="β: learning rate of φ; 0 freezes the gates")
     add(
         "--meta-every", type=number(2, kind=int), default=8, help="one picture in so many: meta set"
