@@ -17,7 +17,7 @@ of L_A in z.
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                            Method.step
     Eq. (4)  v = A_y(z): group logits (B, G), a network A_y per class     Adversary.forward
     Eq. (5)  L_A = mean over samples of w_ya · min(CE(v, a), cap)         adversary_loss
-    Eq. (6)  z forward; backward -λ g, shortened to 2/√B, times a ramp    Reverse.backward
+    Eq. (6)  z forward; backward -λ g, cut to log(1+λ)/√B, times a ramp   Reverse.backward
     Eq. (7)  A: down L_A, cap ∞;  student: down Eq. (3) - λ L_A, cap log G  Method.step
 
 DIFFERENCES FROM THE PAPER. Slides have no formula. Published: an adversary, its λ, up to 150. Our
@@ -33,8 +33,9 @@ DIFFERENCES FROM PUBLIC CODE (AD in DQle38/Fair-Feature-Distillation-for-Visual-
     1. A mean over samples, not a sum of means per class: there λ grows with the number of classes.
     2. w_ya. Where most of a class is in one group, always naming that group would be hard to beat.
     3. The cap. L_A has no bound, and students let their logits grow without end to raise it.
-    4. The cut of Eq. (6): each picture pulls by 2 on average, at most. CE pulls by at most √2, L_KD
-       by T√2. The cut does not depend on the task's gradient, which grows in a ruined student.
+    4. The cut of Eq. (6): a picture pulls by log(1 + λ) on average, at most: 0.7 at λ = 1, 1.8 at
+       5, 5 at 150. CE pulls by at most √2, L_KD by T√2. One length for all λ would make all large
+       ones a single setting; the task's gradient, as a measure, grows in a ruined student.
     5. The ramp, from 0 to 1 at half-time. A strong adversary in the first epochs ends in collapse.
     6. The adversary moves first and fast (Adam, 0.01).
 
@@ -138,7 +139,8 @@ def settings():
     add("--restart", action=switch, default=False, help="make this run anew; its teacher stays")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
     # ----- the method's own -----------------------------------------------------------------------
-    add("--adversary-weight", type=weight, default=5.0, help="λ of the slides: 0 (CKD) to 150")
+    strength = "λ of the slides: 0 (CKD) to 150 (two classes: 1, more: 5)"
+    add("--adversary-weight", type=weight, default=(1.0, 5.0), help=strength)
     add("--adversary-lr", type=weight, default=0.01, help="of the adversary's Adam")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
@@ -385,7 +387,8 @@ class Reverse(torch.autograd.Function):
     def backward(ctx, grad):
         # Eq. (6): because of this minus the student works against the adversary
         grad = -ctx.strength * grad  # (B, C)
-        cut = (2 / len(grad) ** 0.5 / grad.norm().clamp(min=1e-12)).clamp(max=1)
+        longest = math.log1p(ctx.strength) / len(grad) ** 0.5
+        cut = (longest / grad.norm().clamp(min=1e-12)).clamp(max=1)
         return ctx.ramp * cut * grad, None, None
 
 
@@ -425,7 +428,8 @@ class Method(PlainTraining):
         self.saved |= {"adversary": self.adversary, "opponent": self.opponent}
         count = torch.bincount(train.labels * shape[1] + train.groups, minlength=math.prod(shape))
         count = count > 0 if args.balance else count  # then batches hold all cells equally often
-        self.weights = (count.sum() / (count.clamp(min=1) * (count > 0).sum())).view(shape)  # (C, G)
+        cells = count.clamp(min=1).view(shape) * (count > 0).sum()  # (C, G)
+        self.weights = count.sum() / cells  # (C, G), 1 on average over what is drawn
 
     def step(self, batch):
         """One batch: forward, losses, backward, update. Returns the losses by name."""

@@ -1,6 +1,7 @@
 """Adversarial KD: the reversal, the adversary, what λ does, and that no strength breaks it."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import adversarial_kd as adv
@@ -14,6 +15,7 @@ from conftest import arguments, load_toy
 from data import batches
 
 PARITY = np.load(Path(__file__).parent / "parity" / "fair_kd.npz")
+SWEEP = (0, 0.1, 0.5, 1, 2, 5, 10, 50, 150)  # the values of λ that run_all.sh compares
 
 
 def uneven():
@@ -66,11 +68,11 @@ def test_the_game_equals_the_published_one():
     weights = (len(labels) / torch.bincount(labels))[:, None].expand(-1, 2)
     loss_adv = adv.adversary_loss(guess, labels, groups, weights)
     np.testing.assert_allclose(loss_adv.item(), P["adv_loss"], rtol=1e-5)
-    loss_adv.backward()
+    (loss_adv / 4).backward()  # so little that Eq. (6) shortens nothing
     for parameter, key in zip(adversary.parameters(), ("W1", "b1", "W2", "b2")):
         want = P[f"grad_{key}"].reshape(parameter.shape)
-        np.testing.assert_allclose(parameter.grad, want, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(logits.grad, P["grad_logits"], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(4 * parameter.grad, want, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(4 * logits.grad, P["grad_logits"], rtol=1e-4, atol=1e-7)
 
 
 def test_one_network_per_class():
@@ -84,19 +86,19 @@ def test_one_network_per_class():
 
 
 def test_reverse():
-    """The same forward; backward -λ times the gradient, cut to the length 2/√B but never turned."""
+    """The same forward; backward -λ times the gradient, shortened to log(1 + λ)/√B, not turned."""
     torch.manual_seed(0)
     logits, grad = torch.randn(16, 3, requires_grad=True), torch.randn(16, 3)
     grad = 0.1 * grad / grad.norm()
-    for strength in (0.0, 0.5, 4.9, 5.1, 150.0):
+    for strength in SWEEP:
         seen = adv.Reverse.apply(logits, strength, 1.0)
         assert torch.equal(seen, logits)
         (back,) = torch.autograd.grad(seen, logits, grad)
-        torch.testing.assert_close(back, -min(strength, 5.0) * grad)  # 0.1 λ, but not over 2/√16
+        torch.testing.assert_close(back, -min(strength, np.log(1 + strength) / 4 / 0.1) * grad)
     (back,) = torch.autograd.grad(adv.Reverse.apply(logits, 150.0, 1.0), logits, 0 * grad)
     assert back.abs().max() == 0  # a clueless adversary: no pull, and no NaN
     (back,) = torch.autograd.grad(adv.Reverse.apply(logits, 150.0, 0.5), logits, grad)
-    torch.testing.assert_close(back, -0.5 * 5 * grad)  # the ramp comes after the cut
+    torch.testing.assert_close(back, -0.5 * np.log(151) / 4 / 0.1 * grad)  # the ramp after the cut
 
 
 def test_adversary_loss_is_capped():
@@ -210,6 +212,21 @@ def test_the_student_gets_the_opposite_of_what_the_adversary_wants():
         torch.testing.assert_close(ours, updated)  # its own step: not reversed, not times λ
     bias = method.student.head.bias.grad - task.student.head.bias.grad
     torch.testing.assert_close(bias, -0.01 * wanted.sum(dim=0), rtol=1e-2, atol=1e-6)
+
+
+def test_every_strength_of_the_sweep_is_a_setting_of_its_own():
+    """No two give the same student, also where every pull is shortened (a sure adversary)."""
+    students, pulls = [], []
+    logits = torch.zeros(16, 6, requires_grad=True)
+    for strength in SWEEP:
+        state, _ = trained("--adversary-weight", str(strength))
+        students.append(torch.cat([value.flatten().float() for value in state.values()]))
+        seen = adv.Reverse.apply(logits, strength, 1.0)
+        (back,) = torch.autograd.grad(seen, logits, torch.full((16, 6), 9.0))
+        pulls.append(back.norm().item())
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(students, 2))
+    assert all(more > 1.2 * less for less, more in itertools.pairwise(pulls))
+    assert pulls[-1] * 4 < 4 * 2**0.5  # no picture's mean pull is above the most that L_KD has
 
 
 @pytest.mark.parametrize("strength", ["0.1", "150"])
