@@ -214,7 +214,8 @@ def gallery(rows, data_dir, where, path):
     settings = rows["CKD"][min(common)]["settings"] if common else {}
     if not common or (settings["dataset"] != "toy" and data_dir is None):
         return None
-    choices = {k: settings[k] for k in ("target", "sensitive", "fold", "skip_bad")}
+    names = ("target", "sensitive", "fold", "skip_bad", "subject", "file_column")
+    choices = {k: settings.get(k) for k in names}
     data = load(settings["dataset"], data_dir, settings["image_size"], **choices)
     test, answers, end = data["test"], {}, main_rule(rows)
     for name, (row, rule) in models.items():

@@ -705,8 +705,8 @@ def test_auroc_of_large_margins():
     both = {"labels": labels, "groups": groups, "num_groups": 2}
     assert metrics.headline(logits=logits, **both)["auroc"] == 1
     assert metrics.headline(logits=-logits, **both)["auroc"] == 0
-    labels, _, groups, probs, logits = sample(3)
-    odds = metrics.log_odds(logits)
+    labels, _, groups, _, logits = sample(3)
+    odds, probs = metrics.log_odds(logits), scipy.special.softmax(logits, axis=1)
     np.testing.assert_allclose(odds, np.log(probs / (1 - probs)), rtol=1e-6, atol=1e-9)
 
 
