@@ -153,7 +153,8 @@ def layout_table(kind, rows, end=None):
 def further_columns(runs, rule, end):
     """How well a row has learnt its training pictures, and what it costs: {column: cell}."""
     model, times = next(iter(runs.values()))[rule], [run["times"] for run in runs.values()]
-    training = [t["teacher"] if rule == "teacher" else sum(t["epochs"]) for t in times]
+    own = [t.get("method", 0) + sum(t["epochs"]) for t in times]  # with FairDi's first steps
+    training = [t["teacher"] for t in times] if rule == "teacher" else own
     latency = f"{np.median([t['cpu_latency_ms'] for t in times]):.2f}"
     return {
         "train worst cell": results.trained(runs, rule, end),

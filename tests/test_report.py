@@ -811,3 +811,13 @@ def test_commands_name_what_was_changed(folder):
         "--target 'dx 7' --balance --fold 2`",
         "`bash run_all.sh --seeds 3 --only ckd rkd`",
     ]
+
+
+def test_seconds_of_training_hold_the_first_steps_too():
+    """FairDi trains twice before its epochs begin; "method" are the seconds of that."""
+    times = {"epochs": [2.0, 3.0], "teacher": 7.0, "cpu_latency_ms": 1.0}
+    model = {"parameters": 10, "megabytes": 1.0}
+    for more, expected in (({}, "5"), ({"method": 20.0}, "25")):
+        runs = {(0, 0): {"last": model, "teacher": model, "times": times | more}}
+        assert report.further_columns(runs, "last", "")["s of training"] == expected
+        assert report.further_columns(runs, "teacher", "")["s of training"] == "7"
