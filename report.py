@@ -199,8 +199,10 @@ def sweep(rows, kind):
 
 
 def swept(rows, kind):
-    """{value: runs} of `sweep`."""
-    return {value: rows[name] for value, name in sweep(rows, kind).items()}
+    """{value: runs} of `sweep`, for the runs that all of them have."""
+    found = {value: rows[name] for value, name in sweep(rows, kind).items()}
+    common = set.intersection(*map(set, found.values())) if found else set()
+    return {value: {key: runs[key] for key in sorted(common)} for value, runs in found.items()}
 
 
 def without_sweeps(rows):
@@ -541,9 +543,14 @@ def tables(by_place, repeated):
 
     def layout(place, kind, rows):
         """The table and, if it has corrected decisions, the same at the largest output."""
+        rows, few = results.complete(rows)
         main = results.main_rule(rows)
         for end in dict.fromkeys((main, "")):
-            make(place, kind + (LARGEST if main != end else ""), layout_table, kind, rows, end)
+            name = kind + (LARGEST if main != end else "")
+            make(place, name, layout_table, kind, rows, end)
+            if few and (place, name) in made:
+                names = ", ".join(f"{row} ({n})" for row, n in few.items())
+                made[place, name].notes.append(f"left out, with fewer runs than the others: {names}")
 
     for place, rows in by_place.items():
         usual = without_sweeps(rows)

@@ -339,6 +339,13 @@ def comparable(rows, whole=True):
     return rows
 
 
+def complete(rows):
+    """The rows with as many runs as any row has; and {name: number of runs} of the others."""
+    most = max(map(len, rows.values()), default=0)
+    few = {name: len(runs) for name, runs in rows.items() if len(runs) < most}
+    return {name: runs for name, runs in rows.items() if name not in few}, few
+
+
 def seeds_of(runs):
     """The seeds, and folds if there are any, of a row as a text."""
     return ", ".join(
