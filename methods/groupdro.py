@@ -7,7 +7,8 @@ counts. GroupDRO keeps one weight for each group and raises, after every batch, 
 groups that are served badly; the network minimises the loss so weighted. There is no teacher.
 
 CHANGES RELATIVE TO ckd.py.
-    - section 2: the step size of the weights; whether a group is split by class. α and T unused.
+    - section 2: the step size of the weights; whether a group is split by class. α, T and all of
+      the teacher's settings are unused: they are there so that one command line fits every script.
     - section 4: group_losses and group_weights; Method without a teacher; its weights are saved.
 
 EQUATIONS. l_i: cross-entropy of picture i; a_i: its group; q: weights (G,), 1/G each at first.
@@ -16,11 +17,14 @@ EQUATIONS. l_i: cross-entropy of picture i; a_i: its group; q: weights (G,), 1/G
     Eq. (3)  L = Σ_g q_g · m_g, with q fixed                               Method.step
 
 DIFFERENCES FROM THE PAPER.
-    1. A group is a value of the sensitive attribute, as in MEDFAIR. In the paper it is a class of
-       that attribute: --by-class. The difference matters: where each group has its own easy classes
-       (the toy), no group as a whole is served badly, and weights of whole groups change nothing.
-    2. η = 0.01 is theirs. They add strong weight decay or stop early, or else all training losses
-       end near 0 and no weight matters any more; ours is the weight decay of every other script.
+    1. A group is a value of the sensitive attribute, as in MEDFAIR and in all scripts here. In the
+       paper it is a class of that attribute: --by-class. Where each group has its own easy classes
+       (the toy), no group as a whole is served badly, and weights of whole groups change little.
+    2. η = 0.01 is theirs. Of 0.001, 0.01, 0.1 and 1 it had the best AUROC of the worst group on
+       HAM10000's validation pictures, one run each; on the toy it and 0.1 were alike. By class
+       0.001 was best on both, by 0.9 points on HAM10000, and 1 ruined the student. They add
+       strong weight decay or stop early, or else all training losses end near 0 and no weight
+       matters any more; ours is the weight decay of every other script.
     3. The paper's generalisation adjustment (C) is left out; MEDFAIR sets it to 0, too.
 DIFFERENCES FROM PUBLIC CODE (MEDFAIR; group_DRO, the authors' own).
     1. Validation never moves q. MEDFAIR's validation loop calls the training loss, which does.
@@ -32,8 +36,8 @@ DIFFERENCES FROM PUBLIC CODE (MEDFAIR; group_DRO, the authors' own).
 RUN.  python methods/groupdro.py                 the embedded toy data, two CPU cores: 1 minute
       python methods/groupdro.py --by-class      groups of the paper: class and group
       python methods/groupdro.py --dataset ham10000 --data-dir DIR --sensitive age
-EXPECT. On the toy, weights of whole groups change little; --by-class removes most of the gap in
-recall between the groups and makes the student more accurate.
+EXPECT. On the toy (seed 0) whole groups give what plain CE gives, 99.0 % and a mean-DEO of 2.0
+(CE: 99.1, 1.7); --by-class 99.3 and 1.1, with --weight-step 0.001 even 99.8 and 0.3.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

@@ -181,8 +181,8 @@ def test_without_its_own_term_it_is_ckd(toy, alpha, networks):
 def test_step_follows_equation_7(toy):
     """No L_KD by default, half of λ, and the loss is that of the batch's own cells."""
     batch = next(batches(toy["train"], 32, seed=0))
-    assert arguments(mfd).alpha == 0 and arguments(mfd).mfd_weight == 3
-    for flags, alpha, weight in (((), 0, 3), (("--alpha", "0.3", "--mfd-weight", "7"), 0.3, 7)):
+    assert arguments(mfd).alpha == 0 and arguments(mfd).mfd_weight == 1
+    for flags, alpha, weight in (((), 0, 1), (("--alpha", "0.3", "--mfd-weight", "7"), 0.3, 7)):
         method = method_of(mfd, toy, *flags, networks=("convnet2", "convnet2"))
         feats_s, feats_t = method.student(batch.images)[0], method.teacher(batch)[0]
         expected = sum(by_loop(feats_s, feats_t, batch.labels, batch.groups, 1.0).values())
