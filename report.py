@@ -59,7 +59,7 @@ class Table:
         name += " (collapsed)" if bad and len(runs) == 1 else ""
         self.ranked |= {place} if ranked else set()
         self.collapsed |= {place} if bad else set()
-        if runs and (weight := results.weight_of(runs)):
+        if runs and (weight := results.weight_of(runs)) and not name[0].isdigit():  # of a sweep
             self.notes.append(f"{name}{weight}")
         for run in dict(runs).values():
             for g, c in np.argwhere(np.sum(run[rule]["test"]["counts"], axis=-1) == 0):
@@ -199,10 +199,11 @@ def sweep(rows, kind):
 
 
 def swept(rows, kind):
-    """{value: runs} of `sweep`, for the runs that all of them have."""
+    """{value: runs} of `sweep`: the runs with which others are compared, where all are there."""
     found = {value: rows[name] for value, name in sweep(rows, kind).items()}
-    common = set.intersection(*map(set, found.values())) if found else set()
-    return {value: {key: runs[key] for key in sorted(common)} for value, runs in found.items()}
+    base = found.get(f"{SWEEPS[kind][2]:g}", {})
+    whole = {value: runs for value, runs in found.items() if base.keys() <= runs.keys()}
+    return {value: {key: runs[key] for key in base} for value, runs in whole.items()}
 
 
 def without_sweeps(rows):
@@ -550,7 +551,7 @@ def tables(by_place, repeated):
             make(place, name, layout_table, kind, rows, end)
             if few and (place, name) in made:
                 names = ", ".join(f"{row} ({n})" for row, n in few.items())
-                made[place, name].notes.append(f"left out, with fewer runs than the others: {names}")
+                made[place, name].notes.append(f"left out, with fewer runs than others: {names}")
 
     for place, rows in by_place.items():
         usual = without_sweeps(rows)
