@@ -479,20 +479,24 @@ def headline_table(by_place):
     ends = {place: results.main_rule(by_place[place]) for place in places.values()}
     words = [t + (", prior-corrected" if ends[place] else "") for t, place in places.items()]
     table = Table(["method", *words])
+    most = {place: max(map(len, by_place[place].values())) for place in ends}
     for row in README:
-        cells = [headline_cell(by_place[p].get(row, {}), end, p) for p, end in ends.items()]
+        cells = [
+            headline_cell(by_place[p].get(row, {}), end, p, most[p]) for p, end in ends.items()
+        ]
         table.add(row, cells)
     return table
 
 
-def headline_cell(runs, end, place):
-    """A method on one data set."""
+def headline_cell(runs, end, place, most):
+    """A method on one data set, on which others have `most` runs."""
     bad = results.number_collapsed(runs)
     if bad == len(runs):  # also of none
         return "collapsed" if bad else ""
     shown = [metric_of(s, end) for s in ("AUROC", "worst group", "mean-DEO")]
     points = [results.point(runs, metric, pooled=in_folds(place)) for metric in shown]
     notes = [results.weight_of(runs).strip(", "), f"{bad} of {len(runs)} collapsed" if bad else ""]
+    notes.append(f"{len(runs)} of {most} runs" if len(runs) < most else "")
     note = ", ".join(filter(None, notes))
     return " / ".join(f"{point:.1f}" for point in points) + (note and f" ({note})")
 
@@ -611,11 +615,9 @@ def pages(by_place, made, captions):
 
 COMMITTED = (  # the figures of the packed results; your own results get all of them
     "toy-gallery.png",
-    "toy-sweep.png",
-    "toy-temperature.png",
     "toy-training.png",
     f"cifar10s-{NETWORKS}-epochs_5-teacher_epochs_5-disparity.png",
-    f"celeba-{RESNET}-sweep.png",
+    f"celeba-image_size_32-{NETWORKS}-{FOLDS}-sweep.png",
     f"ham10000-folds-{NETWORKS}-{FOLDS}-two-points.png",
     f"ham10000-folds-{NETWORKS}-{FOLDS}-masks.png",
     f"ham10000-folds-sensitive_age-{NETWORKS}-{FOLDS}-two-points.png",

@@ -55,8 +55,8 @@ NAMES = {
     "fairdi balance=True": "FairDi, balanced",
     "fairdi train_backbone=True": "FairDi, φ trained",
     "fairdi alpha=0.0": "FairDi, no teachers",
-    "fairtune mask=none trials=4": "linear probe",
-    "fairtune mask=all trials=4": "full fine-tuning",
+    "fairtune mask=none": "linear probe",
+    "fairtune mask=all": "full fine-tuning",
     "fairtune": "FairTune",
 }
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α", "fair_weight": "μ"}

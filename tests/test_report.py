@@ -699,7 +699,8 @@ def test_a_method_trained_at_one_weight_alone_stands_at_it(folder):
     assert table.notes == ["decisions: largest output", "BIRD, μ = 0.3"]
     claims = {row[0] for row in report.claims_table({("toy", ""): rows}).rows}
     assert "BIRD: lower mean-DEO than CKD, μ = 0.3" in claims
-    assert report.headline_cell(rows["BIRD"], "", ("toy", "")).endswith(" (μ = 0.3)")
+    assert report.headline_cell(rows["BIRD"], "", ("toy", ""), 3).endswith(" (μ = 0.3)")
+    assert report.headline_cell(rows["BIRD"], "", ("toy", ""), 5).endswith("(μ = 0.3, 3 of 5 runs)")
     for seed in range(3):
         put(folder, result("bird", seed, fair_weight=0.1), "0.1")
     assert list(toy_rows(folder)) == ["CKD", "RKD", "BIRD, μ = 0.1", "BIRD, μ = 0.3"]
