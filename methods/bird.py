@@ -41,7 +41,8 @@ DIFFERENCES FROM PUBLIC CODE. There is none.
 
 RUN.  python methods/bird.py                    the embedded toy data, two CPU cores: 5 minutes
       python methods/bird.py --phi-lr 0         gates frozen: what is left is L_F and R itself
-EXPECT. A student that has seen 7/8 of the pictures. Measured on the toy after 8 of its 48 epochs:
+EXPECT. A student that has seen 7/8 of the pictures. On the toy it ends as accurate and as fair as
+plain training (three seeds): at μ = .1 little of R is left. Measured after 8 of its 48 epochs:
     - γ, at μ = 1, seed 0, where R took an empty cell from the running mean: with 100 the student
       is at chance; with 30 and fixed gates it learns slower than with 10 (CE .60, not .49). Stage I
       moves logits by .1 % with 1, by .7 % with 10 (medians).

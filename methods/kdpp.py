@@ -32,8 +32,8 @@ DIFFERENCES FROM PUBLIC CODE (WangYZ1608/Knowledge-Distillation-via-ND).
 
 RUN.  python methods/kdpp.py                   the embedded toy data, two CPU cores: 2 minutes
       python methods/kdpp.py --nd-weight 0     what L_ND adds: the same without it
-EXPECT. On the toy more accurate and fairer than ckd.py in the mean of five seeds, and far less
-fair than the teacher: L_ND knows no groups.
+EXPECT. On the toy more accurate and fairer than ckd.py in the mean of five seeds, and less fair
+than the teacher: L_ND knows no groups.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
