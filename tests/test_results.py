@@ -51,35 +51,45 @@ def rows(by_place):
     return by_place["toy", ""]
 
 
-def test_five_seeds_of_every_row(rows):
-    for name, runs in rows.items():
-        assert sorted(runs) == [(0, seed) for seed in range(5)], name
+FIVE_SEEDS = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "FairDi", "SWAD"]
+FIVE_SEEDS += ["adversarial KD", "MFD", "GroupDRO by class"]
 
 
-def test_some_adversary_buys_fairness_for_at_most_a_point_of_accuracy(rows):
-    """The slides: 39 % less disparity for 0.36 points. Here the whole interval is below -30 %."""
-    sweep = report.swept(rows, "sweep")
-    assert list(sweep) == "0 0.1 0.5 1 2 5 10 15 20 50 150".split()
-    good = []
-    for strength, runs in sweep.items():
-        if strength != "0" and not results.number_collapsed(runs):
-            disparity = results.relative(runs, sweep["0"], "disparity")
-            accuracy = results.change(runs, sweep["0"], "accuracy")
-            if disparity.high <= -30 and accuracy.low >= -1:
-                good.append(strength)
-    assert "5" in good, good  # 5 is the default
+def test_five_seeds_of_the_toy(rows):
+    for name in FIVE_SEEDS:
+        assert sorted(rows[name]) == [(0, seed) for seed in range(5)], name
 
 
-def test_no_adversary_is_ckd(rows):
-    for key, result in report.swept(rows, "sweep")["0"].items():
-        ours, ckd = (r["last"]["test"] for r in (result, rows["CKD"][key]))
-        assert ours["counts"] == ckd["counts"] and ours["auroc"] == ckd["auroc"]
+def test_teacher_and_plain_student_fit_their_training_pictures(rows):
+    """The budget of the toy: recall of the worst class x group cell, mean of the seeds."""
+    assert results.trained(rows["CKD"], "teacher", "").point >= 95
+    assert results.trained(rows["ERM"], "last", "").point >= 95
 
 
-def test_bird_lowers_mean_deo_at_no_cost_in_auroc(rows):
-    """The poster: 22 % on CIFAR10-S, 38 to 91 % on CelebA, with AUROC up."""
-    assert results.relative(rows["BIRD"], rows["CKD"], "mean_deo").high <= -20
-    assert results.change(rows["BIRD"], rows["CKD"], "auroc").point >= -0.5
+def test_no_row_of_the_toy_has_collapsed(rows):
+    for name in FIVE_SEEDS:
+        assert not results.number_collapsed(rows[name]), name
+
+
+def test_students_of_softened_outputs_are_less_fair_than_their_teachers(rows):
+    """And have not fitted their rarest pictures; plain students are as fair as the teachers."""
+    for name in ("CKD", "CTKD", "RKD", "KD++"):
+        runs = rows[name]
+        assert results.change(runs, runs, "disparity", "last", "teacher").low > 0, name
+        assert results.trained(runs, "last", "").point < 95, name
+    gap = results.change(rows["ERM"], rows["CKD"], "disparity", "last", "teacher")
+    assert gap.low < 0 < gap.high
+
+
+def test_balanced_sampling_is_the_fairest_row_of_the_toy(rows):
+    means = {name: results.point(rows[name], "mean_deo") for name in FIVE_SEEDS}
+    assert min(means, key=means.get) == "re-balancing"
+
+
+def test_debiased_students_are_fairer_than_ckd_s_and_no_fairer_than_plain_ones(rows):
+    for name in ("adversarial KD", "BIRD", "FairDi"):
+        assert results.change(rows[name], rows["CKD"], "mean_deo").high < 0, name
+        assert results.change(rows[name], rows["ERM"], "mean_deo").high > 0, name
 
 
 def test_without_a_shortcut_nothing_is_inflated(by_place):
@@ -87,32 +97,6 @@ def test_without_a_shortcut_nothing_is_inflated(by_place):
     even, usual = (by_place["cifar10s", skew + CIFAR10S]["CKD"] for skew in ("skew_0.5-", ""))
     more = [results.change(r, r, "disparity", "last", "teacher") for r in (even, usual)]
     assert more[0].low < 0 < more[0].high < 1 < more[1].low
-
-
-def test_fairdi_is_above_ckd_in_the_worst_group(rows):
-    assert results.change(rows["FairDi"], rows["CKD"], "auroc_worst_group").point > 0
-
-
-def test_fairdi_and_fairtune_are_not_shown_to_beat_their_baselines(rows):
-    pairs = {"FairDi": ("ERM", "auroc_worst_group"), "FairTune": ("full fine-tuning", "auroc_gap")}
-    for name, (base, metric) in pairs.items():
-        _, low, high, _ = results.change(rows[name], rows[base], metric)
-        assert low < 0 < high, name
-
-
-def test_fairdi_s_teachers_add_nothing(rows):
-    with_them, without = rows["FairDi"], rows["FairDi, no teachers"]
-    for metric in ("accuracy", "auroc_worst_group", "mean_deo"):
-        _, low, high, _ = results.change(with_them, without, metric)
-        assert low < 0 < high, metric
-
-
-def test_no_temperature_makes_students_as_fair_as_their_teachers(rows):
-    chosen = report.swept(rows, "temperature")
-    assert list(chosen) == "1 2 4 10 20 40".split()
-    for runs in chosen.values():
-        gap = results.change(runs, runs, "demographic_parity_difference", "last", "teacher")
-        assert gap.low > 0
 
 
 @pytest.mark.parametrize("place", [("ham10000", f"folds-{HAM10000}"), CELEBA])
@@ -126,10 +110,16 @@ def test_temperature_moves_nothing_on_real_pictures(by_place, place):
 
 
 def test_an_adversary_buys_fairness_on_celeba_and_a_strong_one_ruins_it(by_place):
-    """The slides: 39 % less disparity for 0.36 points."""
-    table = report.layout_table("sweep", report.swept(by_place[CELEBA], "sweep"))
-    table = {row[0]: row[-1] for row in table.rows}
-    assert table["1"] == "yes" and table["5 (collapsed)"] == "no"
+    """The slides: 39 % less disparity for 0.36 points. Three seeds: as much costs more here."""
+    swept = report.swept(by_place["celeba", f"image_size_32-{HAM10000}"], "sweep")
+    assert list(swept) == ["0", "0.5", "1", "2", "5"] and all(len(r) == 3 for r in swept.values())
+    bought = {v: results.relative(r, swept["0"], "disparity") for v, r in swept.items()}
+    paid = {v: results.change(r, swept["0"], "accuracy") for v, r in swept.items()}
+    assert bought["1"].point < -39 < bought["0.5"].point
+    assert paid["1"].point < -0.36 and paid["0.5"].point < -0.36
+    assert [results.number_collapsed(r) for r in swept.values()] == [0, 0, 0, 0, 3]
+    points = [results.point(r, "disparity") for r in swept.values()]
+    assert sorted(points, reverse=True) == points  # each λ is a setting of its own
 
 
 def test_fairdi_gains_nothing_for_the_old_in_either_training(by_place, repeated):
