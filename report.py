@@ -59,7 +59,9 @@ class Table:
         name += " (collapsed)" if bad and len(runs) == 1 else ""
         self.ranked |= {place} if ranked else set()
         self.collapsed |= {place} if bad else set()
-        if runs and (weight := results.weight_of(runs)) and not name[0].isdigit():  # of a sweep
+        if (
+            runs and (weight := results.weight_of(runs)) and name[0].isalpha()
+        ):  # no number of a sweep
             self.notes.append(f"{name}{weight}")
         for run in dict(runs).values():
             for g, c in np.argwhere(np.sum(run[rule]["test"]["counts"], axis=-1) == 0):

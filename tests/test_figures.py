@@ -57,13 +57,25 @@ def test_every_figure_is_drawn(by_place, tmp_path):
     """Each has a caption, and pages show both."""
     captions = report.draw(by_place, tmp_path, (), None)
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    kinds = "disparity training gallery two-points masks sweep temperature".split()
+    kinds = "disparity training gallery two-points masks".split()
     ranks = {f"ranks-{name}.png" for name in ("AUROC", "worst-group", "mean-DEO")}
     assert drawn == {f"toy-{kind}.png" for kind in kinds} | ranks
     assert {*captions["toy", ""], *captions["all"]} == drawn
     texts = report.pages(by_place, {("all", "made"): report.made_table(by_place)}, captions)
     for name, caption in [*captions["toy", ""].items(), *captions["all"].items()]:
         assert f"]({name})\n\n*{caption}*" in "".join(texts.values())
+
+
+def test_sweeps_are_drawn(tmp_path):
+    """From the committed results: strengths on CelebA, temperatures on HAM10000."""
+    drawn = set()
+    for place, rows in results.collect(ROOT / "results").items():
+        for kind in report.SWEEPS:
+            path = tmp_path / f"{place[0]}-{kind}.png"
+            if figures.sweep(report.swept(rows, kind), kind, "here", path):
+                drawn.add(path.name)
+    assert {"celeba-sweep.png", "ham10000-temperature.png"} <= drawn
+    assert drawn == {path.name for path in tmp_path.iterdir()}
 
 
 def test_only_wanted_figures_are_drawn(by_place, tmp_path):
@@ -73,15 +85,14 @@ def test_only_wanted_figures_are_drawn(by_place, tmp_path):
 
 
 def test_no_figure_of_what_is_not_there_or_not_comparable(by_place, tmp_path):
-    """One row; no logits; and a sweep whose rows have other seeds."""
+    """One row; no logits."""
     rows = by_place["toy", ""]
     assert report.draw({("toy", ""): {"ERM": rows["ERM"]}}, tmp_path, (), None) == {}
     without = {
         name: {key: run | {"arrays": (tmp_path / "x.npz", {})} for key, run in runs.items()}
         for name, runs in rows.items()
     }
-    without["CKD, T = 2"].pop((0, 0))
-    report.draw({("toy", ""): without}, tmp_path, ("toy-gallery.png", "toy-temperature.png"), None)
+    report.draw({("toy", ""): without}, tmp_path, ("toy-gallery.png",), None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,12 +124,11 @@ def test_titles_fit(by_place, monkeypatch):
         drawn.append(path)
 
     monkeypatch.setattr(figures.plt.Figure, "savefig", checked)
-    figures.sweep(report.swept(rows, "temperature"), "temperature", where, "temperature")
     figures.per_class(rows, where, "disparity")
     figures.training(rows, where, "training")
     figures.fairtune_masks(rows, where, "masks")
     figures.two_points(rows, False, where, "two points")
-    assert len(drawn) == 5
+    assert len(drawn) == 4
 
 
 def test_the_search_of_fairtune_is_drawn(tmp_path):
