@@ -34,7 +34,7 @@ DIFFERENCES FROM PUBLIC CODE (the authors' CTKD).
 
 RUN.  python methods/ctkd.py                     the embedded toy data, two CPU cores: 2 minutes
       python methods/ctkd.py --ramp-epochs 1     no curriculum: full reversal from the start
-      python methods/ctkd.py --span 0 --temperature 4     exactly ckd.py, for comparison
+      python methods/ctkd.py --span 0 --temperature 4     exactly ckd.py, at the same --lr
 EXPECT. τ starts at 15.6. In the authors' figure, CIFAR-100, it ends between 3.4 and 4. On the toy
 it rises to 20.8 with every seed: the fewer the classes, the higher the τ at which L_KD is largest.
 On HAM10000, two classes, it has hardly moved after six epochs.

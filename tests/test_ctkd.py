@@ -193,7 +193,7 @@ def test_theta_belongs_to_the_students_optimiser():
 @pytest.mark.parametrize("temperature", ["4", "1.5"])
 def test_at_a_fixed_temperature_it_is_ckd(temperature):
     """Span 0, λ 0: the losses and the weights of ckd.py at this T, to the last digit."""
-    flags = ("--temperature", temperature)
+    flags = ("--temperature", temperature, "--lr", "0.1")
     ours = method_of(ctkd, *flags, "--span", "0", "--reversal-weight", "0")
     hub = method_of(ckd, *flags)
     for step in range(3):
