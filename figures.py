@@ -302,7 +302,7 @@ def training(rows, where, path):
         for ax, metric in ((fair, f"mean_deo{end}"), (useful, "auroc")):
             curve = 100 * curves(rows[name], metric, "val")
             band(ax, np.arange(1, len(curve) + 1), curve, n, name, alpha=0.12, ms=4)
-    fair.set(title="Validation: unfairness", ylabel="mean-DEO (%)", ylim=(0, None))
+    fair.set(title="Validation: unfairness", ylabel="mean-DEO (%)", ylim=(0, 100))
     useful.set(title="Validation: use", ylabel="AUROC (%)", ylim=(None, 100.5))
     if "CTKD" in rows:
         curve = curves(rows["CTKD"], "temperature")
