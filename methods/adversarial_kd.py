@@ -42,7 +42,7 @@ DIFFERENCES FROM PUBLIC CODE (AD in DQle38/Fair-Feature-Distillation-for-Visual-
 RUN.  python methods/adversarial_kd.py                         the toy, two CPU cores: 2 minutes
       python methods/adversarial_kd.py --adversary-weight 0.5  less of it; 0 is CKD
       python methods/adversarial_kd.py --alpha 0               AD: the adversary without a teacher
-EXPECT. One run of each λ, convnet8. On CelebA (attractive; 20,140 faces, six epochs), validation:
+EXPECT. One run of each λ, validation. On CelebA (attractive; 20,140 faces, 32 pixels, six epochs):
     λ           0     0.5   1     2     5     10    50    150
     AUROC       82.8  82.7  82.1  80.6  74.8  71.9  69.4  51.2
     mean-DEO    41.6  31.1  25.3  13.5  from 5 on one answer for everybody: collapsed

@@ -147,7 +147,7 @@ def settings():
     # ----- the method's own -----------------------------------------------------------------------
     add("--feature-weight", type=weight, default=10.0, help="γ: weight of the gated features")
     add("--fair-weight", type=weight, default=0.1, help="μ: weight of the soft mean-DEO, R")
-    add("--phi-lr", type=weight, default=0.005, help="β: learning rate of φ; 0 freezes the gates")
+    add("--phi-lr", type=weight, default=0.005, help="learning rate of φ; 0 freezes the gates")
     add(
         "--meta-every", type=number(2, kind=int), default=8, help="one picture in so many: meta set"
     )

@@ -23,7 +23,7 @@ DIFFERENCES FROM PUBLIC CODE (RepDistiller).
        runs are short.
     2. The last, incomplete batch of an epoch is left out.
 
-RUN.  python methods/ckd.py                        the embedded toy data, two CPU cores: 1 minute
+RUN.  python methods/ckd.py                        the toy data, two CPU cores: 1.5 minutes
       python methods/ckd.py --alpha 0              ERM: plain training, without a teacher
       python methods/ckd.py --alpha 0 --balance    re-balancing: class x group cells equally often
       python methods/ckd.py --dataset ham10000 --data-dir DIR
