@@ -577,7 +577,8 @@ def tables(by_place, repeated):
             layout(place, kind, swept(rows, kind))
         make(place, "weights", weights_table, rows)
     for place, kind in made:
-        beside_published(made[place, kind], place[0], kind.removesuffix(LARGEST))
+        if kind.removesuffix(LARGEST) in ("slides", "poster"):
+            beside_published(made[place, kind], place[0], kind.removesuffix(LARGEST))
     for prefix, which in (("", by_place), ("repeated-", repeated)):
         for kind in (claims_table, inflation_table, pairs_table):
             make("all", prefix + kind.__name__.removesuffix("_table"), kind, which)
