@@ -585,8 +585,9 @@ def main():
         if truths[path] != truths[a]:
             raise ValueError(f"{path} has other rows, classes or groups than {a}")
         models[path] = evaluate(**data, num_classes=len(names[0]), clusters=subjects)
-        weights = bootstrap_weights(n=len(subjects), clusters=subjects)
-        draws[path] = bootstrap(**data, weights=weights)  # the resamples of `evaluate`
+        if others:  # the resamples of `evaluate` once more, to pair them
+            weights = bootstrap_weights(n=len(subjects), clusters=subjects)
+            draws[path] = bootstrap(**data, weights=weights)
     print(show(models, *names[:2]))
     for b in others:
         print(f"\n{b} minus {a}, in percent, from the same resamples of subjects")

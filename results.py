@@ -573,17 +573,13 @@ def signed(runs, metric, rule, pictures):
     (S, K) over runs, or (1001, K) over the test pictures and their resamples. For the gap of AUROC
     K is 1, for metrics of decisions the number of classes.
     """
-    tests, end = (
-        [runs[key][rule]["test"] for key in sorted(runs)],
-        metrics.ENDS["corrected" in metric],
-    )
+    tests = [runs[key][rule]["test"] for key in sorted(runs)]
     if metric == "auroc_gap":
         areas = [[group["auroc"] for group in test["groups"]] for test in tests]
         areas = drawn(runs, "group_auroc", rule) if pictures else np.array(areas, float)
         return areas[:, 1:] - areas[:, :1]
-    counts = (
-        drawn(runs, f"counts{end}", rule) if pictures else [test[f"counts{end}"] for test in tests]
-    )
+    name = "counts_corrected" if "corrected" in metric else "counts"
+    counts = drawn(runs, name, rule) if pictures else [test[name] for test in tests]
     if metric.startswith("demographic"):
         said = np.sum(counts, axis=-2) / np.sum(counts, axis=(-2, -1))[..., None]  # (..., G, C)
         return said[:, 1] - said[:, 0]

@@ -720,11 +720,11 @@ def train_and_test(args, data, folder, about):
         ## The test split is touched here, once, when nothing is left to choose.
         result, logits, test, val = {}, {}, data["test"], data["val"]
         networks = {"teacher": teacher.network} if teacher else {}
+        seen, taught = method.class_shares(), class_shares(data["train"], len(data.classes))
         for name, network in (networks | method.reported | dict.fromkeys(states, student)).items():
             if name in states:  # the student is tested with the weights of each rule
                 put_back(network, states[name], folder)
-            shares = class_shares(data["train"], len(data.classes))  # as a teacher saw them
-            shares = shares if name == "teacher" else method.class_shares()
+            shares = taught if name == "teacher" else seen
             _, on_train = measure(network, data, "train", shares)
             logits[f"{name}_val"], on_val = measure(network, data, "val", shares)
             draws = 100 if args.smoke else 1000
@@ -764,7 +764,7 @@ def train_and_test(args, data, folder, about):
         about |= {"method": Path(__file__).stem, "source": hashlib.sha256(code).hexdigest()[:16]}
         about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}
         weights = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
-        weights |= {"network": student.name, "size": data.size, "class_shares": shares}
+        weights |= {"network": student.name, "size": data.size, "class_shares": seen}
         weights |= manual(args.dataset)
         weights["test"] = {k: {m: result[k]["test"][m] for m in metrics.SHOWN} for k in states}
         save(folder / "student.pt", about | weights)

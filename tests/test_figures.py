@@ -155,14 +155,22 @@ def put_runs(tests, names=("a", "b"), shares=(0.5, 0.5)):
     return {(0, 0): run | dict.fromkeys(("teacher", "last", *results.RULES), part)}
 
 
+def noted(monkeypatch, name):
+    """A list to which each call of a drawing method of the axes adds its positional arguments."""
+    calls, method = [], getattr(figures.plt.Axes, name)
+
+    def draw(axes, *given, **more):
+        calls.append(given)
+        return method(axes, *given, **more)
+
+    monkeypatch.setattr(figures.plt.Axes, name, draw)
+    return calls
+
+
 @pytest.mark.parametrize("areas", [(None, 0.8, 0.9), (0.8, None, 0.9), (0.8, None), (None, None)])
 def test_two_points_with_an_undefined_auroc(areas, tmp_path, monkeypatch):
     """A group without one class: the best and the worst of the others are shown."""
-    known, drawn = [area for area in areas if area], []
-    plot = figures.plt.Axes.plot
-    monkeypatch.setattr(
-        figures.plt.Axes, "plot", lambda axes, *xy, **k: (drawn.append(xy), plot(axes, *xy, **k))[1]
-    )
+    known, drawn = [area for area in areas if area], noted(monkeypatch, "plot")
     test = {"auroc": 0.85, "auroc_gap": 0.1 if len(known) > 1 else None}
     test["groups"] = [{"auroc": area} for area in areas]
     rows = {name: put_runs(test, "abc"[: len(areas)]) for name in ("ERM", "CKD", "BIRD")}
@@ -173,29 +181,17 @@ def test_two_points_with_an_undefined_auroc(areas, tmp_path, monkeypatch):
 
 def test_an_undefined_disparity_is_not_drawn_as_fairness(tmp_path, monkeypatch):
     """Group b has no malignant picture; a recall of 0 would be another thing."""
-    drawn = []
-    bars = figures.plt.Axes.errorbar
-    monkeypatch.setattr(
-        figures.plt.Axes,
-        "errorbar",
-        lambda axes, x, *y, **k: (drawn.append(x), bars(axes, x, *y, **k))[1],
-    )
+    drawn = noted(monkeypatch, "errorbar")
     counts = [[[40, 10], [10, 40]], [[50, 0], [0, 0]]]
     rows = dict.fromkeys(("CKD", "BIRD"), put_runs({"counts": counts, "counts_corrected": counts}))
     assert "largest output" in figures.per_class(rows, "x", tmp_path / "classes.png")
-    assert np.allclose(drawn[0], [20, np.nan], equal_nan=True)
+    assert np.allclose(drawn[0][0], [20, np.nan], equal_nan=True)
 
 
 def test_where_a_class_is_rare_figures_show_the_corrected_decisions(tmp_path, monkeypatch):
-    drawn = []
-    bars = figures.plt.Axes.errorbar
-    monkeypatch.setattr(
-        figures.plt.Axes,
-        "errorbar",
-        lambda axes, x, *y, **k: (drawn.append(x), bars(axes, x, *y, **k))[1],
-    )
+    drawn = noted(monkeypatch, "errorbar")
     plain, corrected = ([[[40, 10], [r, 50 - r]], [[40, 10], [10, 40]]] for r in (50, 20))
     test = {"counts": plain, "counts_corrected": corrected}
     rows = dict.fromkeys(("CKD", "BIRD"), put_runs(test, shares=(0.8, 0.2)))
     assert "prior-corrected" in figures.per_class(rows, "x", tmp_path / "classes.png")
-    assert np.allclose(drawn[0], [0, 20])
+    assert np.allclose(drawn[0][0], [0, 20])
