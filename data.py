@@ -19,6 +19,7 @@ import json
 import math
 import os
 import re
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -174,54 +175,6 @@ def put_back(part, state, path):
         ) from None
 
 
-def start_from(network, path):
-    """Give `network` the weights in a file that others made, and say what was taken.
-
-    They are taken by name, or in order if the shapes agree, which finds a network that only names
-    its parts otherwise. Every tensor of the network must be found: one that kept its random numbers
-    would spoil what the others know, and nothing would show it. Raises InputError.
-    """
-    try:
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file  # a package that few need
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        for key in "state_dict_ema state_dict model state states last".split():  # who wraps them
-            inner = content.get(key)
-            content = inner if isinstance(inner, dict) else content
-        pairs = [(k, v) for k, v in content.items() if torch.is_tensor(v)]
-    except Exception as error:  # no file, no package, a damaged file, code in it
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{path} gives no weights ({type(error).__name__}: {reason}): it must be a file of "
-            "tensors by name, .pt, .pth or .safetensors"
-        ) from None
-
-    def by_name(pairs):
-        prefix = re.compile(r"^((module|model|_orig_mod|backbone|body)\.)+")
-        return {prefix.sub("", k): v for k, v in pairs if not k.endswith("num_batches_tracked")}
-
-    own, given = by_name(network.state_dict().items()), by_name(pairs)
-    named = own.keys() <= given.keys()
-    taken = {k: given[k] for k in own} if named else dict(zip(own, given.values()))
-    wrong = [k for k in own if k not in taken or taken[k].shape != own[k].shape]
-    if wrong:
-        raise InputError(
-            f"{path} is not for this network: {len(own.keys() & given.keys())} of {len(own)} names "
-            f"agree, and {wrong[0]} has another shape or is missing; the network begins with "
-            f"{', '.join([*own][:2])}, the file with {', '.join([*given][:2]) or 'nothing'}"
-        )
-    for name, tensor in own.items():
-        tensor.copy_(taken[name])
-    unused = [*given][len(own) :] if not named else [name for name in given if name not in own]
-    print(
-        f"{path}: {len(own)} tensors taken {'by name' if named else 'in order'}, not used: "
-        f"{', '.join(unused[:4]) or 'none'}{' ...' if unused[4:] else ''}"
-    )
-
-
 def made_once(path, make, device="cpu", keys=()):
     """Return what `make()` returns, kept in the file `path`: only the first process makes it.
 
@@ -232,6 +185,14 @@ def made_once(path, make, device="cpu", keys=()):
             save(path, make())
         path.with_name("checkpoint.pt").unlink(missing_ok=True)  # what is made needs none any more
         return restore(path, device, keys)  # under the lock, so that nobody removes it in between
+
+
+def name_codes(names):
+    """A number for each name of a picture, without its ending: (N,) int64.
+
+    A student's file holds them, so that it can tell pictures that it was trained on by their names.
+    """
+    return torch.tensor([zlib.crc32(os.path.splitext(name)[0].encode()) for name in names])
 
 
 # ===== SPLITS AND BATCHES =========================================================================
@@ -407,12 +368,13 @@ def refuse_batch(batch_size, n):
         )
 
 
-def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False):
+def batches(split, batch_size, seed=None, epoch=0, augment=False, turns=False, balance=False):
     """The batches of one epoch.
 
     seed     None: every picture once, in order (evaluation). A number: a new order in each epoch,
              without the last, incomplete batch, so that batch norm never meets a single picture
     augment  random horizontal flip, and a random crop after padding by an eighth of the side
+    turns    with augment: all eight flips and turns of the square, where pictures have no upright
     balance  every class x group cell equally often (with replacement), not every picture once
     Raises InputError when there are fewer training pictures than one batch holds.
     """
@@ -427,8 +389,10 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
     pad = height // 8 if augment else 0
     flip = rng.random(n) < (0.5 if augment else 0)  # (N,)
     shift = rng.integers(-pad, pad + 1, (2, n))  # (2, N) down and right
+    upside, turned = rng.random((2, n)) < (0.5 if augment and turns else 0)  # (N,) each
     where, device = split.store.device, split.labels.device
-    order, flip, (down, right) = (torch.from_numpy(a).to(where) for a in (order, flip, shift))
+    arrays = order, flip, upside, turned, shift
+    order, flip, upside, turned, (down, right) = (torch.from_numpy(a).to(where) for a in arrays)
 
     pixels = split.store.view(-1, 3)  # (M·H·W, 3)
     line, column = torch.arange(height, device=where), torch.arange(width, device=where)
@@ -446,6 +410,9 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, balance=False)
             columns = torch.where(flip[now, None], columns.flip(1), columns)
             starts = (split.rows[index, None] * height + lines) * width  # (B, H) of each line
             places = starts[:, :, None] + columns[:, None, :]  # (B, H, W), rows of `pixels`
+            if turns:  # pictures are square
+                places = torch.where(upside[now, None, None], places.flip(1), places)
+                places = torch.where(turned[now, None, None], places.mT, places)
             images = pixels.index_select(0, places.flatten()).view(-1, height, width, 3)
         else:
             images = split.store[split.rows[index]]  # (B, H, W, 3)

@@ -30,14 +30,15 @@ from PIL import Image
 from torch import nn
 
 import metrics
-from data import InputError, put_back, restore, save
+from data import InputError, name_codes, put_back, restore, save
 from datasets import decode
 from datasets._tables import locate, missing, place, read_rows
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
 RULES = ("last", "best_overall", "best_worst_group")
 KEYS = (
-    "method settings classes mean std states network size class_shares preprocessing licence test"
+    "method settings classes mean std states network size class_shares preprocessing licence test "
+    "trained_on"
 )
 
 
@@ -54,7 +55,7 @@ class Student(nn.Module):
         ## Pictures from 0 to 1 are the usual mistake. Those are no uint8, and both exported files
         ## refuse another type than that of the example with which they were written.
         ## Always float32, and not by Network.forward: torch.export cannot write down its autocast.
-        feats = self.network.body((pictures.float() - self.mean) / self.std).flatten(1)  # (B, D)
+        feats = self.network.features((pictures.float() - self.mean) / self.std)  # (B, D)
         return self.network.head(feats)
 
 
@@ -188,6 +189,13 @@ def main():
         save(args.csv, table.getvalue())
     if args.labels:
         print(f"\n{len(known)} of {len(files)} pictures have a label and a group")
+        names = [[row["file"], Path(row["file"]).name] for row in known]
+        again = sum(torch.isin(name_codes(both), saved["trained_on"]).any() for both in names)
+        if again:
+            print(
+                f"{again} of them have names of pictures that this student was trained on: if they "
+                "are the same, it knows them, and it will be worse on others"
+            )
         groups = sorted({row["group"] for row in known}, key=place)
         subjects = [row.get("subject", "") for row in known]
         subjects = [row["file"] if missing(s) else s for s, row in zip(subjects, known)]

@@ -10,8 +10,9 @@ neck, trunk, upper and lower extremity; elsewhere or unknown is left out), or su
 sex+age. Pictures with unknown sex or without age are always left out; 9,948 remain.
 SPLIT. By lesion, so that no lesion is in two splits. With a split by picture 38 % of the test
 pictures would show a lesion seen in training. The published split has 7,967 pictures to train, 969
-to validate and 1,012 to test; --fold 0 to 4 test every picture once, with equal shares of every
-class x group. ISIC numbers lesions anew, so that the split of its table is another one.
+to validate and 1,012 to test. --fold 0 to 4 test every picture once. All folds have equal shares of
+every diagnosis x sex x age (up to 60, over 60), whatever labels and groups are chosen, so that
+teachers can be shared. ISIC numbers lesions anew: the split of its table is another one.
 LICENCE. CC BY-NC 4.0, not for commercial use; cite the paper.
 """
 
@@ -36,6 +37,7 @@ DEFAULTS = {
     "lr": 0.05,
     "teacher_epochs": 12,
     "teacher_lr": 0.05,
+    "turns": True,  # the skin has no upright
 }
 PAGE = "https://doi.org/10.7910/DVN/DBW86T"
 SERVER = "https://dataverse.harvard.edu/api/access/datafile/"
@@ -152,8 +154,11 @@ def read(root, target, sensitive, fold, download):
         split[np.isin(lesions, test)] = "test"
     else:
         split = np.full(len(rows), "train", dtype="<U5")
-        cells = (labels * len(group_names) + groups)[used]
-        split[used] = split_by_subject(lesions[used], cells, fold)
+        cells = [
+            (row["dx"], row["sex"], float(row["age"]) > 60) for row, k in zip(rows, known) if k
+        ]
+        _, cells = np.unique([f"{cell}" for cell in cells], return_inverse=True)
+        split[known] = split_by_subject(lesions[known], cells, fold)
     notes = {
         "rows": len(rows),
         "left out: sex unknown or age missing": int((~known).sum()),

@@ -46,12 +46,16 @@ import math
 import os
 import platform
 import re
-import runpy
 import shutil
+import signal
 import sys
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C during the seconds of the next imports shall be silent
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
@@ -61,9 +65,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 import metrics
+import networks
 from data import DATASETS, InputError, batches, check_finite, class_shares, defaults, digest
-from data import files_of, load, locked, made_once, manual, near, put_back, restore, save
-from data import start_from
+from data import files_of, load, locked, made_once, manual, name_codes, put_back, restore, save
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
 
@@ -105,18 +109,32 @@ def settings():
     add("--skew", type=share, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
-    kinds = "torchvision's name, timm:NAME, convnet<width>, FILE.py:FUNCTION (usual: by data set)"
+    kinds = "torchvision's name, timm:NAME, flava, convnet<width>, FILE.py:FUNCTION (default: by "
+    kinds += "data set); NAME@224 takes pictures enlarged to 224 pixels"
     add("--teacher", "--teacher-module", metavar="NETWORK", help=kinds)
     add("--student", "--student-module", metavar="NETWORK", help=kinds)
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
     add("--weights", metavar="FILE", help="that the student starts from: .pt, .pth, .safetensors")
     add("--teacher-weights", metavar="FILE", help="that the teacher starts from")
+    those = "mean and deviation of the pixels that %s first weights expect (default: by network)"
+    add("--statistics", choices=networks.STATISTICS, help=those % "the student's")
+    add("--teacher-statistics", choices=networks.STATISTICS, help=those % "the teacher's")
+    add(
+        "--teacher-train", default="all", choices=["all", "head"], help="head: its last layer alone"
+    )
+    sees = "what it answers to: each view of the student or, once for all epochs, the picture, or "
+    sees += "that in all its flips (and turns), of which it takes the mean"
+    add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
+    add("--turns", action=switch, help="views in all 8 flips and turns (default: by data set)")
     add("--epochs", type=count, help="passes over the pictures (default: by data set)")
     add("--batch-size", type=number(2, kind=int), help="pictures (default: by data set)")
     add("--lr", type=number(1e-12), help="highest learning rate (default: by data set)")
     add("--teacher-epochs", type=count, help="the teacher's passes (default: by data set)")
     add("--teacher-lr", type=number(1e-12), help="the teacher's rate (default: by data set)")
-    add("--weight-decay", type=weight, default=5e-4, help="of SGD (RepDistiller: 5e-4)")
+    kinds = "sgd with momentum 0.9; adamw tunes networks that start from weights sooner"
+    add("--optimizer", default="sgd", choices=["sgd", "adamw"], help=kinds)
+    add("--teacher-optimizer", default="sgd", choices=["sgd", "adamw"], help="the teacher's")
+    add("--weight-decay", type=weight, default=5e-4, help="of both (RepDistiller: 5e-4)")
     add("--alpha", type=share, default=0.9, help="α: weight of L_KD, CE has 1 - α (RepDistiller)")
     ## Beyond T = 1000 the softened outputs differ by less than float32 can tell.
     softer = "T: divides the logits (RepDistiller: 4)"
@@ -126,6 +144,7 @@ def settings():
     add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
     add("--compile", action=switch, default=False, help="make networks faster on GPUs")
     add("--live-teacher", action=switch, default=False, help="keep no answers of the teacher")
+    add("--log", choices=["tensorboard"], help="write the student's epochs for it, too")
     add("--out", default="runs", help="folder for all that a run leaves behind")
     add("--restart", action=switch, default=False, help="make this run anew; its teacher stays")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
@@ -154,6 +173,8 @@ def parse(argv=None):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
+    if args.live_teacher and args.teacher_sees != "view":
+        raise InputError(f"--teacher-sees {args.teacher_sees} keeps answers: no --live-teacher")
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise InputError("--compile needs a C++ compiler (g++) for the CPU: leave it out")
     return args
@@ -171,84 +192,18 @@ def settle(args, num_classes):
 
 def chosen(args):
     """{setting: value} but for those of where files are, what is shown, which device computes."""
-    others = ("describe", "device", "download", "live_teacher", "out", "restart")
+    others = ("describe", "device", "download", "live_teacher", "log", "out", "restart")
     return {k: v for k, v in vars(args).items() if k not in others and not k.endswith("_dir")}
 
 
 # ===== 3. NETWORKS AND PLAIN TRAINING (shared) ====================================================
 
 
-def convnet(width):
-    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions.
-
-    Pictures (B, 3, H, H) to (B, 1): like all bodies it gets another last layer in Network.
-    """
-    stages, inputs = [], 3
-    for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
-        stage = []
-        for _ in range(depth):
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-            inputs = outputs
-        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
-    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
-
-
-OWN_NETWORKS = {}  # {name: function of the picture size}: a method may add some in section 4
-
-
-def other_network(name, size, pretrained):
-    """timm:NAME, without its last layer, or what FUNCTION of FILE.py:FUNCTION makes of `size`."""
-    where, _, what = name.rpartition(":")
-    try:
-        if where != "timm":
-            return runpy.run_path(where)[what](size)
-        import timm  # a package that few need
-
-        try:  # transformers are built for one size
-            return timm.create_model(what, pretrained, num_classes=0, img_size=size)
-        except TypeError:
-            return timm.create_model(what, pretrained, num_classes=0)
-    except Exception as error:  # no such file, function, package or connection; an error in a file
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(
-            f"there is no network {name} ({reason}): it is timm:NAME, where the package timm is "
-            "installed, or FILE.py:FUNCTION, which is called with the number of pixels a side"
-        ) from None
-
-
-def torchvision_network(name, size, pretrained, load=True):
-    """A classifier of torchvision, built as `pretrained` ones are, and then with their weights."""
-    import torchvision  # takes 1.6 seconds, longer than all other imports: only where it is needed
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        similar = near(name, [*known, *OWN_NETWORKS, "convnet8", "convnet32"], 0.3)
-        raise InputError(f"no network is called {name!r}: did you mean {similar}?")
-    sized = {"image_size": size} if name.startswith("vit_") else {}
-    ## A file of weights may hold code, which loading it would run. This forbids that.
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    weights = "DEFAULT" if pretrained and load else None
-    try:
-        net = torchvision.models.get_model(name, weights=weights, **sized)
-    except Exception as error:  # no connection; a size that the weights are not for; a bad file
-        if not weights:
-            raise
-        reason = (str(error) or "their file is empty: delete it").partition("\n")[0]
-        raise InputError(
-            f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
-            f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
-        ) from None
-    if name.startswith("resnet") and size <= 32 and not pretrained:
-        ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
-        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    if name.startswith("squeezenet"):  # its classifier is a convolution, we need a linear layer
-        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
-    if pretrained and hasattr(net, "transform_input"):
-        net.transform_input = True
-    if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
-        net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
-    return net
+def all_flips(images):
+    """(B, 3, H, H) in the eight ways in which a square can lie: [as it is, flipped, ...]."""
+    ways = [images, images.flip(3)]
+    ways += [way.flip(2) for way in ways]
+    return ways + [way.mT for way in ways]
 
 
 class Network(nn.Module):
@@ -260,46 +215,51 @@ class Network(nn.Module):
 
     def __init__(self, args, name, num_classes, load=True):
         super().__init__()
-        self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
-        width = name.removeprefix("convnet")
-        try:
-            if name in OWN_NETWORKS:
-                self.body = OWN_NETWORKS[name](size)
-            elif width != name and width.isdecimal() and int(width):
-                self.body = convnet(int(width))
-            elif ":" in name:
-                self.body = other_network(name, size, args.pretrained and load)
-            else:
-                started = bool(args.pretrained or args.weights)
-                self.body = torchvision_network(name, size, started, args.pretrained and load)
-            black, timm = torch.zeros(1, 3, size, size), name.startswith("timm:")
-            with torch.no_grad():
-                feats = self.body.eval()(black)
-                modules = [] if timm else self.body.named_modules()
-                linear = [(where, m) for where, m in modules if isinstance(m, nn.Linear)]
-                if linear:
-                    where, last = linear[-1]  # whose place is taken by the head
-                    self.body.set_submodule(where, nn.Identity())
-                    logits, feats = feats, self.body(black)
-                if not timm and not (linear and torch.allclose(last(feats), logits)):
-                    raise TypeError("it does not end in a linear layer")
-        except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
-            raise InputError(  # too small, or no multiple of its patches, or no classifier
-                f"{name} cannot take pictures of {size} pixels a side "
-                f"({error}): choose another network or --image-size"
-            ) from None
+        self.name, self.bf16 = name, args.precision == "bf16"
+        self.ways = 1  # of all_flips: in how many it sees each picture, except in training
+        name, _, size = name.rpartition("@") if re.search(r"@\d+$", name) else (name, "", 0)
+        self.size, started = int(size) or args.image_size, bool(args.pretrained or args.weights)
+        self.body, width = networks.body(
+            name, self.size, started, args.pretrained and not args.weights and load
+        )
         if args.compile:
             self.body.compile()
         if args.weights and load:
-            start_from(self.body, args.weights)
-        self.head = nn.Linear(feats.flatten(1).shape[1], num_classes)
+            networks.start_from(self.body, args.weights)
+        self.statistics = networks.usual_statistics(name, self.body) if started else None
+        if args.statistics:
+            self.statistics = networks.STATISTICS[args.statistics]
+        if self.statistics:  # NaN until `expect`, so that nobody can forget to call it
+            self.register_buffer("scale", torch.full((3, 1, 1), math.nan))
+            self.register_buffer("shift", torch.full((3, 1, 1), math.nan))
+        self.head = nn.Linear(width, num_classes)
         self.train().to(memory_format=torch.channels_last)  # faster convolutions
+
+    def expect(self, split):
+        """Take pictures normalised as those of `split`, and normalise them anew; returns self."""
+        if self.statistics:
+            mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in self.statistics)
+            self.scale.copy_(split.std.cpu() / std)
+            self.shift.copy_((split.mean.cpu() - mean) / std)
+            print(f"{self.name} expects pixels of mean, deviation {self.statistics}")
+        return self
+
+    def features(self, images):
+        """(B, 3, H, H) to (B, D)."""
+        images = images * self.scale + self.shift if self.statistics else images
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, self.size, mode="bilinear")
+        if self.training or self.ways == 1:
+            return self.body(images).flatten(1)
+        return torch.stack([self.body(w).flatten(1) for w in all_flips(images)[: self.ways]]).mean(
+            0
+        )
 
     def forward(self, images):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            feats = self.body(images).flatten(1)  # (B, D)
-            logits = self.head(feats)  # (B, C)
-        return (feats.float(), logits.float()) if self.bf16 else (feats, logits)
+            feats = self.features(images)  # (B, D)
+        feats = feats.float() if self.bf16 else feats  # the last layer is small
+        return feats, self.head(feats)  # (B, C)
 
 
 class PlainTraining:
@@ -319,7 +279,10 @@ class PlainTraining:
         self.split = data["train"]  # the pictures to train on
         ## `fit` moves the learning rate of every parameter group between 0 and its initial_lr.
         groups = [{"params": list(student.parameters()), "initial_lr": args.lr}]
-        self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, weight_decay=args.weight_decay)
+        if args.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(groups, args.lr, weight_decay=args.weight_decay)
+        else:
+            self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, weight_decay=args.weight_decay)
         self.saved = {"student": student, "optimizer": self.optimizer}  # goes into checkpoints
         self.reported = {}  # other networks that are tested at the end, by name
         self.extra = {}  # further entries of the result
@@ -444,14 +407,34 @@ class Method(PlainTraining):
 # ===== 5. FIT AND EVALUATE (shared) ===============================================================
 
 
-def measure(model, data, part, shares=None, replicates=0):
+@torch.no_grad()
+def outputs(network, split, folder=None):
+    """Features (N, D) and logits (N, C) of `network` for the pictures of a split themselves.
+
+    folder    where the features are kept, of a network whose body never changes; None: nowhere
+    """
+    network.eval()
+
+    def ask():
+        return torch.cat([network(batch.images)[0] for batch in batches(split, 256)])
+
+    if folder:
+        body = {k: v for k, v in network.state_dict().items() if not k.startswith("head.")}
+        arithmetic = [torch.__version__, network.bf16, torch.get_num_threads(), network.ways]
+        key = digest([split.hash(), body, *arithmetic, str(split.labels.device)])
+        feats = made_once(folder / f"features-{key}.pt", ask, split.labels.device)
+    else:
+        feats = ask()
+    return feats, network.head(feats)
+
+
+def measure(model, data, part, shares=None, replicates=0, folder=None):
     """Logits (N, C) of `model` on data[part], and every metric of metrics.py.
 
     shares    (C,) of the classes among what the model was trained on, for corrected decisions
+    folder    of a teacher's features, see `outputs`
     """
-    model.eval()
-    with torch.no_grad():
-        logits = torch.cat([model(batch.images)[1] for batch in batches(data[part], 256)])
+    _, logits = outputs(model, data[part], folder)
     ## Logits are stored as float16, whose rounding is finer than any of our intervals. They are
     ## rounded before anything is computed, so that the stored ones give the same numbers again.
     check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
@@ -470,7 +453,8 @@ LOGGED += [f"{k}{end}" for k in ("mean_deo", "disparity") for end in metrics.END
 
 def training_views(args, split, epoch):
     """The batches of an epoch. Kept answers of a teacher are answers to exactly these."""
-    return batches(split, args.batch_size, args.seed, epoch, augment=True, balance=args.balance)
+    more = {"augment": True, "turns": args.turns, "balance": args.balance}
+    return batches(split, args.batch_size, args.seed, epoch, **more)
 
 
 def fit(args, data, method, label, checkpoint=None, rules=RULES):
@@ -486,6 +470,11 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
     model, size, steps = method.student, args.batch_size, len(method.split) // args.batch_size
+    writer = None
+    if checkpoint and vars(args).get("log"):  # losses and metrics, for tensorboard --logdir runs
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(checkpoint.parent)
 
     def snapshot(epoch):
         state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -501,6 +490,7 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         for batch in tqdm(views, label, steps, leave=False, disable=None):
             if answers:
                 rows = slice(batch.step * size, (batch.step + 1) * size)
+                rows = rows if args.teacher_sees == "view" else batch.index
                 batch = batch._replace(answers=tuple(part[rows] for part in answers))
             ## The learning rate rises for an epoch, because large steps would spoil fresh weights.
             ## Then it falls along half a cosine and ends at 0.
@@ -515,6 +505,9 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
         check_finite(losses, f"epoch {epoch + 1} of the {label} (the last checkpoint is kept)")
         _, validation = measure(model, data, "val", method.class_shares())
         method.end_epoch(epoch, validation)
+        if writer:
+            for name, value in (losses | {f"val {k}": validation[k] for k in LOGGED}).items():
+                writer.add_scalar(name, math.nan if value is None else value, epoch + 1)
         for rule, metric in rules.items():
             value = (validation[metric], -validation["loss"])
             if value[0] is not None and (rule not in best or value > best[rule]):
@@ -550,7 +543,8 @@ class Teacher:
 
     The views of the pictures, which are cropped and flipped, depend on (seed, epoch) alone. So most
     methods ask a teacher the same questions: the first run writes its answers, features and logits,
-    to the views of an epoch into a file, and the others read it.
+    to the views of an epoch into a file, and the others read it. A teacher that sees the pictures
+    themselves, or all their flips, has one answer to each of them for all seeds and epochs.
     """
 
     epoch_bytes, folder_bytes = 512 * 2**20, 8 * 2**30  # the most that is kept
@@ -570,13 +564,16 @@ class Teacher:
     def begin_epoch(self, args, split, epoch):
         """The answers to the views of an epoch, (steps · B, D') and (steps · B, C), or None.
 
-        None, where they are not kept: each step then asks the network itself.
+        None, where they are not kept: each step then asks the network itself. One answer for each
+        picture, (N, D') and (N, C), where the teacher does not see the views.
         """
+        if args.teacher_sees != "view":
+            return outputs(self.network, split, self.folder)
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
         if not self.folder or size > self.epoch_bytes:
             return None
         if split is not self.split:  # only once, because it reads every pixel
-            views = [split.hash(), args.batch_size, args.seed, args.balance]
+            views = [split.hash(), args.batch_size, args.seed, args.balance, args.turns]
             arithmetic = [args.precision, args.compile, args.device, torch.get_num_threads()]
             answers = [self.network.state_dict(), torch.__version__, *arithmetic]
             self.split, self.views = split, digest(views + answers)
@@ -597,28 +594,55 @@ class Teacher:
         return answers
 
 
+def fit_head(network, split, folder, weight_decay):
+    """Train the last layer alone: logistic regression on features that are computed once."""
+    feats, _ = outputs(network, split, folder)  # (N, D)
+    weights = list(network.head.parameters())
+    solver = torch.optim.LBFGS(weights, max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss():
+        solver.zero_grad()
+        value = F.cross_entropy(network.head(feats), split.labels)
+        value = value + weight_decay / 2 * weights[0].square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+
+
 def get_teacher(args, data):
     """The teacher for these pictures, network and seed, and how many seconds its training took.
 
     It is trained now if no script has done so before.
     """
-    names = "teacher image_size pretrained batch_size weight_decay precision".split()
+    names = "teacher image_size pretrained batch_size weight_decay precision turns"
+    names = [*names.split(), "teacher_train", "teacher_statistics"]
     recipe = {name: getattr(args, name) for name in names}
-    recipe |= {"epochs": args.teacher_epochs, "lr": args.teacher_lr}
+    names = ("epochs", "lr", "optimizer")  # a teacher has its own
+    recipe |= {name: getattr(args, f"teacher_{name}") for name in names}
     ## A seed of its own: else a teacher built like its student would start from the same weights
     ## and see the same views, and plain training would give the teacher once more.
     recipe["seed"] = args.seed + 1_000_003
     recipe["pictures"] = data.hash("train", groups=False)  # it never sees a group
     recipe |= files_of(args.teacher, args.teacher_weights)
-    name = Path(args.teacher).name.replace(":", "_")
-    folder = data_folder(args) / "teachers" / f"{name}-{digest(recipe)}"
+    name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"
+    folder = teachers / f"{name}-{digest(recipe)}"
     torch.manual_seed(recipe["seed"])
-    own = argparse.Namespace(**vars(args) | {"weights": args.teacher_weights})
-    network = Network(own, args.teacher, len(data.classes)).to(args.device)
+    own = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
+    own = argparse.Namespace(**vars(args) | own)
+    network = Network(own, args.teacher, len(data.classes)).expect(data["train"]).to(args.device)
+    ways = {"view": 1, "picture": 1, "flips": 8 if args.turns else 2}[args.teacher_sees]
+    ## Features of a body that is never trained are the same for all seeds.
+    answers = teachers / "frozen" if args.teacher_train == "head" else folder / "answers"
+    answers = None if args.live_teacher else answers
 
     def train():
         ## Nothing but the recipe decides what it learns. --balance is for students alone, so that
         ## the teacher is as biased as its data.
+        if args.teacher_train == "head":
+            start, network.ways = time.time(), ways
+            fit_head(network, data["train"], answers, args.weight_decay)
+            return {"state": network.state_dict(), "log": [], "seconds": time.time() - start}
         plain = argparse.Namespace(**recipe, device=args.device, balance=False)
         method, checkpoint = PlainTraining(plain, data, network), folder / "checkpoint.pt"
         states, log, seconds = fit(plain, data, method, "teacher", checkpoint, rules={})
@@ -627,7 +651,7 @@ def get_teacher(args, data):
     trained = made_once(folder / "teacher.pt", train, keys=("state", "seconds"))
     put_back(network, trained["state"], folder)
     print(f"the teacher, {args.teacher}, is ready in {folder}")
-    answers = None if args.live_teacher else folder / "answers"
+    network.ways = ways
     return Teacher(network, answers), trained["seconds"]
 
 
@@ -645,6 +669,8 @@ def main():
     args = parse()
     if args.compile and not Method.can_compile:
         raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
+    if args.log and not find_spec(args.log):
+        raise InputError(f"--log {args.log} needs the package {args.log}: install it")
     data = load_pictures(args)
     settle(args, len(data.classes))
     print(data.describe())
@@ -682,7 +708,7 @@ def train_and_test(args, data, folder, about):
     """Train teacher and student, test them, and write student, logits and, last, the result."""
     start = time.time()
     torch.manual_seed(args.seed)  # all methods start from the same student
-    student = Network(args, args.student, len(data.classes)).to(args.device)
+    student = Network(args, args.student, len(data.classes)).expect(data["train"]).to(args.device)
     needed = vars(args).get(Method.needs_teacher, Method.needs_teacher)
     teacher, teacher_seconds = get_teacher(args, data) if needed else (None, 0.0)
     torch.manual_seed(args.seed + 1)
@@ -698,14 +724,21 @@ def train_and_test(args, data, folder, about):
         result, logits, test, val = {}, {}, data["test"], data["val"]
         networks = {"teacher": teacher.network} if teacher else {}
         seen, taught = method.class_shares(), class_shares(data["train"], len(data.classes))
+        measured = {}  # two rules often choose the same epoch, which is measured once
         for name, network in (networks | method.reported | dict.fromkeys(states, student)).items():
             if name in states:  # the student is tested with the weights of each rule
                 put_back(network, states[name], folder)
+            twin = measured.setdefault(digest(network.state_dict()), name)
+            if twin != name:
+                result[name] = result[twin] | {"epoch": states.get(name, {}).get("epoch")}
+                logits |= {f"{name}{end}": logits[f"{twin}{end}"] for end in ("", "_val")}
+                continue
             shares = taught if name == "teacher" else seen
-            _, on_train = measure(network, data, "train", shares)
-            logits[f"{name}_val"], on_val = measure(network, data, "val", shares)
+            kept = teacher.folder if name == "teacher" else None
+            _, on_train = measure(network, data, "train", shares, 0, kept)
+            logits[f"{name}_val"], on_val = measure(network, data, "val", shares, 0, kept)
             draws = 100 if args.smoke else 1000
-            logits[name], on_test = measure(network, data, "test", shares, draws)
+            logits[name], on_test = measure(network, data, "test", shares, draws, kept)
             tensors = network.state_dict().values()
             result[name] = {
                 "epoch": states.get(name, {}).get("epoch"),
@@ -742,7 +775,7 @@ def train_and_test(args, data, folder, about):
         about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}
         weights = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
         weights |= {"network": student.name, "size": data.size, "class_shares": seen}
-        weights |= manual(args.dataset)
+        weights |= manual(args.dataset) | {"trained_on": name_codes(data["train"].ids)}
         weights["test"] = {k: {m: result[k]["test"][m] for m in metrics.SHOWN} for k in states}
         save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
@@ -756,6 +789,7 @@ def train_and_test(args, data, folder, about):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except (InputError, KeyboardInterrupt) as error:

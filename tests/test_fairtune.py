@@ -101,7 +101,7 @@ def test_an_undefined_objective_is_explained_before_any_trial(toy, tmp_path, mon
     with pytest.raises(InputError, match="auroc_gap is undefined.*group 1 has no sample"):
         fairtune.search(args, lonely, network())
     args.trials = 0
-    assert fairtune.search(args, lonely, network()) == ("1" * 12, args.lr, [])
+    assert fairtune.search(args, lonely, network()) == ("1" * 12, args.lr, [], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_without_a_source_it_learns_stars_first(pictures, tmp_path, size, capsys
 def test_named_masks_without_a_search(toy):
     for mask, bits in (("all", "1" * 12), ("none", "0" * 12), ("110000000001", "110000000001")):
         args = arguments(fairtune, "--mask", mask, "--trials", "0", "--lr", "0.001")
-        assert fairtune.search(args, toy, network()) == (bits, args.lr, [])
+        assert fairtune.search(args, toy, network()) == (bits, args.lr, [], 0.0)
 
 
 # ----- the search alone, with trials that train nothing -------------------------------------------
@@ -185,7 +185,8 @@ def settings(out, *flags, trials=12):
 
 def test_pruning_saves_epochs_and_the_best_is_the_best(toy, tmp_path, pretend):
     start = network()
-    bits, lr, trials = fairtune.search(settings(tmp_path), toy, start)
+    bits, lr, trials, earlier = fairtune.search(settings(tmp_path), toy, start)
+    assert earlier == 0
     ended = [trial for trial in trials if trial["state"] == "complete"]
     assert len(trials) == 12 and 0 < len(ended) < 12
     assert sum(len(trial["values"]) for trial in trials) < 12 * 6
@@ -195,7 +196,7 @@ def test_pruning_saves_epochs_and_the_best_is_the_best(toy, tmp_path, pretend):
     up = settings(tmp_path, "--objective", "auroc")
     assert cost(fairtune.search(up, toy, start)[1]) > cost(lr)  # what is larger is better here
     again = fairtune.search(settings(tmp_path), toy, start)
-    assert again == (bits, lr, trials)  # it is there: nothing is tried anew
+    assert again[:3] == (bits, lr, trials) and again[3] > 0  # it is there: nothing is tried anew
     other = copy.deepcopy(start)
     other.head.bias.data += 1  # another θ₀ is another search
     assert len(list(tmp_path.rglob("study.db"))) == 2
@@ -205,7 +206,7 @@ def test_pruning_saves_epochs_and_the_best_is_the_best(toy, tmp_path, pretend):
 
 def rates(out, data, *flags, trials):
     """log10 of the learning rates that the trials of a search had."""
-    _, _, tried = fairtune.search(settings(out, *flags, trials=trials), data, network())
+    _, _, tried, _ = fairtune.search(settings(out, *flags, trials=trials), data, network())
     return np.log10([trial["params"]["lr"] for trial in tried])
 
 
@@ -242,7 +243,7 @@ def test_a_trial_that_diverges_does_not_end_the_search(toy, tmp_path, monkeypatc
 
     monkeypatch.setattr(fairtune, "fit", diverging)
     calls, bad = [], (0, 3)
-    _, lr, trials = fairtune.search(settings(tmp_path, trials=5), toy, network())
+    _, lr, trials, _ = fairtune.search(settings(tmp_path, trials=5), toy, network())
     assert [t["values"] for t in trials].count([]) == 2 and trials[0]["state"] == "pruned"
     assert len(calls) == 5 and "trial 3 ends here: loss is nan" in capsys.readouterr().out
     calls, bad = [], range(9)
@@ -254,7 +255,8 @@ def test_a_search_that_stops_goes_on_with_the_same_trials(toy, tmp_path, monkeyp
     """An error in the fifth trial; the trial is repeated, and the end is that of an undisturbed
     search. With --restart all begins again."""
     start = network()
-    whole = fairtune.search(settings(tmp_path / "whole", trials=8), toy, start)
+    *whole, earlier = fairtune.search(settings(tmp_path / "whole", trials=8), toy, start)
+    assert earlier == 0
     calls = []
 
     def break_once(args, data, method, *more, **others):
@@ -267,10 +269,11 @@ def test_a_search_that_stops_goes_on_with_the_same_trials(toy, tmp_path, monkeyp
     args = settings(tmp_path / "broken", trials=8)
     with pytest.raises(MemoryError):
         fairtune.search(args, toy, start)
-    assert fairtune.search(args, toy, start) == whole
+    *again, earlier = fairtune.search(args, toy, start)
+    assert again == whole and earlier > 0
     assert calls[4] == calls[5] and len(calls) == 9
     args.restart = True
-    assert fairtune.search(args, toy, start) == whole and len(calls) == 17
+    assert [*fairtune.search(args, toy, start)] == [*whole, 0] and len(calls) == 17
 
 
 def search_slowly(folder, seconds, tell):
@@ -307,7 +310,7 @@ def test_two_processes_share_a_search_and_one_dies(originals, tmp_path):
     first.kill()
     tried += [ours.recv(), ours.recv()]
     second.join()
-    *tried, (_, _, trials) = tried
+    *tried, (_, _, trials, _) = tried
     draws = [label.split()[1] for label in tried]
     assert draws == ["1", "2", "3", "4", "5", "0"] and stuck.startswith("trial 0 ")
     assert len(trials) == 6 and len({trial["params"]["lr"] for trial in trials}) == 6

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import ckd
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import arguments, make_pictures
 from forked import Script, run_script, small
 
+import networks
 import predict
-from data import InputError, start_from
+from data import InputError
+from networks import start_from
 
 SMALL = small("ckd")
 needs_timm = pytest.mark.skipif(not find_spec("timm"), reason="timm is not installed")
@@ -87,8 +91,8 @@ def test_student_and_teacher_of_ones_own(folder, monkeypatch):
         ("nets.py:none", ["there is no network nets.py:none", "KeyError"]),
         ("none.py:tiny", ["there is no network none.py:tiny", "No such file"]),
         ("nets.py:number", ["nets.py:number cannot take pictures of 16 pixels"]),
-        ("nets.py:endless", ["it does not end in a linear layer"]),
-        ("nets.py:sideways", ["it does not end in a linear layer"]),
+        ("nets.py:endless", ["does not end in a linear layer"]),
+        ("nets.py:sideways", ["does not end in a linear layer"]),
         ("timm:no_such_network", ["there is no network timm:no_such_network", "package timm"]),
     ],
 )
@@ -141,7 +145,7 @@ def test_weights_by_name(tmp_path, capsys, wrap, prefix):
     start_from(ours.body, tmp_path / "w.pt")
     assert equal(source, ours)
     said = capsys.readouterr().out
-    assert "w.pt: 20 tensors taken by name, not used: fc.weight, fc.bias" in said
+    assert "w.pt: 20 of 20 tensors taken by name, not used: fc.weight, fc.bias" in said
 
 
 def test_weights_in_order(tmp_path, capsys):
@@ -157,20 +161,27 @@ def test_weights_in_order(tmp_path, capsys):
     for change in ({"layer 3": None}, {"layer 0": torch.zeros(2, 3, 5, 5)}):
         torch.save({k: v for k, v in (state | change).items() if v is not None}, tmp_path / "x.pth")
         ours = network(0)
-        with pytest.raises(InputError, match="x.pth is not for this network: 0 of 20 names agree"):
+        with pytest.raises(
+            InputError, match="x.pth is not for this network: 0 of 20 tensors agree"
+        ):
             start_from(ours.body, tmp_path / "x.pth")
         assert equal(before, ours)
 
 
-def test_a_part_of_the_names_is_not_enough(tmp_path):
-    """One missing tensor would keep random numbers, and nothing would show it."""
-    state = network(1).body.state_dict()
-    del state["0.1.weight"]
-    torch.save(state, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="19 of 20 names agree"):
+def test_a_part_of_the_names_is_not_enough(tmp_path, capsys):
+    """Tensors that are missing keep random numbers: a few are named, many are refused."""
+    state, lost = network(1).body.state_dict(), ["0.1.weight", "2.4.bias", "2.3.weight"]
+    for number, name in enumerate(lost):
+        del state[name]
+        torch.save(state, tmp_path / "w.pt")
+        if number < 2:
+            start_from(network(0).body, tmp_path / "w.pt")
+            said = f"{19 - number} of 20 tensors taken by name, left random: 0.1.weight"
+            assert said in capsys.readouterr().out
+    with pytest.raises(InputError, match="17 of 20 tensors agree in name and shape, and in order"):
         start_from(network(0).body, tmp_path / "w.pt")
     torch.save(network(1, "convnet4").body.state_dict(), tmp_path / "w.pt")
-    with pytest.raises(InputError, match="20 of 20 names agree, and 0.0.weight has another shape"):
+    with pytest.raises(InputError, match="and in order 0.0.weight has another shape"):
         start_from(network(0).body, tmp_path / "w.pt")
 
 
@@ -205,10 +216,176 @@ def test_published_weights_with_other_names(capsys):
     (path,) = Path(package).rglob("*.pth")
     args = arguments(ckd, "--dataset", "csv", "--image-size", "64", "--weights", str(path))
     body = ckd.Network(args, "timm:tf_efficientnet_lite0", 3).body
-    assert "245 tensors taken in order, not used: _fc.weight, _fc.bias" in capsys.readouterr().out
+    said = "245 of 245 tensors taken in order, not used: _fc.weight, _fc.bias"
+    assert said in capsys.readouterr().out
     state = torch.load(path, weights_only=True)
     assert torch.equal(body.conv_stem.weight, state["_conv_stem.weight"])
     assert torch.equal(body.bn2.running_var, state["_bn1.running_var"])  # the last one
+
+
+def started(name, *flags, size=32, classes=3):
+    """A network on pictures of a data set with these mean and deviation."""
+    args = arguments(ckd, "--dataset", "csv", "--image-size", str(size), *map(str, flags))
+    return ckd.Network(args, name, classes)
+
+
+class Pixels:
+    """What `expect` needs of a split."""
+
+    mean, std = torch.tensor([100.0, 120, 140])[:, None, None], torch.tensor([40.0, 50, 60])
+    std = std[:, None, None]
+
+
+@pytest.mark.parametrize("kind", ["imagenet", "half", "clip"])
+def test_statistics_belong_to_the_weights(kind):
+    """Pictures that our data set has normalised reach the body as its weights expect them."""
+    network = started("convnet2", "--statistics", kind).eval()
+    pixels = torch.randint(0, 256, (2, 3, 32, 32)).float()
+    ours = (pixels - Pixels.mean) / Pixels.std
+    assert network(ours)[0].isnan().all()  # nobody has said yet how `ours` are normalised
+    feats, _ = network.expect(Pixels)(ours)
+    mean, std = (torch.tensor(v)[:, None, None] for v in networks.STATISTICS[kind])
+    torch.testing.assert_close(feats, network.body((pixels / 255 - mean) / std), atol=1e-4, rtol=0)
+
+
+def test_usual_statistics(tmp_path):
+    """Without weights the data's; with them what the network's authors used, or ImageNet's."""
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    given = ["--weights", tmp_path / "w.pth"]
+    assert started("resnet18").statistics is None
+    assert started("resnet18", *given).statistics == networks.STATISTICS["imagenet"]
+    assert started("resnet18", *given, "--statistics", "data").statistics is None
+    assert "scale" not in started("convnet2").state_dict()
+
+
+def test_pictures_are_enlarged_for_a_network_of_another_size():
+    network, images = started("convnet2@64").eval(), torch.randn(2, 3, 32, 32)
+    larger = torch.nn.functional.interpolate(images, 64, mode="bilinear")
+    torch.testing.assert_close(network(images)[0], network.body(larger))
+    assert network.name == "convnet2@64"
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    "name, size, kind",
+    [
+        ("vit_base_patch32_clip_quickgelu_224.openai", 64, "clip"),  # BIRD's, at fewer patches
+        ("resnet50_clip.openai", 64, "clip"),
+        ("vit_tiny_patch16_224", 64, "half"),
+        ("vit_small_patch16_224.dino", 64, "imagenet"),
+    ],
+)
+def test_foundation_teachers_by_the_path_of_their_files(name, size, kind, tmp_path, capsys):
+    """Random weights of the published size in a file: nearly all must arrive, and act."""
+    timm = importlib.import_module("timm")
+    torch.manual_seed(3)
+    source = timm.create_model(name, num_classes=0)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    if name == "resnet50_clip.openai":  # its positions, in the last layer, fit one size alone
+        with pytest.raises(InputError, match="write NETWORK@224"):
+            started(f"timm:{name}", "--weights", tmp_path / "w.pt", size=size)
+        name += "@224"
+    network = started(f"timm:{name}", "--weights", tmp_path / "w.pt", size=size)
+    said = capsys.readouterr().out
+    total = len(networks.bare(source.state_dict()))
+    assert f"{total} of {total} tensors taken by name" in said and "random" not in said
+    for (key, ours), theirs in zip(network.body.state_dict().items(), source.state_dict().values()):
+        assert ours.shape != theirs.shape or torch.equal(ours, theirs), key
+    ours = [tuple(round(v, 4) for v in values) for values in network.statistics]
+    assert ours == [*networks.STATISTICS[kind]]
+    if "quickgelu" in name:  # its file fits the network with another GELU just as well
+        assert type(network.body.blocks[0].mlp.act).__name__ == "QuickGELU"
+    name = name.removesuffix("@224")
+    whole = started(f"timm:{name}@224", "--weights", tmp_path / "w.pt", size=size).expect(Pixels)
+    images = torch.randn(1, 3, size, size)
+    pixels = torch.nn.functional.interpolate(
+        images * whole.scale + whole.shift, 224, mode="bilinear"
+    )
+    with torch.no_grad():
+        expected = source.eval()(pixels)
+        torch.testing.assert_close(whole.eval()(images)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_timm
+def test_a_foreign_file_is_refused_where_timm_would_take_it(tmp_path):
+    """timm loads it with strict=False, warns in a log, and answers at random."""
+    timm = importlib.import_module("timm")
+    state = {f"x.{k}": v for k, v in timm.create_model("resnet10t").state_dict().items()}
+    torch.save(dict(reversed(state.items())), tmp_path / "w.pt")
+    with pytest.raises(InputError, match="is not for this network: 0 of "):
+        started("timm:resnet10t", "--weights", tmp_path / "w.pt")
+
+
+@pytest.mark.skipif(not find_spec("transformers"), reason="transformers is not installed")
+def test_flava_by_the_path_of_its_file(tmp_path, capsys):
+    """Its feature is the first token; its file holds text and image encoders."""
+    transformers = importlib.import_module("transformers")
+    torch.manual_seed(3)
+    source = transformers.FlavaImageModel(transformers.FlavaImageConfig()).eval()
+    state = {f"flava.image_model.{k}": v for k, v in source.state_dict().items()}
+    torch.save(state | {"flava.text_model.x": torch.zeros(3)}, tmp_path / "pytorch_model.bin")
+    flags = ["--weights", tmp_path / "pytorch_model.bin"]
+    network = started("flava@224", *flags, size=64).expect(Pixels).eval()
+    said = capsys.readouterr().out
+    assert "tensors taken by name, not used: pooler.dense.weight" in said and "random" not in said
+    assert network.statistics == networks.STATISTICS["clip"] and network.head.in_features == 768
+    images = torch.randn(1, 3, 64, 64)
+    pixels = torch.nn.functional.interpolate(
+        images * network.scale + network.shift, 224, mode="bilinear"
+    )
+    with torch.no_grad():
+        expected = source(pixels).last_hidden_state[:, 0]
+        torch.testing.assert_close(network(images)[0], expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="write flava@224"):
+        started("flava", size=64)
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "flava@224"])
+def test_a_missing_package_is_named(name, monkeypatch):
+    for package in ("timm", "transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match="timm" if "timm" in name else "transformers"):
+        started(name)
+
+
+def test_a_teacher_of_which_the_head_is_trained(folder, monkeypatch):
+    """Its body keeps the weights of its file; its features are computed once for all seeds."""
+    first, _, _ = run(folder)
+    (teacher,) = folder.glob("runs/smoke/csv/teachers/*/teacher.pt")
+    shutil.copy(teacher, folder / "mine.pt")
+    flags = ["--teacher-train", "head", "--teacher-weights", "mine.pt", "--teacher-sees", "picture"]
+    run(folder, *flags)
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("frozen/features-*.pt")}
+    assert len(kept) == 3
+    run(folder, *flags, "--seed", "1")
+    run(folder, *flags, script="rkd")
+    again = {path: path.stat().st_mtime_ns for path in folder.rglob("frozen/features-*.pt")}
+    assert again == kept and not list(folder.rglob("frozen/epoch-*"))
+    source = torch.load(folder / "mine.pt", weights_only=True)["state"]
+    heads = []
+    for path in {*folder.glob("runs/smoke/csv/teachers/*/teacher.pt")} - {teacher}:
+        state = torch.load(path, weights_only=True)["state"]
+        body = [k for k in state if k.startswith("body.") and not k.endswith("tracked")]
+        assert body and all(torch.equal(state[k], source[k]) for k in body)
+        heads.append(state["head.weight"])
+    assert len(heads) == 2 and not torch.equal(heads[0], source["head.weight"])
+    torch.testing.assert_close(*heads, atol=0.02, rtol=0.02)  # one optimum for both seeds
+
+
+def test_a_trained_head_is_scikit_learns(toy):
+    """Logistic regression on the features, with the same penalty."""
+    linear_model = importlib.import_module("sklearn.linear_model")
+    args = arguments(ckd)
+    torch.manual_seed(0)
+    teacher = ckd.Network(args, "convnet4", 6).eval()
+    split = toy["train"]
+    ckd.fit_head(teacher, split, None, 0.01)
+    with torch.no_grad():
+        feats, logits = ckd.outputs(teacher, split)
+    theirs = linear_model.LogisticRegression(C=1 / (0.01 * len(split)), max_iter=2000, tol=1e-8)
+    theirs.fit(feats.numpy(), split.labels.numpy())
+    ours = logits.softmax(1).numpy()
+    np.testing.assert_allclose(ours, theirs.predict_proba(feats.numpy()), atol=0.01)
 
 
 def test_a_run_starts_from_weights(folder, monkeypatch):
@@ -218,8 +395,8 @@ def test_a_run_starts_from_weights(folder, monkeypatch):
     (teacher,) = folder.glob("runs/smoke/csv/teachers/*/teacher.pt")
     flags = ["--weights", "mine.pt", "--lr", "1e-9", "--teacher-weights", teacher]
     second, _, printed = run(folder, *flags)
-    assert "mine.pt: 20 tensors taken by name, not used: head.weight, head.bias" in printed
-    assert "teacher.pt: 20 tensors taken by name" in printed
+    assert "mine.pt: 20 of 20 tensors taken by name, not used: head.weight" in printed
+    assert "teacher.pt: 20 of 20 tensors taken by name" in printed
     states = [
         torch.load(p / "student.pt", weights_only=True)["states"]["last"] for p in (first, second)
     ]
@@ -239,8 +416,6 @@ def test_a_run_starts_from_weights(folder, monkeypatch):
 
 def test_weights_for_a_small_resnet_keep_its_first_layer(tmp_path):
     """ImageNet's stem is kept where weights for it are given, as with --pretrained."""
-    import torchvision
-
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
     flags = ["--dataset", "csv", "--image-size", "32", "--weights", str(tmp_path / "w.pth")]
     assert ckd.Network(arguments(ckd, *flags), "resnet18", 3).body.conv1.stride == (2, 2)

@@ -20,6 +20,7 @@ import torch
 import torchvision
 from forked import ROOT, SCRIPTS, SERVER, DeathAtEachFile, FullFrom, Script, run_script, small
 
+import networks
 from data import InputError
 
 kill = pytest.importorskip("kill", reason="this system cannot fork")
@@ -401,7 +402,7 @@ def weights(tmp_path, monkeypatch):
 
 
 def downloaded():
-    return importlib.import_module("ckd").torchvision_network("shufflenet_v2_x0_5", 64, True)
+    return networks.of_torchvision("shufflenet_v2_x0_5", 64, True, True)
 
 
 @pytest.mark.parametrize("damage", ["code", "cut", "empty", "text", "another network's"])

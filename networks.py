@@ -1,0 +1,255 @@
+"""Where networks come from, and how they start from weights that others have trained.
+
+A script makes a classifier, with features and logits, out of a body: pictures (B, 3, H, H) to
+features. Which bodies there are matters to no method, so that they stand apart:
+
+    convnet8, convnet16 ...    tiny ones of this file, for small pictures on a CPU
+    resnet18, vit_b_16 ...     of torchvision
+    timm:NAME                  of timm, where this package is installed
+    flava                      FLAVA's image encoder, where transformers is installed
+    FILE.py:FUNCTION           yours: FUNCTION(pixels a side) makes a classifier
+
+NAME@224 sees pictures enlarged to 224 pixels a side.
+"""
+
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data import InputError, near
+
+## Mean and deviation of red, green and blue, from 0 to 1. They belong to weights, not to a network:
+## one network has weights from people who used others, and answers worse where they are mixed up.
+STATISTICS = {
+    "data": None,  # those of the training pictures, as everywhere in these scripts
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+# ===== BODIES =====================================================================================
+
+
+def convnet(width):
+    """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions.
+
+    Pictures (B, 3, H, H) to (B, 1): like all bodies it gets another last layer in `body`.
+    """
+    stages, inputs = [], 3
+    for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
+        stage = []
+        for _ in range(depth):
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            inputs = outputs
+        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
+
+
+def flava(size):
+    """FLAVA's image encoder: (B, 3, 224, 224) to its first token, (B, 768), and then (B, 1)."""
+    if size != 224:
+        raise TypeError("it has positions for 224: write flava@224, which enlarges pictures")
+    from transformers import FlavaImageConfig, FlavaImageModel  # a package that few need
+
+    class FirstToken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = FlavaImageModel(FlavaImageConfig(), add_pooling_layer=False)
+            self.last = nn.Linear(768, 1)
+
+        def forward(self, images):
+            ## Its "pooler_output" would not be this token: it went through a layer and tanh.
+            return self.last(self.model(images).last_hidden_state[:, 0])
+
+    return FirstToken()
+
+
+OWN = {"flava": flava}  # {name: function of the pixels a side}: scripts may add some
+
+
+def first_line(error):
+    """The first line of what an error says, without the codes that make text bold."""
+    return re.sub("\x1b\\[\\d+m", "", str(error)).partition("\n")[0]
+
+
+def other(name, size, pretrained):
+    """timm:NAME, without its last layer, or what FUNCTION of FILE.py:FUNCTION makes of `size`."""
+    where, _, what = name.rpartition(":")
+    try:
+        if where != "timm":
+            sys.path.append(str(Path(where).resolve().parent))  # it may import its neighbours
+            return runpy.run_path(where)[what](size)
+        import timm  # a package that few need
+
+        try:  # transformers are built for one size
+            return timm.create_model(what, pretrained, num_classes=0, img_size=size)
+        except TypeError:
+            return timm.create_model(what, pretrained, num_classes=0)
+    except Exception as error:  # no such file, function, package or connection; an error in a file
+        raise InputError(
+            f"there is no network {name} ({type(error).__name__}: {first_line(error)}): it is "
+            "timm:NAME, where the package timm is installed, or FILE.py:FUNCTION, which is called "
+            "with the number of pixels a side"
+        ) from None
+
+
+def of_torchvision(name, size, started, pretrained):
+    """A classifier of torchvision: `started`, built as those with weights are; with its own."""
+    import torchvision  # takes 1.6 seconds, longer than all other imports: only where it is needed
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        similar = near(name, [*known, *OWN, "convnet8", "convnet32"], 0.3)
+        raise InputError(f"no network is called {name!r}: did you mean {similar}?")
+    sized = {"image_size": size} if name.startswith("vit_") else {}
+    ## A file of weights may hold code, which loading it would run. This forbids that.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    weights = "DEFAULT" if pretrained else None
+    try:
+        net = torchvision.models.get_model(name, weights=weights, **sized)
+    except Exception as error:  # no connection; a size that the weights are not for; a bad file
+        if not weights:
+            raise
+        reason = (str(error) or "their file is empty: delete it").partition("\n")[0]
+        raise InputError(
+            f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
+            f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
+        ) from None
+    if name.startswith("resnet") and size <= 32 and not started:
+        ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    if name.startswith("squeezenet"):  # its classifier is a convolution, we need a linear layer
+        net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
+    if getattr(net, "transform_input", False):  # its own normalisation beside ours
+        net.transform_input = False
+    if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
+        net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
+    return net
+
+
+def body(name, size, started=False, pretrained=False):
+    """A network without its last layer: pictures (B, 3, size, size) to features (B, D); and D.
+
+    started       whether it will have weights that others trained, `pretrained` or from a file
+    pretrained    with those that torchvision or timm fetch
+    Raises InputError where there is no such network, or where it cannot take such pictures.
+    """
+    width = name.removeprefix("convnet")
+    try:
+        if name in OWN:
+            net = OWN[name](size)
+        elif width != name and width.isdecimal() and int(width):
+            net = convnet(int(width))
+        elif ":" in name:
+            net = other(name, size, pretrained)
+        else:
+            net = of_torchvision(name, size, started, pretrained)
+        black, timm = torch.zeros(1, 3, size, size), name.startswith("timm:")
+        with torch.no_grad():
+            feats = net.eval()(black)
+            modules = [] if timm else net.named_modules()
+            linear = [(where, m) for where, m in modules if isinstance(m, nn.Linear)]
+            if linear:
+                where, last = linear[-1]  # whose place is taken by the script's head
+                net.set_submodule(where, nn.Identity())
+                logits, feats = feats, net(black)
+            if not timm and not (linear and torch.allclose(last(feats), logits)):
+                raise InputError(
+                    f"{name} does not end in a linear layer, of which the features could be taken: "
+                    "let its FUNCTION return a classifier without softmax"
+                )
+    except (RuntimeError, AssertionError, AttributeError, TypeError, ImportError) as error:
+        raise InputError(  # too small, or no multiple of its patches, or no classifier
+            f"{name} cannot take pictures of {size} pixels a side ({first_line(error)}): choose "
+            f"another network or --image-size, or {name}@224, which enlarges them"
+        ) from None
+    return net, feats.flatten(1).shape[1]
+
+
+# ===== WEIGHTS ====================================================================================
+
+
+def usual_statistics(name, net):
+    """Mean and deviation of the pixels that the weights of others expect, or None: the data's."""
+    if name.startswith(("convnet", "vit_tiny")):  # nobody else has weights for these
+        return None
+    known = getattr(net, "pretrained_cfg", {})  # timm's networks have one
+    usual = STATISTICS["clip" if name.startswith("flava") else "imagenet"]
+    return (tuple(known["mean"]), tuple(known["std"])) if known else usual
+
+
+def resampled(state, net):
+    """A state_dict for timm's `net`, with positions for its number of patches; others as it is.
+
+    timm's networks also know the names that others use, such as CLIP's authors.
+    """
+    own = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    return own(state, net) if own else state
+
+
+def tensors_of(path, net):
+    """{name: tensor} in the file `path`, as `net` would name them if it came from its authors."""
+    try:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file  # a package that few need
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        for key in "state_dict_ema state_dict model state states last".split():  # who wraps them
+            inner = content.get(key)
+            content = inner if isinstance(inner, dict) else content
+        return resampled({k: v for k, v in content.items() if torch.is_tensor(v)}, net)
+    except Exception as error:  # no file, no package, a damaged file, code in it
+        raise InputError(
+            f"{path} gives no weights ({type(error).__name__}: {first_line(error)}): it must be a "
+            "file of tensors by name, .pt, .pth or .safetensors"
+        ) from None
+
+
+def bare(state):
+    """{name: tensor} without the prefixes that programs put before names, and without counters."""
+    prefix = re.compile(r"^((module|model|_orig_mod|backbone|body|flava|image_model)\.)+")
+    pairs = [(prefix.sub("", name), tensor) for name, tensor in state.items()]
+    return {name: tensor for name, tensor in pairs if not name.endswith("num_batches_tracked")}
+
+
+def start_from(net, path):
+    """Give the body `net` the weights in a file that others made, and say what was taken.
+
+    They are taken by name, if nine in ten of the network's tensors are there, or else in order, if
+    the shapes of all agree, which finds a network that only names its parts otherwise. With fewer
+    it would start from random numbers, and nothing would show it. Raises InputError.
+    """
+    own, given = bare(net.state_dict()), bare(tensors_of(path, net))
+    named = [k for k in own if k in given and given[k].shape == own[k].shape]
+    if len(named) >= 0.9 * len(own):
+        for name in (own.keys() & given.keys()) - {*named}:  # such as positions of fewer patches
+            raise InputError(
+                f"{path}: {name} is {[*given[name].shape]}, but {[*own[name].shape]} here: the "
+                "weights are for pictures of another size, such as 224: write NETWORK@224"
+            )
+        how, taken = "by name", {k: given[k] for k in named}
+        unused = [k for k in given if k not in taken]
+    else:
+        how, taken, unused = "in order", dict(zip(own, given.values())), [*given][len(own) :]
+        wrong = [k for k in own if k not in taken or taken[k].shape != own[k].shape]
+        if wrong:
+            raise InputError(
+                f"{path} is not for this network: {len(named)} of {len(own)} tensors agree in name "
+                f"and shape, and in order {wrong[0]} has another shape or is missing; the network "
+                f"begins with {', '.join([*own][:2])}, the file with "
+                f"{', '.join([*given][:2]) or 'nothing'}"
+            )
+    for name, tensor in taken.items():
+        own[name].copy_(tensor)
+    random = [k for k in own if k not in taken]
+    for what, names in (("not used", unused), ("left random", random)):
+        how += f", {what}: {', '.join(names[:4])}{' ...' if names[4:] else ''}" if names else ""
+    print(f"{path}: {len(taken)} of {len(own)} tensors taken {how}")
