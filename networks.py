@@ -99,14 +99,33 @@ def other(name, size, pretrained):
         ) from None
 
 
+def refuse_unknown(networks, files):
+    """Raise InputError where a name is of no network or a file is not there.
+
+    Nothing is built, so that it can be said before pictures are read.
+    """
+    for name in networks:
+        name = re.sub(r"@\d+$", "", name)
+        module = name.rpartition(":")[0]
+        if module not in ("", "timm") and not Path(module).is_file():
+            raise InputError(f"there is no network {name} (No such file): it is FILE.py:FUNCTION")
+        if not module and name not in OWN and not re.fullmatch(r"convnet[1-9]\d*", name):
+            import torchvision  # takes 1.6 seconds, longer than all others: only where needed
+
+            known = torchvision.models.list_models(module=torchvision.models)
+            if name not in known:
+                similar = near(name, [*known, *OWN, "convnet8", "convnet32"], 0.3)
+                raise InputError(f"no network is called {name!r}: did you mean {similar}?")
+    for file in filter(None, files):
+        if not Path(file).is_file():
+            raise InputError(f"{file} gives no weights: there is no such file")
+
+
 def of_torchvision(name, size, started, pretrained):
     """A classifier of torchvision: `started`, built as those with weights are; with its own."""
-    import torchvision  # takes 1.6 seconds, longer than all other imports: only where it is needed
+    import torchvision
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        similar = near(name, [*known, *OWN, "convnet8", "convnet32"], 0.3)
-        raise InputError(f"no network is called {name!r}: did you mean {similar}?")
+    refuse_unknown([name], [])
     sized = {"image_size": size} if name.startswith("vit_") else {}
     ## A file of weights may hold code, which loading it would run. This forbids that.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"

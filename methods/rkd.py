@@ -671,6 +671,7 @@ def main():
         raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
     if args.log and not find_spec(args.log):
         raise InputError(f"--log {args.log} needs the package {args.log}: install it")
+    networks.refuse_unknown([args.teacher, args.student], [args.teacher_weights, args.weights])
     data = load_pictures(args)
     settle(args, len(data.classes))
     print(data.describe())
@@ -701,7 +702,8 @@ def main():
     columns = {name: model["test"] for name, model in models.items()}
     print(metrics.show(columns, result["classes"], result["group_names"]))
     fitted = [f"{name} {m['train']['worst_cell_corrected']:.1%}" for name, m in models.items()]
-    print("recall of the worst class x group cell of the training pictures:", ", ".join(fitted))
+    where = "the worst class x group cell of the training pictures"
+    print(f"corrected recall of {where}:", ", ".join(fitted))
 
 
 def train_and_test(args, data, folder, about):

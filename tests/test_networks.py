@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 import torchvision
 from conftest import arguments, make_pictures
-from forked import Script, run_script, small
+from forked import ROOT, Script, run_script, small
 
 import networks
 import predict
@@ -102,6 +104,26 @@ def test_what_is_no_network_is_said(folder, monkeypatch, name, words):
     with pytest.raises(InputError) as error:
         ckd.Network(args, name, 3)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--student", "resnt18"], "no network is called 'resnt18': did you mean resnet18"),
+        (["--teacher", "resnt18", "--alpha", "0"], "no network is called 'resnt18'"),
+        (["--student", "none.py:tiny"], "no network none.py:tiny"),
+        (["--weights", "none.pt"], "none.pt gives no weights"),
+        (["--teacher-weights", "none.pt"], "none.pt gives no weights"),
+    ],
+)
+def test_names_are_checked_before_pictures_are_read(folder, flags, words):
+    assert words in sentence(folder, *flags) and not (folder / "runs").exists()
+
+
+def test_a_network_of_ones_own_may_import_its_neighbours(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "more.py").write_text("from nets import tiny\n")
+    assert started("more.py:tiny").head.in_features == 4
 
 
 @needs_timm
@@ -475,6 +497,39 @@ def test_control_c_is_one_line_and_nothing_is_lost(folder):
         )
     done = run_script("ckd", *SMALL, cwd=folder)
     assert done.returncode == 0 and "teacher 1/" not in done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not show maps")
+def test_control_c_during_the_imports_is_silent(folder):
+    """They take seconds, before there is anything that could be lost or said."""
+    command = [sys.executable, ROOT / "methods" / "ckd.py", *SMALL]
+    started = subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True)
+    while "libtorch" not in Path(f"/proc/{started.pid}/maps").read_text():
+        time.sleep(0.005)
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate()
+    assert started.returncode == -signal.SIGINT and out == err == ""
+
+
+# ----- where the epochs are written ---------------------------------------------------------------
+@pytest.mark.skipif(not find_spec("tensorboard"), reason="tensorboard is not installed")
+def test_epochs_for_tensorboard(folder):
+    path, result, _ = run(folder, "--log", "tensorboard")
+    reader = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(path))
+    events.Reload()
+    assert {"loss", "loss_kd", "val auroc", "val mean_deo"} <= {*events.Tags()["scalars"]}
+    losses = [(event.step, event.value) for event in events.Scalars("loss")]
+    expected = [(epoch["epoch"] + 1, epoch["loss"]) for epoch in result["log"]]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    assert "log" not in result["settings"]
+
+
+def test_without_tensorboard_a_sentence_names_it(monkeypatch):
+    monkeypatch.setattr(ckd, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["ckd.py", "--smoke", "--log", "tensorboard"])
+    with pytest.raises(InputError, match="needs the package tensorboard: install it"):
+        ckd.main()
 
 
 # ----- files of another kind ----------------------------------------------------------------------
