@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -35,8 +36,10 @@ from data import (
     restore,
     save,
 )
+from datasets._tables import is_number
 
-CACHE_VERSION = 2  # raised when pictures are decoded differently, so that old files are not used
+WHITE = "level that is white, of grey of more than 8 bits"  # a note, which predict.py needs, too
+CACHE_VERSION = 3  # raised when pictures are decoded differently, so that old files are not used
 
 # ===== TABLES, AND WHAT READERS NEED ==============================================================
 
@@ -98,7 +101,8 @@ class Table:
                     fault += f"and test have {', '.join(told)}): merge it with another {kind}, or "
                     fault += "leave it out"
                     if what[0].isdigit() and len(names) > 4:
-                        fault += ", or make bins, such as age:18,40"
+                        fault += ", or make bins, such as "
+                        fault += "age:18,40" if is_number(what) else "date:2019 (2021-06-30)"
             if len(names) == 1:
                 fault = f"{name} has the {kind} {names[0]!r} alone: it takes two"
         if fault:
@@ -175,30 +179,42 @@ def in_grey(images):
     return np.repeat(luma[..., None].astype(np.uint8), 3, axis=-1)
 
 
-def grey_levels(pixels):
-    """Grey of 16 or 32 bits or of floats (H, W) as 8 bits: black is 0, and white the end of the
-    smallest usual range that holds the picture: 1 (of floats), 8, 12 or 16 bits.
-
-    Otherwise 12 bits stored in 16 would be nearly black, and floats from 0 to 1 quite.
-    """
+def grey_range(pixels):
+    """The end of the smallest usual range that holds a grey picture (H, W) of more than 8 bits: 1
+    (of floats), 8, 12 or 16 bits."""
     floats = np.issubdtype(pixels.dtype, np.floating)
     for most in (1, 255, 4095, 65535)[not floats :]:
         if pixels.min() >= 0 and pixels.max() <= most:
-            return Image.fromarray((pixels * (255 / most)).round().astype(np.uint8))
+            return most
     raise ValueError(
         f"its grey goes from {pixels.min():g} to {pixels.max():g}: save it with 8 or 16 bits"
     )
 
 
-def decode(file, size, box=None, grey=False):
+def decode(file, size, box=None, grey=False, white=None, ranges=None):
     """One picture as (size, size, 3) uint8: upright, RGB, the centre square, antialiased.
 
-    box: (left, top, right, bottom), to see only that part of it; grey: without its colours.
+    box     (left, top, right, bottom), to see only that part of it
+    grey    without its colours
+    white   the level that becomes 255 in grey of more than 8 bits; None: the end of its own range,
+            so that 12 bits stored in 16 are not nearly black
+    ranges  a dict, in which such grey notes {file: (the end of its own range, its brightest level)}
     """
     with Image.open(file) as image:
+        bits = getattr(image, "tag_v2", {}).get(258, [8])  # of a TIFF
+        deep = max(bits) > 8 or re.search(";16[BLN]", str(image.tile))  # how Pillow unpacks it
+        if deep and image.mode[0] not in "IF":
+            raise ValueError("it has 16 bits for each colour, of which 8 are lost: save it with 8")
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":  # convert() would clip nearly all to white, or to black
-            image = grey_levels(np.asarray(image))
+            pixels = np.asarray(image)
+            own = grey_range(pixels)
+            if white and own > white:
+                raise ValueError(f"its grey goes up to {pixels.max():g}, where {white} is white")
+            if ranges is not None:
+                ranges[file] = own, float(pixels.max())
+            levels = (pixels * (255 / (white or own))).round()
+            image = Image.fromarray(levels.astype(np.uint8))
         if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
             ## Below what is transparent any colours can be hidden, which nobody meant to show.
             image = image.convert("RGBA")
@@ -220,8 +236,9 @@ def refuse_faults(faults, total, skip_bad, what="pictures cannot be read", advic
 
 def decode_into(path, table, views, shape, skip_bad):
     """Decode all pictures of a table into the file `path`, and write into a .json beside it which
-    could not be read {id: why} and which have nearly one colour."""
-    start, faults, flat = time.time(), {}, []
+    could not be read {id: why}, which have nearly one colour, and of grey of more than 8 bits the
+    level that became white, one for all, and the brightest one: [white, brightest]."""
+    start, faults, flat, ranges, grey = time.time(), {}, set(), {}, None
     with replacing(path) as temporary:
         images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
@@ -230,37 +247,45 @@ def decode_into(path, table, views, shape, skip_bad):
             with open(temporary, "rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
 
-        def decode_one(n):
+        def decode_one(n, white=None):
             try:
-                images[n] = decode(table.files[n], shape[1], *views[n])
+                more = {"white": white, "ranges": ranges}
+                images[n] = decode(table.files[n], shape[1], *views[n], **more)
             except FileNotFoundError:
                 return  # known before, and left out
             except Exception as error:  # decoders raise all kinds of errors
                 faults[table.ids[n]] = str(error)
             else:
-                if np.ptp(images[n], axis=(0, 1)).max() < 8:
-                    flat.append(table.ids[n])
+                one_colour = np.ptp(images[n], axis=(0, 1)).max() < 8
+                (flat.add if one_colour else flat.discard)(table.ids[n])
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = pool.map(decode_one, range(len(images)))
             list(tqdm(decoded, "decoding", len(images), leave=False, disable=None))
+            if ranges:  # one white for all: a bright pixel must not make one picture darker
+                grey = white, _ = np.max([*ranges.values()], axis=0).tolist()
+                darker = [n for n, f in enumerate(table.files) if ranges.get(f, grey)[0] < white]
+                list(pool.map(lambda n: decode_one(n, white), darker))
         images.flush()
         refuse_faults(faults, len(images), skip_bad)  # not kept: it may be the disk that failed
-        save(path.with_suffix(".json"), json.dumps({"faults": faults, "flat": sorted(flat)}))
+        found = {"faults": faults, "flat": sorted(flat), "grey": grey}
+        save(path.with_suffix(".json"), json.dumps(found))
     print(f"decoded {len(images)} pictures in {time.time() - start:.1f} s into {path}")
 
 
 def decode_all(table, size, folder, skip_bad, source=""):
     """All pictures of a table, memory-mapped (N, size, size, 3) uint8; what cannot be read, {id:
-    why}; and the ids of those that have nearly one colour.
+    why}; the ids of those that have nearly one colour; and, where grey has more than 8 bits, which
+    level is white and the brightest one.
 
     They are decoded once. The name of the file that keeps them depends on the pictures' names, file
-    sizes and times of change, on `size`, the table's views and CACHE_VERSION; it appears only when
-    complete. An older file of the same `source` and size is removed.
+    sizes and times of change (mtime, which cp -p keeps, and ctime), on `size`, the table's views
+    and CACHE_VERSION; it appears only when complete. An older file of the same `source` and size is
+    removed.
     Raises InputError, which names a picture that cannot be read, unless `skip_bad`.
     """
     stats = [os.stat(f) if os.path.isfile(f) else None for f in table.files]
-    stamps = [[s.st_size, s.st_mtime_ns] if s else None for s in stats]
+    stamps = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns] if s else None for s in stats]
     views, shape = table.views or [()] * len(stats), (len(stats), size, size, 3)
     key = json.dumps([CACHE_VERSION, size, table.ids, stamps] + ([views] if table.views else []))
     start = Path(folder) / f"decoded-{size}px-{source}"
@@ -277,14 +302,15 @@ def decode_all(table, size, folder, skip_bad, source=""):
             images = np.lib.format.open_memmap(path, "c")  # torch wants to write, the file stays
             if images.shape != shape or images.dtype != np.uint8:
                 raise ValueError(f"it holds {images.dtype} {images.shape}")
-            if not {*found["faults"], *found["flat"]} <= set(table.ids):
+            faults, flat, grey = (found[name] for name in ("faults", "flat", "grey"))
+            if not {*faults, *flat} <= set(table.ids):
                 raise ValueError("the list of faults beside it names other pictures")
         except (OSError, EOFError, ValueError, TypeError, KeyError) as error:  # cut, or not ours
             raise InputError(
                 f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
             ) from None
-    refuse_faults(found["faults"], len(images), skip_bad)
-    return images, found["faults"], found["flat"]
+    refuse_faults(faults, len(images), skip_bad)
+    return images, faults, flat, grey
 
 
 # ===== FROM A FOLDER TO A TABLE WITH PICTURES =====================================================
@@ -349,10 +375,12 @@ def read_table(
         ## One file of pixels for each folder of pictures; that of a quick try is another one.
         source = f"{name}-{'smoke-' * smoke}{digest(os.path.normpath(root))}-"
         cache = Path(out) / "decoded"
-        table.images, faults, flat = decode_all(table, size, cache, skip_bad, source)
+        table.images, faults, flat, grey = decode_all(table, size, cache, skip_bad, source)
         table.leave_out("unreadable", faults)
         if flat:
             table.notes["pictures of nearly one colour"] = flat
+        if grey:
+            table.notes[WHITE], table.notes["the brightest level of these pictures"] = grey
         table.refuse_gaps(name)
     elif size != table.images.shape[1]:
         side = table.images.shape[1]

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from csv import DictReader, Error  # not "import csv": datasets.csv is a module of this folder
+from pathlib import Path
 
 import numpy as np
 
@@ -23,15 +24,37 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 def missing(text):
-    """Does a cell of a table say that its value is not known?"""
-    return text.strip().casefold() in "|?|na|n/a|<na>|nan|none|null|unknown".split("|")
+    """Does a cell of a table say that its value is not known? #N/A, N.A., <NA>, ? and - do, too."""
+    word = re.sub(r"[ .?/#<>_-]", "", text.casefold())
+    return word in ("", *"na nan nat none null unk unknown missing notknown".split())
 
 
-def require(path, header, columns):
-    """Raise InputError unless all `columns` are in the header of the table `path`."""
+def letters(name):
+    """The name of a column without capitals, spaces and signs: Patient-ID is patientid."""
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+SUBJECTS = "subject subj patient pat participant person individual identity pid mrn case studyid"
+SUBJECTS = [*SUBJECTS.split(), "lesion"]
+
+
+def subject_column(header):
+    """The first column called like one of SUBJECTS, as patient_id, Pat.-Nr. or anon_patient_id are,
+    or None."""
+    names = {letters(name): name for name in reversed(header)}
+    stems = {re.sub("^anon|(id|number|no|nr|code)$", "", name): c for name, c in names.items()}
+    return next((c for s in SUBJECTS for c in (names.get(s), stems.get(s)) if c), None)
+
+
+def require(path, header, columns, flag=""):
+    """Raise InputError unless all `columns` are in the header of the table `path`.
+
+    flag: the setting by which another column can be named.
+    """
     for column in [column for column in columns if column not in header]:
         known = ", ".join(filter(None, header))
-        raise InputError(f"{path} has no column {column!r}: choose or write one, it has {known}")
+        advice = f"choose one with {flag} or write it" if flag else "choose or write one"
+        raise InputError(f"{path} has no column {column!r}: {advice}, it has {known}")
 
 
 def refuse_repeated(path, names):
@@ -41,38 +64,51 @@ def refuse_repeated(path, names):
         raise InputError(f"{path} names '{name}' {n} times: keep one row for each picture")
 
 
-def read_rows(path, columns, renamed=None, unique=True):
+COMMA = re.compile(r"^(-?\d*),(\d+([eE][-+]?\d+)?)$", re.ASCII)  # a number as in 0,5
+
+
+def read_rows(path, columns, renamed=None, unique=True, flag=""):
     """{line: row} of a table with a header; rows are dicts of texts without spaces around them.
 
-    Commas, semicolons or tabs, with or without a BOM, "sep=;" and empty rows. Names of columns are
-    made lower case, and those in `renamed` {theirs: ours} replaced. Raises InputError unless all
-    `columns` are there and, if `unique`, the first of them names each row once.
+    Commas, semicolons, tabs or |, with or without a BOM, "sep=;" and empty rows. Where cells end in
+    semicolons, numbers have a comma, 0,5, which becomes a point. Names of columns are made lower
+    case, and those in `renamed` {theirs: ours} replaced. Raises InputError unless all `columns` are
+    there and, if `unique`, the first of them names each row once.
     """
-    rows = {}
+    rows, before = {}, 0
+    if Path(path).suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise InputError(f"{path} is a spreadsheet: save it as CSV (UTF-8), and pass that")
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            delimiter = max("\t;,", key=first.count)
-            if first.startswith("sep="):  # a line that Excel writes and reads
-                delimiter = first[4]
+            start, first = file.tell(), file.readline()
+            while first and not first.strip():
+                start, first, before = file.tell(), file.readline(), before + 1
+            delimiter = max("\t;,|", key=first.count)
+            if told := re.match('"?sep=(.)', first, re.I):  # a line that Excel writes and reads
+                delimiter, before = told[1], before + 1
             else:
-                file.seek(0)
+                file.seek(start)
             reader = DictReader(file, delimiter=delimiter)
             header = [name.strip().lower() for name in reader.fieldnames or ["nothing"]]
             header = [(renamed or {}).get(name, name) for name in header]
             twice = {name for name in header if name and header.count(name) > 1}
             if twice:
                 raise InputError(f"{path} has two columns {min(twice)!r}: rename or remove one")
-            require(path, header, columns)
+            require(path, header, columns, flag)
             reader.fieldnames, last = header, reader.line_num
             for row in reader:  # one can have several lines; it is named by its first
-                line, last, more = last + 1, reader.line_num, row.pop(None, [])
+                line, last, more = before + last + 1, reader.line_num, row.pop(None, [])
                 if not any(text and text.strip() for text in [*row.values(), *more]):
                     continue  # an empty row, as at the end of many exports
                 if any(more) or any(text is None for name, text in row.items() if name):
                     few = "more" if any(more) else "fewer"
                     raise InputError(f"{path}, line {line}: {few} fields than the header has names")
-                rows[line] = {name: (text or "").strip() for name, text in row.items()}
+                row = {name: (text or "").strip() for name, text in row.items()}
+                if delimiter == ";":
+                    row = {name: COMMA.sub(r"\1.\2", text) for name, text in row.items()}
+                rows[line] = row
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: look at the table's name and folder") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): make it readable") from None
     except UnicodeDecodeError:
@@ -97,6 +133,11 @@ def is_number(text):
     return re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", text, re.ASCII) is not None
 
 
+def is_date(text):
+    """Does a text begin with a date as in 2021-06-30, or is it the beginning of one?"""
+    return re.match(r"\d{4}(-\d\d|$)", text, re.ASCII) is not None
+
+
 def place(value):
     """What texts are sorted by: numbers in their own order, others after them in the alphabet's."""
     return float(value) if is_number(value) else float("inf"), value
@@ -107,11 +148,20 @@ def bins(where, column, values, cuts):
 
     A cut belongs to the bin below it: the cuts 18,60 make age<=18, 18<age<=60 and age>60.
     """
+    for cut in cuts:
+        if not is_number(cut) and not is_date(cut):
+            raise InputError(
+                f"{column}:{','.join(cuts)}: the cut {cut!r} is no number and no date: write it as "
+                "in age:18,40 or exam:2021-06-30"
+            )
     known = [*filter(None, values), *cuts]
-    numbers = all(map(is_number, known))
-    for text in known:
-        if not numbers and not re.match(r"\d{4}(-\d\d|$)", text, re.ASCII):
-            raise InputError(f"{where}: {text!r} of {column} is no number and no date (2021-06-30)")
+    not_dates, strange = ([t for t in known if not fits(t)] for fits in (is_date, is_number))
+    numbers = len(strange) <= len(not_dates)
+    for text in strange if numbers else not_dates:
+        raise InputError(
+            f"{where}: {text!r} of {column} is no {'number' if numbers else 'date'} as others: "
+            "write numbers as 0.5 and dates as 2021-06-30"
+        )
 
     def above(value, cut):  # of dates, 2021-06-30 is not above 2021
         return float(value) > float(cut) if numbers else value[: len(cut)] > cut
@@ -124,20 +174,21 @@ def bins(where, column, values, cuts):
     return [names[sum(above(v, cut) for cut in cuts)] if v else "" for v in values], names
 
 
-def attribute(where, rows, choice):
+def attribute(where, rows, choice, flag=""):
     """What --target or --sensitive `choice` says of rows: a text each, "" where it is missing, and
     the names that occur, in order.
 
-    choice: a column, column:18,40,60 (bins of its numbers or dates), or such crossed with +.
+    choice: a column, column:18,40,60 (bins of its numbers or dates), or such crossed with +; it is
+    what the setting `flag` says.
     """
     choice, answers = choice.lower(), []
     parts = [choice] if choice in rows[0] else choice.split("+")
     for part in parts:
-        column, _, cuts = (part, "", "") if part in rows[0] else part.partition(":")
-        require(where, rows[0], [column])
+        column, binned, cuts = (part, "", "") if part in rows[0] else part.partition(":")
+        require(where, rows[0], [column], flag)
         values = ["" if missing(row[column]) else row[column] for row in rows]
         names = sorted({*values} - {""}, key=place)
-        if cuts:
+        if binned:
             values, names = bins(where, column, values, [cut.strip() for cut in cuts.split(",")])
         elif len(parts) > 1 and all(map(is_number, names)):  # "gender 1, race 0" says more
             values = [v and f"{column} {v}" for v in values]

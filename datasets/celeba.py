@@ -14,6 +14,7 @@ LICENCE. For non-commercial research; cite the paper.
 
 import itertools
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,9 @@ PAGE = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
 def read_lines(path):
-    """The lines of a list; commas, which Kaggle's have, become spaces."""
-    return path.read_text(errors="replace").strip().replace(",", " ").split("\n")
+    """The lines of a list; commas, which Kaggle's have, or Excel's semicolons become spaces."""
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return re.sub("[,;]", " ", text.strip()).split("\n")
 
 
 def read_list(path, before=0, width=1, keep=(0,)):

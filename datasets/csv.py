@@ -3,19 +3,23 @@
     python methods/ckd.py --dataset csv --data-dir MY_FOLDER --student mobilenet_v3_small
 
 FILES. A folder with labels.csv and with the pictures that it names; --data-dir MY_FOLDER/FILE.csv
-for a table with another name. Commas, semicolons or tabs. Its columns are file (or what
+for a table with another name. Commas, semicolons or tabs, as CSV. Its columns are file (or what
 --file-column says), label, group and, if you have them, split and subject. Pictures have any size;
 they are cut to the centre square and scaled to --image-size. A file is also found where its ending,
 case or leading zeros differ, and in a deeper folder than the table says.
 LABELS and GROUPS. Texts or numbers. --target and --sensitive name other columns than label, group,
-numbers or dates in bins (age:18,40,60), or several crossed (gender+race). Without a column label it
-is the folder in which a picture lies, as in cat/1.jpg. Cells that are empty, ?, NA, NaN, none, null
-or unknown are missing: --skip-bad leaves such rows out and counts them.
+numbers or dates in bins (age:18,40,60; dates as 2021-06-30), or several crossed (gender+race).
+Without a column label it is the folder in which a picture lies, as in cat/1.jpg. Cells that are
+empty, ?, -, NA, NaN, none, null, missing or unknown are missing: --skip-bad leaves such rows out
+and counts them.
 SPLIT. The column split with train, val and test, or else 70/10/20 percent by subject, or --fold 0
-to 4, with equal shares of every class x group. Pictures of one subject, such as one patient, stay
-in one split: --subject names the column, else one called subject, patient_id, lesion_id, person or
-the like is taken, which the notes say. Pictures without a subject are each their own, and all are
-with --subject file.
+to 4, with equal shares of every class x group. So another --target or --sensitive is another split:
+a student of one has seen test pictures of the other. The column split keeps one for all of them.
+Pictures of one subject, such as one patient, stay in one split: --subject names the column, else
+one called subject, patient_id, lesion_id, person or the like is taken, which the notes say.
+Pictures without a subject are each their own, and all are with --subject file.
+GREY of more than 8 bits is spread from black to white in one way for all pictures of the folder:
+white is the end of the smallest usual range (8, 12 or 16 bits; floats to 1) that holds them all.
 LICENCE. Yours.
 
 Labels in file names: this makes a table for UTKFace, whose files are AGE_GENDER_RACE_DATE.jpg. With
@@ -38,7 +42,17 @@ import numpy as np
 
 from data import InputError
 from datasets import Table, find, split_by_subject
-from datasets._tables import attribute, codes, locate, missing, read_rows, refuse_repeated, require
+from datasets._tables import (
+    attribute,
+    codes,
+    letters,
+    locate,
+    missing,
+    read_rows,
+    refuse_repeated,
+    require,
+    subject_column,
+)
 
 DEFAULTS = {
     "image_size": 64,
@@ -54,21 +68,17 @@ DEFAULTS = {
     "teacher_epochs": 12,
     "teacher_lr": 0.05,
 }
-SUBJECTS = "subject patient participant person individual identity case lesion".split()
-
-
-def subject_column(header):
-    """The first column called like one of SUBJECTS, with or without "id", or None."""
-    stems = {name.removesuffix("id").rstrip("_- "): name for name in header}
-    return next((stems[name] for name in SUBJECTS if name in stems), None)
+PARTS = {"train": "train", "val": "val", "test": "test"}  # what a column split says, and means
+PARTS |= {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 
 
 def read(root, target, sensitive, fold, download, subject=None, file_column="file"):
     """The Table that labels.csv describes, or the file `root`."""
     advice = "write it with the columns file,label,group (see datasets/csv.py), or pass your table"
-    table = root if root.is_file() else find(root, ["labels.csv"], f"{advice} as --data-dir")
+    given = root.is_file() or (root.suffix and not root.exists())  # a table, if only by its name
+    table = root if given else find(root, ["labels.csv"], f"{advice} as --data-dir")
     root, named = table.parent, file_column.lower()
-    lines = read_rows(table, [named])
+    lines = read_rows(table, [named], flag="--file-column")
     rows = list(lines.values())
     for line, row in lines.items():
         if not row[named]:
@@ -79,11 +89,20 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
             )
     found = locate(root, [row[named] for row in rows], table)
     refuse_repeated(table, [os.path.normpath(found[row[named]]) for row in rows])
+    notes = {"rows": len(lines)}
     if target == "label" not in rows[0]:
         for row in rows:  # the folder below `root`, as in cat/1.jpg
             row["label"] = Path(os.path.relpath(found[row[named]], root)).parent.name
+        folders = sorted({row["label"] for row in rows})
+        if len(folders) == 1:
+            raise InputError(
+                f"{table} has no column 'label', and all pictures lie in one folder: write the "
+                "column, or choose another with --target"
+            )
+        notes["labels"] = f"the folders of the pictures, such as {folders[0]!r} (see --target)"
 
-    labels, groups = (attribute(table, rows, choice)[0] for choice in (target, sensitive))
+    chosen = ((target, "--target"), (sensitive, "--sensitive"))
+    labels, groups = (attribute(table, rows, *choice)[0] for choice in chosen)
     incomplete = {
         row[named]: f"line {line}: {sensitive if label else target} is missing"
         for (line, row), label, group in zip(lines.items(), labels, groups)
@@ -92,32 +111,38 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     rows = [row for row in rows if row[named] not in incomplete]
     if not rows:
         raise InputError(f"{table}: no row has both a {target} and a {sensitive}: fill them in")
-    (labels, classes), (groups, group_names) = (
-        attribute(table, rows, choice) for choice in (target, sensitive)
-    )
+    (labels, classes), (groups, group_names) = (attribute(table, rows, *c) for c in chosen)
     labels, groups = codes(labels, classes), codes(groups, group_names)
 
-    subject = subject.lower() if subject else subject_column(rows[0])
-    require(table, rows[0], [subject] if subject else [])
+    if subject:  # as it is written, or but for spaces and signs
+        alike = [name for name in rows[0] if letters(name) == letters(subject)]
+        subject = next(iter(alike), subject) if subject.lower() not in rows[0] else subject.lower()
+    else:
+        subject = subject_column(rows[0])
+    require(table, rows[0], [subject] if subject else [], "--subject")
     own = [subject is None or missing(row[subject]) for row in rows]
     subjects = [row[named if alone else subject] for row, alone in zip(rows, own)]
-    notes = {"rows": len(lines), "subjects": "each picture is its own (see --subject)"}
+    notes["subjects"] = "each picture is its own (see --subject)"
     if subject:
-        notes["subjects"] = f"{len({*subjects})} of the column {subject!r} (see --subject)"
+        number = len({s for s, alone in zip(subjects, own) if not alone})
+        notes["subjects"] = f"{number} of the column {subject!r} (see --subject)"
         notes["pictures without a subject, each its own"] = sum(own)
     subjects = np.array(subjects)
     if "split" not in rows[0]:
         split = split_by_subject(subjects, labels * len(group_names) + groups, fold)
+        notes["split"] = "by subject; another with another --target or --sensitive"
     elif fold is not None:
         raise InputError(f"{table} has a column 'split': leave out --fold, or remove the column")
     else:
-        split = np.array([row["split"].lower() for row in rows])
-        wrong = set(split) - {"train", "val", "test"}
-        if wrong:
-            raise InputError(
-                f"{table}: split '{min(wrong)}' is unknown: write train, val or test in every row, "
-                "or leave the column out"
-            )
+        advice = "write train, val or test in every row, or leave the column out"
+        for line, row in lines.items():
+            said = row["split"]
+            if said.lower() not in PARTS and row[named] not in incomplete:
+                raise InputError(f"{table}, line {line}: split {said!r} is unknown: {advice}")
+        split = np.array([PARTS[row["split"].lower()] for row in rows])
+        for part in ("train", "val", "test"):
+            if part not in split:
+                raise InputError(f"{table}: no row has the split {part!r}: {advice}")
         where = {}
         for subject, part in zip(subjects.tolist(), split.tolist()):
             if where.setdefault(subject, part) != part:

@@ -6,8 +6,9 @@ JPEG or PNG, in folders beside it, at any depth.
 LABELS. --target malignant: akiec or mel, as in MEDFAIR (Zong et al., 2023); malignant+bcc; or dx,
 the seven diagnoses.
 GROUPS. --sensitive sex, age (up to 60, over 60), age in bins (age:30,50,70), localization (head and
-neck, trunk, upper and lower extremity; elsewhere or unknown is left out), or such crossed, as in
-sex+age. Pictures with unknown sex or without age are always left out; 9,948 remain.
+neck, trunk, upper and lower extremity; elsewhere or unknown is left out, also acral, palms/soles
+and oral/genital, which fit two), or such crossed, as in sex+age. Pictures with unknown sex or
+without age are always left out; 9,948 remain.
 SPLIT. By lesion, so that no lesion is in two splits. With a split by picture 38 % of the test
 pictures would show a lesion seen in training. The published split has 7,967 pictures to train, 969
 to validate and 1,012 to test. --fold 0 to 4 test every picture once. All folds have equal shares of
@@ -53,6 +54,7 @@ ISIC = {  # what the archive calls columns and diagnoses
     "age_approx": "age",
     "anatom_site_general": "localization",
     "diagnosis": "dx",
+    "diagnosis_3": "dx",  # since 2024; where it is empty, diagnosis_2 says enough
     "nevus": "nv",
     "melanoma": "mel",
     "pigmented benign keratosis": "bkl",
@@ -61,6 +63,10 @@ ISIC = {  # what the archive calls columns and diagnoses
     "squamous cell carcinoma": "akiec",
     "dermatofibroma": "df",
     "vascular lesion": "vasc",
+    "melanoma, nos": "mel",
+    "solar or actinic keratosis": "akiec",
+    "squamous cell carcinoma, nos": "akiec",
+    "benign soft tissue proliferations - vascular": "vasc",
 }
 REGIONS = {
     "head and neck": ["scalp", "face", "ear", "neck", "head/neck"],
@@ -111,6 +117,8 @@ def read(root, target, sensitive, fold, download):
     columns = ["image_id", "lesion_id", "dx", "age", "sex"]
     rows = list(read_rows(table, columns, ISIC).values())
     rows.sort(key=lambda row: row["image_id"])
+    for row in rows:
+        row["dx"] = row.get("diagnosis_2", "") if missing(row["dx"]) else row["dx"]
     incomplete = {row["image_id"]: "dx is missing" for row in rows if missing(row["dx"])}
     rows = [row for row in rows if row["image_id"] not in incomplete]
     region_of = {site: region for region, sites in REGIONS.items() for site in sites}
@@ -162,13 +170,15 @@ def read(root, target, sensitive, fold, download):
     notes = {
         "rows": len(rows),
         "left out: sex unknown or age missing": int((~known).sum()),
-        "left out: elsewhere on the body, or unknown where": int((known & ~used).sum()),
+        "left out: elsewhere on the body (such as palms/soles), or unknown where": int(
+            (known & ~used).sum()
+        ),
         "kept: age 0, probably not recorded": sum(
             float(row["age"]) == 0 for row, u in zip(rows, used) if u
         ),
     }
     return Table(
-        [found.get(i, root / f"{i}.jpg") for i in ids],
+        [found.get(i, root / "**" / f"{i}.jpg") for i in ids],  # looked for at any depth
         ids,
         labels,
         groups,

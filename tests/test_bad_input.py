@@ -254,7 +254,7 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
         "one part missing": (
             gone(TWO),
             "",
-            "60 of 120 pictures are missing | no such file: {root}/ISIC_0000001.jpg | --skip-bad",
+            "60 of 120 pictures are missing | no such file: {root}/**/ISIC_0000001.jpg | --skip",
         ),
         "cut": (cut(f"{TWO}/ISIC_0000017.jpg"), "", "1 of 117 | ISIC_0000017 | truncated"),
         "sex": (cell(HAM, 5, "sex", "Male"), "", "sex is 'Male' | ISIC_0"),
@@ -296,11 +296,21 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
             "2 of 96 pictures are missing | no such file: {root}/pictures/017.jpg",
         ),
         "twice": (repeat(CSV, 9), "", "'pictures/007.jpg' 2 times"),
-        "no label": (column(CSV, "label"), "", "the class 'pictures' alone"),
+        "no label": (column(CSV, "label"), "", "no column 'label' | lie in one folder | --target"),
+        "a table that is not there": (
+            None,
+            "--data-dir {root}/nothere.csv",
+            "nothere.csv does not exist: look at the table's name",
+        ),
+        "Excel": (
+            lambda r: (r / CSV).rename(r / "labels.xlsx"),
+            "--data-dir {root}/labels.xlsx",
+            "labels.xlsx is a spreadsheet: save it as CSV",
+        ),
         "no file": (
             column(CSV, "file"),
             "",
-            "no column 'file' | it has label, group, subject, age",
+            "no column 'file': choose one with --file-column or write it, it has label, group",
         ),
         "two labels": (
             text(CSV, lambda t: t.replace("age", " Label", 1)),
@@ -344,8 +354,13 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
             "'outdoor' has no picture in the val | , 0, ",
         ),
         "no class": (divided(no_fox_in_training), "", "'fox' has no picture in the train split"),
-        "split word": (moved(7, "dev"), "", "split 'dev' | train, val or test"),
-        "empty split": (moved(7, " "), "", "split '' | train, val or test"),
+        "split word": (moved(7, "dev"), "", "line 7: split 'dev' | train, val or test"),
+        "empty split": (moved(7, " "), "", "line 7: split '' | train, val or test"),
+        "no validation split": (
+            divided(lambda part, row: row.update(split=row["split"].replace("val", "train"))),
+            "",
+            "no row has the split 'val': write train, val or test | leave the column out",
+        ),
         "subject in test and val": (moved(5, "test"), "", "subject 'p1'"),
         "subject in train and val": (moved(5, "train"), "", "subject 'p1'"),
         "subject with a space": (divided(one_subject_with_a_space), "", "subject 'p1'"),
@@ -359,20 +374,35 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
             f"{A} group {B} age",
             "has no picture | or make bins, such as age",
         ),
-        "bins of words": (None, f"{B} subject:3", "'p0' of subject is no number and no date"),
+        "bins of words": (None, f"{B} subject:3", "'p0' of subject is no number"),
+        "one word among numbers": (
+            cell(CSV, 9, "age", "old"),
+            f"{B} age:20",
+            "'old' of age is no number | 2021-06-30",
+        ),
+        "American dates": (
+            column(CSV, "age", "3/14/2015"),
+            f"{B} age:2015",
+            "'3/14/2015' of age | write numbers as 0.5 and dates as 2021-06-30",
+        ),
+        "cuts with a colon": (None, f"{B} age:5:10", "age:5:10: the cut '5:10' is no number"),
+        "a cut of letters": (None, f"{B} age:abc", "age:abc: the cut 'abc' is no number"),
+        "a cut too many": (None, f"{B} age:5,", "age:5,: the cut '' is no number and no date"),
+        "no cut": (None, f"{B} age:", "age:: the cut '' is no number and no date"),
+        "a cut with an exponent": (None, f"{B} age:4e1", "age:4e1: the cut '4e1' is no number"),
         "cuts that fall": (None, f"{B} age:9,5", "age:9,5: write the cuts in rising order"),
         "bins of a column that is not there": (None, f"{B} years:3", "no column 'years'"),
         "target is sensitive": (None, f"{A} group", "name each only once"),
         "target in sensitive": (None, f"{A} age:9 {B} group+Age", "name each only once"),
         "split and fold": (both(divided(nothing)), "--fold 0", "column 'split': leave out --fold"),
-        "subject": (None, "--subject patient", "no column 'patient' | group, subject"),
+        "subject": (None, "--subject patient", "no column 'patient': choose one with --subject"),
         "file column": (None, "--file-column picture", "no column 'picture' | it has file"),
         "target": (
             None,
             f"{A} lable",
-            "no column 'lable': choose or write one, it has file, label, group",
+            "no column 'lable': choose one with --target or write it, it has file, label, group",
         ),
-        "sensitive": (None, f"{B} sex", "no column 'sex' | label, group"),
+        "sensitive": (None, f"{B} sex", "no column 'sex': choose one with --sensitive | label"),
         "batch": (None, "--no-smoke --batch-size 500", "batch of 500 | --batch-size"),
         "batch of a whole run": (None, "--batch-size 90", "batch of 90 | there are 6"),
         "teacher": (None, "--teacher resnet19", "'resnet19' | resnet18"),
@@ -482,7 +512,8 @@ def test_faults_of_each_data_set(dataset, name, originals, tmp_path, monkeypatch
     fault, arguments, words = FAULTS[dataset][name]
     if fault:
         fault(root)
-    message = outcome("--dataset", dataset, "--data-dir", root, *SMALL, *arguments.split())
+    more = arguments.format(root=root).split()
+    message = outcome("--dataset", dataset, "--data-dir", root, *SMALL, *more)
     assert message, "the run came to its end"
     for expected in words.split(" | "):
         assert expected.format(root=root) in message
@@ -537,7 +568,7 @@ def test_bad_pictures_are_left_out_on_request_and_recorded(ham10000, pictures):
 
 @pytest.mark.parametrize("fault", [RuntimeError, EOFError, KeyError, OSError, ValueError])
 def test_whatever_a_decoder_raises_the_picture_is_named(pictures, monkeypatch, fault):
-    def decode(file, size):
+    def decode(file, size, **_):
         if file.name == "017.jpg":
             raise fault("corrupt")
         return np.zeros((size, size, 3), np.uint8)
@@ -741,11 +772,8 @@ DAMAGES = ["empty", "text", "cut", "code"]
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_files_of_earlier_runs(name, damage, left, tmp_path, monkeypatch):
     """Pixels, results, checkpoints, teachers and answers."""
-    folder = shutil.copytree(left, tmp_path / "left")
+    folder = shutil.copytree(left / "runs", tmp_path / "runs")  # a copied picture is another file
     monkeypatch.chdir(tmp_path)
-    old, new = (data_module.digest(str(f / "pictures")) for f in (left, folder))
-    for pixels in list(folder.rglob(f"*{old}*")):  # those of the folder of the copy
-        pixels.rename(pixels.with_name(pixels.name.replace(old, new)))
     spoilt = next(folder.rglob(name))
     if damage == "cut":
         os.truncate(spoilt, os.path.getsize(spoilt) // 2)
@@ -755,8 +783,8 @@ def test_damaged_files_of_earlier_runs(name, damage, left, tmp_path, monkeypatch
         spoilt.write_text("" if damage == "empty" else "this is no such file")
     gone(*(f"**/{pattern}" for pattern in FILES[name]))(folder)
     before = spoilt.read_bytes()
-    flags = ["--dataset", "csv", "--data-dir", folder / "pictures", *SMALL]
-    message = outcome(*flags, "--out", folder / "runs")
+    flags = ["--dataset", "csv", "--data-dir", left / "pictures", *SMALL]
+    message = outcome(*flags, "--out", folder)
     assert message and str(spoilt.with_suffix("")) in message and "delete it" in message
     assert spoilt.read_bytes() == before and not Path("trap").exists()
 

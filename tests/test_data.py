@@ -8,16 +8,18 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import filelock
 import numpy as np
 import pytest
 import torch
 from conftest import check_colours, read_table, write_table
-from PIL import Image
+from PIL import Image, ImageOps
 
 import data
 import datasets
@@ -499,12 +501,23 @@ def change_a_pixel(split):
     split.store[split.rows[-1], 3, 4, 1] ^= 1
 
 
+def flip_a_picture(split):
+    split.store[split.rows[-1]] = split.store[split.rows[-1]].flip(1)
+
+
+def exchange_two_pixels(split):
+    picture = split.store[split.rows[-1]].view(-1, 3)
+    picture[[0, 1]] = picture[[1, 0]]
+
+
 def exchange_two_pictures(split):
     split.rows[[0, -1]] = split.rows[[-1, 0]]
 
 
 @pytest.mark.parametrize(
-    "change", [change_id, change_label, change_group, change_a_pixel, exchange_two_pictures]
+    "change",
+    [change_id, change_label, change_group, change_a_pixel, flip_a_picture]
+    + [exchange_two_pixels, exchange_two_pictures],
 )
 def test_hashes_see_ids_labels_groups_and_every_picture(change):
     def three(change_validation=None):
@@ -536,9 +549,10 @@ def test_describe_counts_every_cell(pictures):
     loaded = load("csv", pictures, 16)
     text, rows = loaded.describe(), read_table(pictures / "labels.csv")
     cells = {r["file"]: (r["group"], r["label"]) for r in rows}
-    head, notes, subjects, flat, *lines = text.splitlines()
+    head, notes, subjects, split, flat, *lines = text.splitlines()
     assert (head, notes.strip()) == ("csv, 16 pixels a side", "rows: 96")
     assert subjects.strip() == "subjects: 32 of the column 'subject' (see --subject)"
+    assert split.strip() == "split: by subject; another with another --target or --sensitive"
     assert flat.strip().startswith("pictures of nearly one colour: 96: pictures/000.png, ")
     parts = lines[0].removeprefix("pictures, share of the group").split()
     heads = list(zip(parts, lines[1].split()))
@@ -602,7 +616,7 @@ def test_pictures_are_decoded_once(pictures, tmp_path, monkeypatch, capsys):
     assert "decoded 96 pictures" in capsys.readouterr().out
     check_colours(first["train"])
 
-    def fail(*_):
+    def fail(*_, **__):
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
@@ -638,12 +652,27 @@ def test_a_picture_that_was_replaced_is_decoded_again(pictures, tmp_path):
     assert shown[0] != shown[1] == shown[2]
 
 
+def test_a_picture_that_kept_size_and_time_is_decoded_again(pictures, tmp_path):
+    """As cp -p and rsync -a leave it."""
+    path, hashes = pictures / "pictures/000.bmp", []
+    rows = read_table(pictures / "labels.csv")
+    rows[0]["file"] = "pictures/000.bmp"
+    write_table(pictures / "labels.csv", rows)
+    picture = Image.new("RGB", (20, 18), "red")
+    picture.paste("green", (0, 0, 9, 18))
+    for mirrored in (False, True):
+        (ImageOps.mirror(picture) if mirrored else picture).save(path)
+        os.utime(path, ns=(10**18, 10**18))
+        hashes.append(load("csv", pictures, 16, out=tmp_path).hash())
+    assert hashes[0] != hashes[1]
+
+
 def test_the_file_of_pixels_appears_only_when_complete(pictures, tmp_path, monkeypatch):
     there, load = [], functools.partial(data.load, out=tmp_path)
 
-    def watch(file, size):
+    def watch(*arguments, **more):
         there.extend(tmp_path.glob("decoded/*.npy"))
-        return decode(file, size)
+        return decode(*arguments, **more)
 
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -753,6 +782,85 @@ def test_grey_of_more_than_8_bits_keeps_its_levels(tmp_path, kind, ending, top, 
     decoded = decode(tmp_path / f"picture.{ending}", 8)
     meant = np.repeat(255 * levels[..., None] / white, 3, axis=-1)
     np.testing.assert_allclose(decoded, meant, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tops", "white", "brightest"),
+    [
+        ("uint16", [4095, 3000, 4200], 65535, 4200),  # one device, and one bright pixel
+        ("uint16", [4095, 200, 3000], 4095, 4095),  # one dark picture
+        ("float32", [0.9, 1.1, 0.2], 255, 1.1),
+        ("float32", [0.9, 0.1, 0.2], 1, 0.9),
+    ],
+)
+def test_grey_has_one_range_in_a_whole_data_set(pictures, kind, tops, white, brightest):
+    rows = read_table(pictures / "labels.csv")
+    for n, row in enumerate(rows):
+        ramp, row["file"] = np.linspace(0, tops[n % 3], 256).reshape(16, 16), f"{n}.tiff"
+        Image.fromarray(ramp.astype(kind)).save(pictures / row["file"])
+    write_table(pictures / "labels.csv", rows)
+    for _ in range(2):  # the second time from the file of pixels
+        loaded = load("csv", pictures, 16)
+        assert loaded.notes[datasets.WHITE] == white
+        told = loaded.notes["the brightest level of these pictures"]
+        np.testing.assert_allclose(told, brightest, rtol=1e-6)
+        for split in loaded.splits.values():
+            for name, picture in zip(split.ids, split.images):
+                meant = np.linspace(0, 255 * tops[int(name[:-5]) % 3] / white, 256)
+                np.testing.assert_allclose(picture[0].flatten().numpy(), meant, atol=1)
+
+
+def chunk(kind, content):
+    crc = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + crc
+
+
+def png_of_16_bits(path, channels, top):
+    """A PNG with 16 bits a channel, which Pillow does not write: 3 are RGB, 4 RGBA, 2 LA."""
+    levels = np.linspace(0, top, 64 * channels).astype(">u2").reshape(8, 8 * channels)
+    lines = b"".join(b"\0" + line.tobytes() for line in levels)
+    header = struct.pack(">IIBBBBB", 8, 8, 16, {3: 2, 4: 6, 2: 4}[channels], 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+def tiff_of_16_bits(path, channels, top, planes=1):
+    """A TIFF with 16 bits a channel: 3 are RGB, 4 with transparency; planes: one after another."""
+    levels = np.linspace(0, top, 64 * channels).astype("<u2").tobytes()
+    per = len(levels) // (channels if planes == 2 else 1)
+    number = len(levels) // per
+    tags = [(256, 4, [8]), (257, 4, [8]), (258, 3, [16] * channels), (259, 3, [1]), (262, 3, [2])]
+    tags += [(273, 4, [0] * number), (277, 3, [channels]), (278, 4, [8]), (279, 4, [per] * number)]
+    tags += [(284, 3, [planes])] + [(338, 3, [2])] * (channels == 4)
+    start, more = 8 + 2 + 12 * len(tags) + 4, b""
+    entries = b""
+    for tag, kind, values in tags:
+        if tag == 273:
+            values = [start + 64 + per * k for k in range(number)]
+        packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        place = packed.ljust(4, b"\0")
+        if len(packed) > 4:
+            place, more = struct.pack("<I", start + len(more)), more + packed
+        entries += struct.pack("<HHI", tag, kind, len(values)) + place
+    assert len(more) <= 64
+    head = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+    path.write_bytes(head + more.ljust(64, b"\0") + levels)
+
+
+@pytest.mark.parametrize("top", [255, 4095, 65535])
+@pytest.mark.parametrize(
+    ("write", "ending", "how"),
+    [(png_of_16_bits, "png", (k,)) for k in (2, 3, 4)]
+    + [(tiff_of_16_bits, "tiff", how) for how in ((3,), (4,), (3, 2))],
+)
+def test_colour_of_16_bits_is_refused(tmp_path, write, ending, how, top):
+    path = tmp_path / f"picture.{ending}"
+    write(path, how[0], top, *how[1:])
+    with Image.open(path) as image:
+        image.load()  # it is whole: Pillow reads it, and keeps the high bytes alone
+        assert image.mode in ("RGB", "RGBA")
+    with pytest.raises(ValueError, match="16 bits for each colour, of which 8 are lost: save it"):
+        decode(path, 8)
 
 
 def test_pictures_of_nearly_one_colour_are_named(pictures):
