@@ -21,6 +21,7 @@ What a row is, and how two of them are compared, is in results.py. In a table:
 import argparse
 import csv
 import itertools
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -674,6 +675,7 @@ def draw(by_place, folder, wanted, data_dir):
 
     for place, rows in by_place.items():
         stem, where = "-".join(filter(None, place)), named(*place)
+        stem = re.sub(r'[<>:"/\\|?*]', "_", stem)  # which Windows forbids in names of files
         useful = {n: r for n, r in rows.items() if results.number_collapsed(r) < len(r)}
         make(place, f"{stem}-gallery.png", figures.gallery, useful, data_dir, where)
         make(place, f"{stem}-disparity.png", figures.per_class, useful, where)

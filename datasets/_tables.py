@@ -11,7 +11,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter
-from csv import DictReader, Error  # not "import csv": datasets.csv is a module of this folder
+from csv import Error, reader  # not "import csv": datasets.csv is a module of this folder
 from pathlib import Path
 
 import numpy as np
@@ -88,22 +88,23 @@ def read_rows(path, columns, renamed=None, unique=True, flag=""):
                 delimiter, before = told[1], before + 1
             else:
                 file.seek(start)
-            reader = DictReader(file, delimiter=delimiter)
-            header = [name.strip().lower() for name in reader.fieldnames or ["nothing"]]
+            lines = reader(file, delimiter=delimiter)
+            header = [name.strip().lower() for name in next(lines, ["nothing"])]
             header = [(renamed or {}).get(name, name) for name in header]
             twice = {name for name in header if name and header.count(name) > 1}
             if twice:
                 raise InputError(f"{path} has two columns {min(twice)!r}: rename or remove one")
             require(path, header, columns, flag)
-            reader.fieldnames, last = header, reader.line_num
-            for row in reader:  # one can have several lines; it is named by its first
-                line, last, more = before + last + 1, reader.line_num, row.pop(None, [])
-                if not any(text and text.strip() for text in [*row.values(), *more]):
+            last = lines.line_num
+            for cells in lines:  # they can have several lines; the first names them
+                line, last = before + last + 1, lines.line_num
+                if not any(cell.strip() for cell in cells):
                     continue  # an empty row, as at the end of many exports
-                if any(more) or any(text is None for name, text in row.items() if name):
+                more, lacking = cells[len(header) :], header[len(cells) :]
+                if any(more) or any(lacking):
                     few = "more" if any(more) else "fewer"
                     raise InputError(f"{path}, line {line}: {few} fields than the header has names")
-                row = {name: (text or "").strip() for name, text in row.items()}
+                row = {name: cell.strip() for name, cell in zip(header, cells)}
                 if delimiter == ";":
                     row = {name: COMMA.sub(r"\1.\2", text) for name, text in row.items()}
                 rows[line] = row

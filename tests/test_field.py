@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import colour, read_table
+from conftest import colour, read_table, write_table
 from forked import run_script
 from PIL import Image
 
@@ -106,6 +106,56 @@ def test_numbers_and_dates_in_bins_and_crossed(tmp_path, choice, names, group):
     assert table.groups.tolist() == meant.astype(int).tolist()
 
 
+def test_numbers_with_commas_in_a_table_of_semicolons(tmp_path):
+    root = folder(tmp_path, "comma.csv", lambda n: f"{n}.png")
+    data = load("csv", root, 16, sensitive="Messwert:0,5".replace(",", "."))
+    assert data.group_names == ["messwert<=0.5", "messwert>0.5"]
+    assert check(data, lambda i: int(i.split(".")[0]), lambda n: n % 10 > 5) == [*NUMBERS]
+    assert data.notes["subjects"].startswith("17 of the column 'pat.-nr.'")
+
+
+@pytest.mark.parametrize("before", ["", "SEP=;\n", '"sep=;"\n', "\n\n", "\ufeff\n"])
+def test_what_can_stand_before_the_header(tmp_path, before):
+    (tmp_path / "t.csv").write_text(f"{before}file;label\na;1\n\nb;2\n")
+    lines = before.count("\n")
+    rows = _tables.read_rows(tmp_path / "t.csv", ["file"])
+    first, second = {"file": "a", "label": "1"}, {"file": "b", "label": "2"}
+    assert rows == {lines + 2: first, lines + 4: second}
+    (tmp_path / "t.csv").write_text("file|label\na|1,5\n")
+    assert _tables.read_rows(tmp_path / "t.csv", ["file"]) == {2: {"file": "a", "label": "1,5"}}
+
+
+def test_folders_are_labels_only_with_a_word(tmp_path):
+    """Where a column label is missing and --target forgotten."""
+    root = folder(tmp_path, "clinic.csv", lambda n: f"batch{n % 2}/{n}.png")
+    choices = {"file_column": "image", "sensitive": "age:40"}
+    data = load("csv", root, 16, **choices)
+    assert data.classes == ["batch0", "batch1"]
+    said = "labels: the folders of the pictures, such as 'batch0' (see --target)\n"
+    assert said in data.describe()
+    assert "labels:" not in load("csv", root, 16, target="finding", **choices).describe()
+    with pytest.raises(InputError, match="lie in one folder: .* choose another with --target"):
+        load("csv", folder(tmp_path / "b", "clinic.csv", lambda n: f"b/{n}.png"), 16, **choices)
+
+
+def test_words_for_splits_and_a_subject_column_by_another_writing(tmp_path):
+    root = folder(tmp_path, "clinic.csv", lambda n: f"{n}.png")
+    rows = read_table(root / "labels.csv")
+    words = ["Training", "train", "validation", "testing"]
+    for row in rows:
+        row["split"] = words[int(row["image"]) // 9 % 4]
+    write_table(root / "labels.csv", rows)
+    choices = {"file_column": "image", "target": "finding", "sensitive": "age:40"}
+    data = load("csv", root, 16, subject="Image", **choices)
+    assert {part: len(s) for part, s in data.splits.items()} == {"train": 30, "val": 9, "test": 9}
+    assert "split" not in data.notes  # one for all targets
+    rows = [{k: v for k, v in row.items() if k != "split"} for row in rows]
+    write_table(root / "labels.csv", rows)
+    notes = load("csv", root, 16, subject="patientid", **choices).notes
+    assert notes["subjects"] == "16 of the column 'patient_id' (see --subject)"
+    assert notes["split"] == "by subject; another with another --target or --sensitive"
+
+
 def test_windows_paths_tabs_and_a_subject_id(tmp_path):
     root = folder(tmp_path, "windows.csv", lambda n: f"scans/{'AB'[n % 2]}/img_{n:04}.jpg")
     data = load("csv", root, 16)
@@ -176,7 +226,9 @@ def test_names_of_pictures(tmp_path, written, there, found):
 def test_missing_values():
     for text in ["", " ", "NaN", "nan", "NA", "n/a", "None", "NULL", "Unknown", "?", "<NA>"]:
         assert _tables.missing(text), text
-    for text in ["0", "no", "none of these", "-1", "normal", "nano"]:
+    for text in ["#N/A", "NaT", "N.A.", "-", "--", ".", "unk", "UNK", "missing", "not known"]:
+        assert _tables.missing(text), text
+    for text in ["0", "no", "none of these", "-1", "normal", "nano", "+", "0.", "not"]:
         assert not _tables.missing(text), text
 
 
@@ -188,7 +240,16 @@ def test_missing_values():
         ("file lesion-id", "lesion-id"),
         ("file Case", "case"),
         ("file identity", "identity"),
-        ("file subjective patients", None),
+        ("file Patient-ID lesion_id", "patient-id"),
+        ("lesion_id SUBJID patient_no", "subjid"),
+        ("anon_patient_id study_id", "anon_patient_id"),
+        ("label StudyID", "studyid"),
+        *(
+            (name, name.lower())
+            for name in "patient_number Pat.-Nr. patient_code patient.id".split()
+        ),
+        *((name, name.lower()) for name in "pat_id PID MRN subjid study_id subject_no".split()),
+        ("file subjective patients study identifier number personal pidgin", None),
     ],
 )
 def test_columns_of_subjects(header, column):
@@ -284,5 +345,6 @@ def test_utkface_from_file_names_to_report(faces, tmp_path, target, sensitive, g
     command = [sys.executable, Path(datasets.__file__).parent.parent / "report.py"]
     done = subprocess.run([*command, "--data-dir", faces], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    made = {path.suffix for path in (tmp_path / "runs/report").iterdir()}
-    assert made >= {".md", ".png"}
+    names = [path.name for path in (tmp_path / "runs/report").iterdir()]
+    assert {Path(name).suffix for name in names} >= {".md", ".png"}
+    assert not re.search('[<>:"|?*]', "".join(names))  # which Windows forbids
