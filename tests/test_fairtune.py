@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import fairtune
@@ -15,7 +16,7 @@ import optuna
 import pytest
 import torch
 from conftest import arguments
-from forked import SERVER, Script, small
+from forked import SERVER, Script, run_script, small
 
 import metrics
 from data import Diverged, InputError, load, restore
@@ -29,10 +30,16 @@ def network(*flags, name="vit_tiny"):
     return fairtune.Network(args, name, 6)
 
 
-def test_masks_free_as_many_parameters_as_in_the_published_code():
+needs_timm = pytest.mark.skipif(not find_spec("timm"), reason="timm is not installed")
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_b_16", pytest.param("timm:vit_base_patch16_224", marks=needs_timm)]
+)
+def test_masks_free_as_many_parameters_as_in_the_published_code(name):
     """auto_peft1 on ViT-B/16 with two classes; the head is always free, positions never."""
     args = arguments(fairtune, "--dataset", "csv", "--image-size", "224")
-    net = fairtune.Network(args, "vit_b_16", int(PARITY["fairtune_mask/in/num_classes"]))
+    net = fairtune.Network(args, name, int(PARITY["fairtune_mask/in/num_classes"]))
     assert sum(p.numel() for p in net.parameters()) == PARITY["fairtune_mask/out/total_params"]
     masks = PARITY["fairtune_mask/in/auto_peft1"]
     for bits, count in zip(masks, PARITY["fairtune_mask/out/auto_peft1_trainable_params"]):
@@ -40,6 +47,30 @@ def test_masks_free_as_many_parameters_as_in_the_published_code():
         assert sum(p.numel() for p in params) == count
     with pytest.raises(ValueError):
         fairtune.free(net, "1" * 35)
+
+
+@needs_timm
+def test_bits_of_timms_small_transformer():
+    """12 blocks of width 192 have 36 parts; each block has 4 · 192 numbers in its two norms."""
+    args = arguments(fairtune, "--dataset", "csv", "--image-size", "64")
+    net = fairtune.Network(args, "timm:vit_tiny_patch16_224", 2)
+    norms, attention, mlp = 4 * 192, 4 * 192**2 + 4 * 192, 8 * 192**2 + 5 * 192
+    for bits, count in (("100", norms), ("010", attention), ("001", mlp)):
+        free = fairtune.free(net, bits + "0" * 33)
+        assert sum(p.numel() for p in free) == count + 2 * 192 + 2  # and the head
+    assert len(fairtune.parts(net)) == 36
+
+
+@needs_timm
+def test_a_search_on_a_transformer_of_timm(originals, tmp_path):
+    """It is pre-trained on another size of pictures, so that its positions are resampled."""
+    shutil.copytree(originals / "csv", tmp_path / "pictures")
+    flags = small("fairtune")[:-4]  # without another source than drawn stars of 32 pixels
+    flags += ["--student", "timm:vit_tiny_patch16_224", "--image-size", "48", "--trials", "2"]
+    done = run_script("fairtune", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "θ₀ knows its source" in done.stdout
+    assert len(result(tmp_path)["search"]["bits"]) == 36
 
 
 def test_bits_stand_for_norms_attention_and_mlp_of_each_block():
