@@ -1,5 +1,8 @@
 """What every number means: how good a model is, how fair, and how sure we can be of both.
 
+    python metrics.py predictions.csv              all this for any model, from a table
+    python metrics.py predictions.csv other.csv    for two, and their paired differences
+
 After the arg max a model is one table, and all metrics of its decisions are ratios of sums of it:
 
     counts[..., g, y, p] = how many samples of group g and true class y were predicted as class p
@@ -19,14 +22,12 @@ classes among what a network was trained on:
 
 Where a class is rare, the first hardly ever names it, and a gap in its recall is small because the
 recall is small. The second has nothing to tune: logit adjustment (Menon et al., ICLR 2021).
-
-    python metrics.py predictions.csv              all this for any model, from a table
-    python metrics.py predictions.csv other.csv    for two, and their paired differences
 """
 
 import argparse
 import itertools
 import json
+import signal
 import sys
 import time
 
@@ -342,8 +343,9 @@ def log_odds(logits):
 
 def are_probabilities(scores):
     """Whether rows (N, C) are in [0, 1] and sum to 1 but for rounding, as logits never do."""
-    rounding = 0.001 * scores.shape[1]
-    return ((scores >= 0) & (scores <= 1)).all() and (abs(scores.sum(1) - 1) < rounding).all()
+    decimals = next((d for d in (1, 2) if (abs(scores.round(d) - scores) < 1e-9).all()), 3)
+    rounding = max(0.001, 0.5 * 10.0**-decimals) * scores.shape[1] + 1e-9
+    return ((scores >= 0) & (scores <= 1)).all() and (abs(scores.sum(1) - 1) <= rounding).all()
 
 
 def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=None):
@@ -530,29 +532,51 @@ def seconds_per_call(call, times):
 
 
 # ----- a model that is not ours -------------------------------------------------------------------
-def read_predictions(path):
+def read_predictions(path, skip_bad=False):
     """The arguments of `headline` from a table, its subjects, and names: classes, groups, files.
 
-    Columns are label, group, scores and, if there, subject and file. Scores are logits or
-    probabilities: score_NAME for each class, or one column score, of the last of two classes.
+    Columns are label, group, scores and, if there, file and one of subjects, as datasets/csv.py
+    finds it. Scores are logits or probabilities: score_NAME for each class, or one column score, of
+    the last of two classes. How all this is read is printed.
     """
-    from datasets._tables import missing, place, read_rows  # here: they import torch
+    from datasets._tables import missing, place, read_rows, subject_column  # they import torch
 
-    rows = read_rows(path, ["label", "group"], unique=False)
-    scored = [name for name in next(iter(rows.values())) if name.partition("_")[0] == "score"]
-    for line, row in rows.items():
-        try:
-            row["scores"] = [float(row[name]) for name in scored]
-        except ValueError as error:
-            raise ValueError(f"{path}, line {line}, scores: {error}") from None
-        if missing(row["label"]) or missing(row["group"]):
-            raise ValueError(f"{path}, line {line}: no label or no group; leave such rows out")
-    rows = sorted(rows.values(), key=lambda row: row.get("file", ""))  # without files: as they are
+    lines = read_rows(path, ["label", "group"], unique=False)
+    bad = [line for line, r in lines.items() if missing(r["label"]) or missing(r["group"])]
+    if bad and not skip_bad:
+        raise ValueError(
+            f"{path}, line {bad[0]}: no label or no group; leave such rows out with --skip-bad"
+        )
+    if len(bad) == len(lines):
+        raise ValueError(f"{path}: no row has both a label and a group: fill them in")
+    if bad:
+        print(f"{path}: left out, without a label or a group: {len(bad)} of {len(lines)} rows")
+    lines = {line: row for line, row in lines.items() if line not in bad}
+    header = next(iter(lines.values()))
+    scored = [name for name in header if name.partition("_")[0] == "score"]
+    for line, row in lines.items():
+        for name in scored:
+            try:
+                fits = np.isfinite(float(row[name]))
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"{path}, line {line}, {name}: {row[name]!r} is no finite number: write logits "
+                    "or probabilities, with a point"
+                )
+    rows = sorted(lines.values(), key=lambda row: row.get("file", ""))  # without: as they are
     known, groups = (sorted({row[name] for row in rows}, key=place) for name in ("label", "group"))
-    scores = np.array([row["scores"] for row in rows])  # (N, C), or (N, 1)
+    scores = np.array([[float(row[name]) for name in scored] for row in rows])  # (N, C), or (N, 1)
+    inside, of = bool(((scores >= 0) & (scores <= 1)).all()), ""
     if scored == ["score"] and len(known) == 2:
-        probable = ((scores >= 0) & (scores <= 1)).all()
-        scores, classes = np.hstack([1 - scores if probable else 0 * scores, scores]), known
+        if not inside and (scores >= 0).all():
+            raise ValueError(
+                f"{path}: score goes from {scores.min():g} to {scores.max():g}: logits would say "
+                f"{known[1]!r} everywhere, probabilities end at 1: divide percent by 100"
+            )
+        of = f" of {known[1]!r}, the last of both labels"
+        scores, classes = np.hstack([1 - scores if inside else 0 * scores, scores]), known
     else:  # names of columns have lost their capitals
         texts = {label.lower(): label for label in known}
         classes = [texts.get(name[6:], name[6:]) for name in scored]
@@ -561,29 +585,52 @@ def read_predictions(path):
             f"{path} has labels {', '.join(known)} and columns {', '.join(scored) or 'of no score'}"
             ": it needs score_NAME for each class or, for two classes, score"
         )
-    if are_probabilities(scores):
-        print(f"{path}: the scores are read as probabilities")
+    if are_probabilities(scores / 100):
+        raise ValueError(f"{path}: the scores are percent: divide them by 100")
+    if probable := are_probabilities(scores):
         scores = np.log(np.maximum(scores, 1e-30))
+    elif inside:
+        raise ValueError(
+            f"{path}: the scores are from 0 to 1, but rows do not sum to 1: divide probabilities "
+            "by the sum of their row, of sigmoids write log(p / (1 - p)), and from logits subtract "
+            "1, which changes no metric"
+        )
+    subject = subject_column([*header])
+    subjects = [row.get(subject, "") for row in rows]  # who has none is a subject of its own
+    own = [missing(s) for s in subjects]
+    told = f"{len({s for s, alone in zip(subjects, own) if not alone})} of the column {subject!r}"
+    told += f", and {sum(own)} rows that are their own" if any(own) else ""
+    subjects = np.array([f"row {n}" if own[n] else s for n, s in enumerate(subjects)])
+    kind = "probabilities" if probable else "logits"
+    told = told if subject else "each row is its own"
+    print(f"{path}: the scores are read as {kind}{of}; subjects: {told}")
     data = {"labels": np.array([classes.index(row["label"]) for row in rows]), "logits": scores}
     data |= {"groups": np.array([groups.index(row["group"]) for row in rows])}
     data["num_groups"] = len(groups)
-    subjects = [row.get("subject", "") for row in rows]  # who has none is a subject of its own
-    subjects = np.array([f"row {n}" if missing(s) else s for n, s in enumerate(subjects)])
     return data, subjects, [classes, groups, [row.get("file") for row in rows]]
 
 
 def main():
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    columns = "columns label, group, score_NAME of each class; subject, file if you have them"
+    columns = (
+        "columns label, group and, of each class, score_NAME: logits, or probabilities that sum to "
+        "1; of two classes score is enough, of the label that is last when both are sorted. If you "
+        "have them: file, and subject, patient_id or the like, who may have several rows"
+    )
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=columns)
-    a, *others = tables = parser.parse_args().tables
+    skip = "leave out rows that have no label or no group"
+    parser.add_argument("--skip-bad", action="store_true", help=skip)
+    args = parser.parse_args()
+    a, *others = tables = args.tables
     models, draws, truths = {}, {}, {}
     for path in tables:
-        data, subjects, names = read_predictions(path)
+        data, subjects, names = read_predictions(path, args.skip_bad)
         truths[path] = [*map(np.ndarray.tolist, (data["labels"], data["groups"], subjects)), names]
         if truths[path] != truths[a]:
             raise ValueError(f"{path} has other rows, classes or groups than {a}")
+        if path != a and None in names[2]:
+            print(f"{path}: there is no column file: its rows are those of {a} in the same order")
         models[path] = evaluate(**data, num_classes=len(names[0]), clusters=subjects)
         if others:  # the resamples of `evaluate` once more, to pair them
             weights = bootstrap_weights(n=len(subjects), clusters=subjects)
@@ -600,6 +647,8 @@ def main():
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     try:
         main()
     except (ValueError, KeyboardInterrupt) as error:  # an InputError is a ValueError

@@ -1,5 +1,7 @@
 """python metrics.py: a model that is not ours, from a table; probabilities in place of logits."""
 
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -34,14 +36,14 @@ def main(monkeypatch, capsys, tmp_path):
     """metrics.py's main with these tables, rows or texts; returns what it prints."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*tables):
+    def call(*tables, flags=()):
         names = [f"{letter}.csv" for letter, _ in zip("abc", tables)]
         for name, rows in zip(names, tables):
             if isinstance(rows, str):
                 (tmp_path / name).write_text(rows)
             else:
                 write_table(tmp_path / name, rows)
-        monkeypatch.setattr(sys, "argv", ["metrics.py", *names])
+        monkeypatch.setattr(sys, "argv", ["metrics.py", *names, *flags])
         metrics.main()
         return capsys.readouterr().out
 
@@ -53,8 +55,17 @@ def test_the_table_is_that_of_evaluate(main, subjects):
     rows, data, clusters = table(subjects=subjects)
     out = metrics.evaluate(**data, num_classes=3, clusters=clusters)
     expected = metrics.show({"a.csv": out}, NAMES, ["f", "m"])
-    assert main(rows) == f"{expected}\n"
-    assert main(rows[::-1]) == f"{expected}\n"  # the files' order, not the table's
+    told = f"{len({*clusters})} of the column 'subject'" if subjects else "each row is its own"
+    expected = f"a.csv: the scores are read as logits; subjects: {told}\n{expected}\n"
+    assert main(rows) == expected
+    assert main(rows[::-1]) == expected  # the files' order, not the table's
+    if subjects:
+        renamed = [{"Patient-ID" if k == "subject" else k: v for k, v in r.items()} for r in rows]
+        assert main(renamed) == expected.replace("'subject'", "'patient-id'")
+        for row in rows[:9]:
+            row["subject"] = "unknown"
+        told = "of the column 'subject', and 9 rows that are their own\n"
+        assert told in main(rows)
 
 
 def test_probabilities_are_recognised_and_logits_of_two_classes(main):
@@ -63,7 +74,7 @@ def test_probabilities_are_recognised_and_logits_of_two_classes(main):
     for row, values in zip(rows, shares):
         row.update({f"score_{name}": f"{p:.4f}" for name, p in zip(NAMES, values)})
     printed = main(rows)
-    assert printed.startswith("a.csv: the scores are read as probabilities\n")
+    assert printed.startswith("a.csv: the scores are read as probabilities; subjects: 5")
     out = metrics.evaluate(**data, num_classes=3, clusters=clusters)
     assert f"{100 * out['auroc']:.1f} [" in printed and f"{100 * out['mean_deo']:.1f} [" in printed
     ## One column: of the label that is sorted last; above 0.5 or, of logits, above 0 it is said.
@@ -74,10 +85,63 @@ def test_probabilities_are_recognised_and_logits_of_two_classes(main):
         del row["score_Melanoma"]
     hits = np.mean([(row["score"] > 0.5) == (row["label"] == "akiec") for row in two])
     of_probabilities = main(two)
+    told = "are read as probabilities of 'akiec', the last of both labels;"
+    assert told in of_probabilities
     assert f"{100 * hits:.1f} [" in of_probabilities.splitlines()[2]
     for row in two:
         row["score"] = np.log((row["score"] + 1e-12) / (1 - row["score"] + 1e-12))
-    assert main(two) == of_probabilities.partition("\n")[2]
+    assert main(two) == of_probabilities.replace("as probabilities", "as logits")
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_rounded_probabilities_are_probabilities(main, classes, digits):
+    rng = np.random.default_rng(digits)
+    shares = rng.dirichlet(np.ones(classes), 60).round(digits)
+    assert classes == 2 or (abs(shares.sum(1) - 1) > 1e-3).any()
+    rows = [{"label": f"c{n % classes}", "group": "fm"[n % 7 < 3]} for n in range(60)]
+    for row, values in zip(rows, shares):
+        row |= {f"score_c{c}": f"{p:.{digits}f}" for c, p in enumerate(values)}
+    assert main(rows).startswith("a.csv: the scores are read as probabilities; subjects: each row")
+    data = {"labels": np.arange(60) % classes, "groups": np.arange(60) % 2, "num_groups": 2}
+    with pytest.raises(ValueError, match="must not be probabilities"):
+        metrics.headline(**data, logits=shares)
+    for row in rows:  # the same as percent
+        row |= {k: f"{100 * float(v):.1f}" for k, v in row.items() if k.startswith("score")}
+    with pytest.raises(ValueError, match="a.csv: the scores are percent: divide them by 100"):
+        main(rows)
+
+
+@pytest.mark.parametrize("pair", [("benign", "malignant"), ("disease", "healthy")])
+def test_the_label_of_a_single_score_is_named(main, pair):
+    rows = [{"label": pair[n % 2], "group": "fm"[n % 3 > 0], "score": n % 5 / 5} for n in range(30)]
+    assert f"read as probabilities of {pair[1]!r}, the last of both labels;" in main(rows)
+    for row in rows:
+        row["score"] = 100 * row["score"]
+    with pytest.raises(ValueError, match=f"from 0 to 80: .* {pair[1]!r} everywhere.* by 100"):
+        main(rows)
+    for row in rows:
+        row["score"] = row["score"] - 50
+    assert f"read as logits of {pair[1]!r}, the last of both labels;" in main(rows)
+
+
+def test_rows_without_a_label_or_a_group_are_left_out_on_request(main):
+    rows, _, _ = table()
+    few = main(rows[:140])
+    for row, name in zip(rows[140:], 5 * ["label", "group"]):
+        row[name] = ""
+    printed = main(rows, flags=["--skip-bad"])
+    told = "a.csv: left out, without a label or a group: 10 of 150 rows\n"
+    assert printed == told + few
+    assert main(rows, rows, flags=["--skip-bad"]).startswith(told)
+
+
+def test_tables_without_files_are_paired_by_their_order_with_a_word(main):
+    rows = [{k: v for k, v in row.items() if k != "file"} for row in table()[0]]
+    assert "b.csv: there is no column file: its rows are those of a.csv in the same" in main(
+        rows, rows
+    )
+    assert "no column file" not in main(rows)
 
 
 def test_two_tables_give_paired_differences(main):
@@ -85,7 +149,8 @@ def test_two_tables_give_paired_differences(main):
     printed = main(a, b[::-1])
     text, _, differences = printed.partition("\nb.csv minus a.csv, in percent")
     models = [metrics.evaluate(**d, num_classes=3, clusters=clusters) for d in (of_a, of_b)]
-    assert text == metrics.show(dict(zip(("a.csv", "b.csv"), models)), NAMES, ["f", "m"]) + "\n"
+    shown = metrics.show(dict(zip(("a.csv", "b.csv"), models)), NAMES, ["f", "m"]) + "\n"
+    assert text.split("\n", 2)[2] == shown  # after how each of them was read
     weights = metrics.bootstrap_weights(n=150, clusters=clusters)
     draws = [metrics.bootstrap(**d, weights=weights) for d in (of_a, of_b)]
     lines = differences.splitlines()[1:]
@@ -101,14 +166,20 @@ def test_two_tables_give_paired_differences(main):
 
 GOOD = "label,group,score_a,score_b\na,f,1,2\nb,m,3,1\n"
 FAULTS = {  # name: (tables, words of the sentence)
-    "no such file": ([], ["cannot be read"]),
+    "no such file": ([], ["a.csv does not exist: look at the table's name"]),
     "no group": (["label,score_a,score_b\na,1,2\n"], ["no column 'group'"]),
     "no scores": (["label,group\na,f\nb,m\n"], ["columns of no score", "score_NAME"]),
     "a class without a score": ([GOOD + "c,f,1,2\n"], ["labels a, b, c", "score_a, score_b"]),
     "one score of three": (["label,group,score\na,f,1\nb,f,2\nc,m,2\n"], ["for two classes"]),
-    "a word": ([GOOD + "a,f,high,2\n"], ["a.csv, line 4, scores", "'high'"]),
-    "an empty score": ([GOOD + "a,f,,2\n"], ["a.csv, line 4, scores"]),
-    "NaN": ([GOOD + "a,f,nan,2\n"], ["finite"]),
+    "a word": ([GOOD + "a,f,high,2\n"], ["a.csv, line 4, score_a: 'high' is no"]),
+    "an empty score": ([GOOD + "a,f,,2\n"], ["a.csv, line 4, score_a: ''"]),
+    "NaN": ([GOOD + "a,f,nan,2\n"], ["a.csv, line 4, score_a: 'nan' is no finite number: write"]),
+    "infinite": ([GOOD + "a,f,1,-inf\n"], ["a.csv, line 4, score_b: '-inf' is no finite number"]),
+    "sigmoids": (
+        ["label,group,score_a,score_b\na,f,0.9,0.3\nb,m,0.2,0.1\n"],
+        ["a.csv: the scores are from 0 to 1, but rows do not sum to 1: divide", "log(p / (1 - p))"],
+    ),
+    "no row": (["label,group,score_a,score_b\n,f,1,2\n"], ["line 2: no label", "--skip-bad"]),
     "no label": ([GOOD + "NA,f,1,2\n"], ["line 4: no label or no group"]),
     "an unknown group": ([GOOD + "a,unknown,1,2\n"], ["line 4: no label or no group"]),
     "other rows": ([GOOD, GOOD + "a,f,1,2\n"], ["b.csv has other rows"]),
@@ -134,11 +205,23 @@ def test_what_is_wrong_is_said_in_one_sentence(main, fault, monkeypatch):
 def test_as_a_user_starts_it(tmp_path):
     (tmp_path / "a.csv").write_text(GOOD)
     done = run_script(ROOT / "metrics.py", "a.csv", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.startswith("percent") and not done.stderr
+    assert done.returncode == 0 and not done.stderr
+    assert done.stdout.splitlines()[1].startswith("percent")
     assert "undefined, because without samples of two classes there is no AUROC" in done.stdout
     done = run_script(ROOT / "metrics.py", "b.csv", cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith("metrics.py: b.csv cannot be read")
+    assert done.returncode == 1 and done.stderr.startswith("metrics.py: b.csv does not exist")
     assert len(done.stderr.splitlines()) == 1
+    text = run_script(ROOT / "metrics.py", "--help", cwd=tmp_path).stdout
+    assert text.index("metrics.py predictions.csv other.csv") < text.index("arg max")
+    assert "of the label that is last when both are sorted" in " ".join(text.split())
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="Windows has no such pipes")
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    (tmp_path / "a.csv").write_text(GOOD)
+    command = f"{sys.executable} -u {ROOT / 'metrics.py'} a.csv | head -1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("a.csv: the scores") and not done.stderr
 
 
 # ----- probabilities in place of logits -----------------------------------------------------------
