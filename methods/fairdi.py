@@ -100,6 +100,8 @@ def settings():
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
     add("--skip-bad", action=switch, default=False, help="leave out what is missing or broken")
     add("--describe", action=switch, default=False, help="only show the data: table, contact sheet")
+    tasks = "learn a label for each picture, or for each pixel: a mask (toy, ham10000, csv)"
+    add("--task", default="classify", choices=["classify", "segment"], help=tasks)
     add("--image-size", type=number(8, 1024, int), help="pixels a side (default: by data set)")
     add("--target", help="what is learnt, such as dx or Smiling (choices: datasets/NAME.py)")
     add("--sensitive", help="what makes a group, such as sex+age or Male (see datasets/NAME.py)")
@@ -109,7 +111,8 @@ def settings():
     add("--skew", type=share, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
-    kinds = "torchvision's name, timm:NAME, convnet<width>, FILE.py:FUNCTION (usual: by data set)"
+    kinds = "torchvision's name, timm:NAME, FILE.py:FUNCTION, convnet<width>, unet<width>, "
+    kinds += "transunet<width> (default: by data set)"
     add("--teacher", "--teacher-module", metavar="NETWORK", help=kinds)
     add("--student", "--student-module", metavar="NETWORK", help=kinds)
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
@@ -144,7 +147,7 @@ def settings():
 def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
     args = settings().parse_args(argv)
-    for name, value in defaults(args.dataset).items():
+    for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     if args.smoke:
@@ -182,6 +185,15 @@ def chosen(args):
 # ===== 3. NETWORKS AND PLAIN TRAINING (shared) ====================================================
 
 
+def layers(*widths):
+    """Convolutions from one number of channels to the next, with batch norm and ReLU: a list."""
+    found = []
+    for inputs, outputs in zip(widths, widths[1:]):
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        found += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return found
+
+
 def convnet(width):
     """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions.
 
@@ -189,19 +201,95 @@ def convnet(width):
     """
     stages, inputs = [], 3
     for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
-        stage = []
-        for _ in range(depth):
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-            inputs = outputs
-        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
+        stages.append(nn.Sequential(*layers(inputs, *[outputs] * depth), nn.MaxPool2d(2)))
+        inputs = outputs
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
+
+
+class Encoder(nn.Module):
+    """Pictures (B, 3, H, H) to maps of four sizes: (B, width, H, H) to (B, 8 · width, H/8, H/8).
+
+    attention: between all places of the smallest maps, as in TransUNet, by two layers (there: 12)
+    """
+
+    def __init__(self, width, size, attention):
+        super().__init__()
+        widths = [3, width, 2 * width, 4 * width, 8 * width]
+        pairs = zip(widths, widths[1:])
+        self.stages = nn.ModuleList(nn.Sequential(*layers(a, b, b)) for a, b in pairs)
+        self.attention = None
+        if attention:
+            wide = widths[-1]
+            self.position = nn.Parameter(0.02 * torch.randn((size // 8) ** 2, wide))  # learnt
+            shape = {"dropout": 0, "batch_first": True, "norm_first": True}
+            two = [nn.TransformerEncoderLayer(wide, 4, 4 * wide, **shape) for _ in range(2)]
+            self.attention = nn.Sequential(*two, nn.LayerNorm(wide))
+
+    def forward(self, maps):
+        found = []
+        for stage in self.stages:
+            maps = stage(F.max_pool2d(maps, 2) if found else maps)
+            found.append(maps)
+        if self.attention:
+            words = maps.flatten(2).transpose(1, 2) + self.position  # (B, H/8 · H/8, 8 · width)
+            found[-1] = self.attention(words).transpose(1, 2).reshape(maps.shape)
+        return found
+
+
+class UNet(nn.Module):
+    """Maps (B, D, H', W') of pictures: an encoder's smallest maps are enlarged and joined with the
+    next larger ones, and so on.
+
+    widths  channels of the encoder's maps, the largest map first
+    most    channels of joined maps
+    """
+
+    def __init__(self, encoder, widths, most):
+        super().__init__()
+        self.encoder, self.joins, below = encoder, nn.ModuleList(), widths[-1]
+        for width in widths[-2::-1]:
+            both, below = below + width, min(width, most)
+            self.joins.append(nn.Sequential(*layers(both, below, below)))
+
+    def forward(self, images):
+        *larger, maps = self.encoder(images)
+        for skip, join in zip(reversed(larger), self.joins):
+            maps = join(torch.cat([skip, F.interpolate(maps, skip.shape[2:])], dim=1))
+        return maps
+
+
+def unet(width, size, attention=False):
+    """U-Net (Ronneberger et al., 2015), small; with attention a TransUNet (Chen et al., 2021)."""
+    widths = [width, 2 * width, 4 * width, 8 * width]
+    return UNet(Encoder(width, size, attention), widths, most=4 * width)
+
+
+class Headless(nn.Module):
+    """A segmentation network of torchvision without its last layer: pictures to maps."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.backbone, self.classifier = network.backbone, network.classifier
+        if isinstance(self.classifier, nn.Sequential):  # of fcn and deeplabv3
+            self.classifier[-1] = nn.Identity()
+        else:
+            self.classifier.low_classifier = self.classifier.high_classifier = None
+
+    def forward(self, images):
+        maps = self.backbone(images)
+        if "out" in maps:
+            return self.classifier(maps["out"])
+        ## lraspp adds up what a layer makes of large maps and another one of small, enlarged maps:
+        ## the same as one layer that sees both.
+        small = self.classifier.cbr(maps["high"]) * self.classifier.scale(maps["high"])
+        large = maps["low"]
+        return torch.cat([large, F.interpolate(small, large.shape[2:], mode="bilinear")], dim=1)
 
 
 OWN_NETWORKS = {}  # {name: function of the picture size}: a method may add some in section 4
 
 
-def other_network(name, size, pretrained):
+def other_network(name, size, pretrained, segment):
     """timm:NAME, without its last layer, or what FUNCTION of FILE.py:FUNCTION makes of `size`."""
     where, _, what = name.rpartition(":")
     try:
@@ -209,6 +297,9 @@ def other_network(name, size, pretrained):
             return runpy.run_path(where)[what](size)
         import timm  # a package that few need
 
+        if segment:
+            encoder = timm.create_model(what, pretrained, features_only=True)
+            return UNet(encoder, encoder.feature_info.channels(), most=64)
         try:  # transformers are built for one size
             return timm.create_model(what, pretrained, num_classes=0, img_size=size)
         except TypeError:
@@ -221,15 +312,19 @@ def other_network(name, size, pretrained):
         ) from None
 
 
-def torchvision_network(name, size, pretrained, load=True):
-    """A classifier of torchvision, built as `pretrained` ones are, and then with their weights."""
+def torchvision_network(name, size, pretrained, load=True, segment=False):
+    """A network of torchvision, built as `pretrained` ones are, and then with their weights."""
     import torchvision  # takes 1.6 seconds, longer than all other imports: only where it is needed
 
-    known = torchvision.models.list_models(module=torchvision.models)
+    models = torchvision.models.segmentation if segment else torchvision.models
+    known = torchvision.models.list_models(module=models)
     if name not in known:
-        similar = near(name, [*known, *OWN_NETWORKS, "convnet8", "convnet32"], 0.3)
-        raise InputError(f"no network is called {name!r}: did you mean {similar}?")
+        own = ["unet8", "transunet8"] if segment else [*OWN_NETWORKS, "convnet8", "convnet32"]
+        similar = near(name, [*known, *own], 0.3)
+        what = "of --task segment " if segment else ""
+        raise InputError(f"no network {what}is called {name!r}: did you mean {similar}?")
     sized = {"image_size": size} if name.startswith("vit_") else {}
+    sized = {"weights_backbone": None} if segment else sized  # or else it would be downloaded
     ## A file of weights may hold code, which loading it would run. This forbids that.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     weights = "DEFAULT" if pretrained and load else None
@@ -243,6 +338,8 @@ def torchvision_network(name, size, pretrained, load=True):
             f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
             f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
         ) from None
+    if segment:
+        return Headless(net)
     if name.startswith("resnet") and size <= 32 and not pretrained:
         ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
         net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
@@ -258,34 +355,41 @@ def torchvision_network(name, size, pretrained, load=True):
 class Network(nn.Module):
     """A network that returns what distillation needs: features (B, D) and logits (B, C).
 
-    The features are what the last linear layer sees. Both are float32, also with bf16 inside.
+    The features are what the last linear layer sees. Both are float32, also with bf16 inside. Of
+    masks there are maps of features (B, D, H', W'), and logits (B, 2, H, W) of each pixel.
     load: False to be given saved weights; then it needs no file and no connection.
     """
 
     def __init__(self, args, name, num_classes, load=True):
         super().__init__()
         self.name, self.bf16, size = name, args.precision == "bf16", args.image_size
-        width = name.removeprefix("convnet")
+        self.segment, fetch = args.task == "segment", args.pretrained and load
+        own = re.fullmatch(r"(convnet|unet|transunet)0*([1-9]\d*)", name)
         try:
             if name in OWN_NETWORKS:
                 self.body = OWN_NETWORKS[name](size)
-            elif width != name and width.isdecimal() and int(width):
-                self.body = convnet(int(width))
+            elif own and own[1] == "convnet":
+                self.body = convnet(int(own[2]))
+            elif own:
+                self.body = unet(int(own[2]), size, own[1] == "transunet")
             elif ":" in name:
-                self.body = other_network(name, size, args.pretrained and load)
+                self.body = other_network(name, size, fetch, self.segment)
             else:
                 started = bool(args.pretrained or args.weights)
-                self.body = torchvision_network(name, size, started, args.pretrained and load)
+                self.body = torchvision_network(name, size, started, fetch, self.segment)
             black, timm = torch.zeros(1, 3, size, size), name.startswith("timm:")
+            bare = timm or self.segment  # without a last layer that the head replaces
             with torch.no_grad():
                 feats = self.body.eval()(black)
-                modules = [] if timm else self.body.named_modules()
+                if self.segment and feats.ndim != 4:
+                    raise TypeError("it gives no maps, which --task segment needs")
+                modules = [] if bare else self.body.named_modules()
                 linear = [(where, m) for where, m in modules if isinstance(m, nn.Linear)]
                 if linear:
                     where, last = linear[-1]  # whose place is taken by the head
                     self.body.set_submodule(where, nn.Identity())
                     logits, feats = feats, self.body(black)
-                if not timm and not (linear and torch.allclose(last(feats), logits)):
+                if not bare and not (linear and torch.allclose(last(feats), logits)):
                     raise TypeError("it does not end in a linear layer")
         except (RuntimeError, AssertionError, AttributeError, TypeError) as error:
             raise InputError(  # too small, or no multiple of its patches, or no classifier
@@ -295,19 +399,45 @@ class Network(nn.Module):
         if args.compile:
             self.body.compile()
         if args.weights and load:
-            start_from(self.body, args.weights)
-        self.head = nn.Linear(feats.flatten(1).shape[1], num_classes)
+            start_from(self.body.encoder if timm and self.segment else self.body, args.weights)
+        if self.segment:
+            self.width = feats.shape[1]  # D
+            enlarge = nn.Upsample(size, mode="bilinear")
+            self.head = nn.Sequential(nn.Conv2d(self.width, num_classes, 1), enlarge)
+        else:
+            self.width = feats.flatten(1).shape[1]  # D
+            self.head = nn.Linear(self.width, num_classes)
         self.train().to(memory_format=torch.channels_last)  # faster convolutions
+
+    def features(self, images):
+        """What the head sees: (B, D), or of masks (B, D, H', W')."""
+        feats = self.body(images)
+        return feats if self.segment else feats.flatten(1)
 
     def forward(self, images):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            feats = self.body(images).flatten(1)  # (B, D)
-            logits = self.head(feats)  # (B, C)
+            feats = self.features(images)
+            logits = self.head(feats)  # (B, C), or (B, 2, H, W)
         return (feats.float(), logits.float()) if self.bf16 else (feats, logits)
 
 
+def label_loss(logits, labels):
+    """The loss of each picture, (B,): cross-entropy of logits (B, C) and labels (B,).
+
+    Of logits (B, 2, H, W) and masks (B, H, W): half its mean over pixels, half 1 - soft Dice.
+    """
+    losses = F.cross_entropy(logits, labels, reduction="none")  # (B,), or (B, H, W)
+    if labels.ndim == 1:
+        return losses
+    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), labels.flatten(1)  # (B, H · W)
+    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
+    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
+    dice = (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)  # (B,)
+    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - dice)
+
+
 class PlainTraining:
-    """Training of one network by cross-entropy alone, as of teachers. Method overrides its hooks:
+    """Training of one network by its labels alone, as of teachers. Method overrides its hooks:
 
     __init__    extra networks and optimisers, further teachers
     step        the whole algorithm for one batch; returns the losses by name
@@ -317,6 +447,7 @@ class PlainTraining:
 
     needs_teacher = False  # or True, or the name of the setting that is 0 where none is needed
     can_compile = True  # whether torch.compile may be used for its networks
+    no_masks = ""  # why the method has no meaning for --task segment
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -340,7 +471,7 @@ class PlainTraining:
         self.optimizer.step()
 
     def step(self, batch):
-        loss = F.cross_entropy(self.student(batch.images)[1], batch.labels)
+        loss = label_loss(self.student(batch.images)[1], batch.labels).mean()
         self.update(loss)
         return {"loss": loss}
 
@@ -509,12 +640,27 @@ class Method(PlainTraining):
 # ===== 5. FIT AND EVALUATE (shared) ===============================================================
 
 
+def areas(logits, masks):
+    """How many pixels of each picture are said to be inside, are inside, and are both: (B, 3)."""
+    said, true = (logits[:, 1] > logits[:, 0]).flatten(1), (masks == 1).flatten(1)  # (B, H · W)
+    check_finite({"a logit": float(logits.abs().max())}, "the masks")
+    return torch.stack([said.sum(1), true.sum(1), (said & true).sum(1)], dim=1).int()
+
+
 def measure(model, data, part, shares=None, replicates=0):
     """Logits (N, C) of `model` on data[part], and every metric of metrics.py.
+
+    Of masks, not logits are returned, but what all their metrics need: see `areas`.
 
     shares    (C,) of the classes among what the model was trained on, for corrected decisions
     """
     model.eval()
+    if model.segment:
+        with torch.no_grad():
+            found = [areas(model(b.images)[1], b.labels) for b in batches(data[part], 256)]
+        found = torch.cat(found).cpu().numpy()  # (N, 3)
+        truth = data.truth(part)
+        return found, metrics.evaluate_masks(**truth, areas=found, replicates=replicates)
     with torch.no_grad():
         logits = torch.cat([model(batch.images)[1] for batch in batches(data[part], 256)])
     ## Logits are stored as float16, whose rounding is finer than any of our intervals. They are
@@ -526,11 +672,16 @@ def measure(model, data, part, shares=None, replicates=0):
 
 
 ## Which epoch counts? Three rules, fixed in advance, all reported: the last ("last"), the one with
-## the best AUROC on validation, and the one with the best AUROC of the worst group there. Of equal
-## ones the lowest loss decides, and an epoch without a value (a class is missing) is never best.
-RULES = {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"}
+## the best AUROC on validation, and the one with the best AUROC of the worst group there; of masks
+## Dice stands for AUROC. Of equal ones the lowest loss decides, and an epoch without a value (a
+## class is missing) is never best.
+RULES = {
+    "classify": {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"},
+    "segment": {"best_overall": "dice", "best_worst_group": "dice_worst_group"},
+}
 LOGGED = "loss accuracy auroc auroc_worst_group auroc_gap".split()
 LOGGED += [f"{k}{end}" for k in ("mean_deo", "disparity") for end in metrics.ENDS]
+LOGGED += "dice dice_worst_group dice_gap dice_gap_standardised iou failure".split()
 
 
 def training_views(args, split, epoch):
@@ -538,12 +689,13 @@ def training_views(args, split, epoch):
     return batches(split, args.batch_size, args.seed, epoch, augment=True, balance=args.balance)
 
 
-def fit(args, data, method, label, checkpoint=None, rules=RULES):
+def fit(args, data, method, label, checkpoint=None, rules=None):
     """Train method.student for args.epochs, from the epoch on that the file `checkpoint` holds.
 
     Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
     log, states, best, seconds = [], {}, {}, []
+    rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
         progress = restore(checkpoint, args.device, keys)
@@ -585,8 +737,10 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
             if value[0] is not None and (rule not in best or value > best[rule]):
                 best[rule], states[rule] = value, snapshot(epoch)
         seconds.append(time.time() - start)
-        log.append({"epoch": epoch, **losses, "val": {name: validation[name] for name in LOGGED}})
-        shown = {name: validation[name] for name in ("auroc", "auroc_worst_group", "mean_deo")}
+        kept = {name: validation[name] for name in LOGGED if name in validation}
+        log.append({"epoch": epoch, **losses, "val": kept})
+        shown = "auroc auroc_worst_group mean_deo dice dice_worst_group dice_gap".split()
+        shown = {name: kept[name] for name in shown if name in kept}
         words = [f"{k} {math.nan if v is None else v:.3f}" for k, v in (losses | shown).items()]
         left = (args.epochs - epoch - 1) * seconds[-1]
         words.append(f"{rate:.0f} images/s, {left // 60:.0f}:{left % 60:02.0f} left")
@@ -607,7 +761,8 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
 
 def data_folder(args):
     """The folder of all runs on a data set; smoke runs have another one."""
-    return Path(args.out) / ("smoke" if args.smoke else "") / args.dataset
+    name = args.dataset if args.task == "classify" else f"{args.dataset}-{args.task}"
+    return Path(args.out) / ("smoke" if args.smoke else "") / name
 
 
 class Teacher:
@@ -635,10 +790,12 @@ class Teacher:
     def begin_epoch(self, args, split, epoch):
         """The answers to the views of an epoch, (steps · B, D') and (steps · B, C), or None.
 
-        None, where they are not kept: each step then asks the network itself.
+        None, where they are not kept, as maps never are: each step then asks the network itself.
         """
+        if not self.folder or self.network.segment:
+            return None
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
-        if not self.folder or size > self.epoch_bytes:
+        if size > self.epoch_bytes:
             return None
         if split is not self.split:  # only once, because it reads every pixel
             views = [split.hash(), args.batch_size, args.seed, args.balance]
@@ -667,7 +824,7 @@ def get_teacher(args, data):
 
     It is trained now if no script has done so before.
     """
-    names = "teacher image_size pretrained batch_size weight_decay precision".split()
+    names = "task teacher image_size pretrained batch_size weight_decay precision".split()
     recipe = {name: getattr(args, name) for name in names}
     recipe |= {"epochs": args.teacher_epochs, "lr": args.teacher_lr}
     ## A seed of its own: else a teacher built like its student would start from the same weights
@@ -679,7 +836,7 @@ def get_teacher(args, data):
     folder = data_folder(args) / "teachers" / f"{name}-{digest(recipe)}"
     torch.manual_seed(recipe["seed"])
     own = argparse.Namespace(**vars(args) | {"weights": args.teacher_weights})
-    network = Network(own, args.teacher, len(data.classes)).to(args.device)
+    network = Network(own, args.teacher, len(data.outputs)).to(args.device)
 
     def train():
         ## Nothing but the recipe decides what it learns. --balance is for students alone, so that
@@ -701,7 +858,7 @@ def get_teacher(args, data):
 
 def load_pictures(args):
     """The data set that the settings name."""
-    names = "target sensitive fold skew subject file_column device download skip_bad smoke"
+    names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     more = {name: getattr(args, name, None) for name in [*names.split(), "batch_size", "out"]}
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
@@ -710,15 +867,18 @@ def main():
     args = parse()
     if args.compile and not Method.can_compile:
         raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
+    if args.task == "segment" and Method.no_masks:
+        raise InputError(f"--task segment is not for {Path(__file__).name}: {Method.no_masks}")
     data = load_pictures(args)
-    settle(args, len(data.classes))
+    settle(args, len(data.outputs))
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
     ## The folder's name tells which settings were changed, and its digest covers all settings, the
     ## seed and the pictures. Another setting has another folder: no run overwrites another one.
-    usual = parse(["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"])
-    settle(usual, len(data.classes))
+    same = ["--dataset", args.dataset, "--task", args.task]
+    usual = parse([*same, "--smoke" if args.smoke else "--no-smoke"])
+    settle(usual, len(data.outputs))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
     name = "-".join(re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items())[:100] or "default"
     everything = chosen(args) | {"pictures": data.hash()}
@@ -739,15 +899,16 @@ def main():
     models = {name: model for name, model in models.items() if model}
     columns = {name: model["test"] for name, model in models.items()}
     print(metrics.show(columns, result["classes"], result["group_names"]))
-    fitted = [f"{name} {m['train']['worst_cell_corrected']:.1%}" for name, m in models.items()]
-    print("recall of the worst class x group cell of the training pictures:", ", ".join(fitted))
+    what, key = ("Dice", "") if args.task == "segment" else ("recall", "_corrected")
+    fitted = [f"{name} {m['train'][f'worst_cell{key}']:.1%}" for name, m in models.items()]
+    print(f"{what} of the worst class x group cell of the training pictures:", ", ".join(fitted))
 
 
 def train_and_test(args, data, folder, about):
     """Train teacher and student, test them, and write student, logits and, last, the result."""
     start = time.time()
     torch.manual_seed(args.seed)  # all methods start from the same student
-    student = Network(args, args.student, len(data.classes)).to(args.device)
+    student = Network(args, args.student, len(data.outputs)).to(args.device)
     needed = vars(args).get(Method.needs_teacher, Method.needs_teacher)
     teacher, teacher_seconds = get_teacher(args, data) if needed else (None, 0.0)
     torch.manual_seed(args.seed + 1)
@@ -805,14 +966,16 @@ def train_and_test(args, data, folder, about):
         code = b"".join(Path(m.__file__).read_bytes() for m in (sys.modules[__name__], metrics))
         about |= {"method": Path(__file__).stem, "source": hashlib.sha256(code).hexdigest()[:16]}
         about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}
+        about |= {"outputs": data.outputs}
         weights = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
         weights |= {"network": student.name, "size": data.size, "class_shares": seen}
         weights |= manual(args.dataset)
-        weights["test"] = {k: {m: result[k]["test"][m] for m in metrics.SHOWN} for k in states}
+        weights["test"] = {k: metrics.main_ones(result[k]["test"]) for k in states}
         save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
         truth |= {"labels_val": val.labels.cpu(), "groups_val": val.groups.cpu()}
-        arrays = {name: values.astype(np.float16) for name, values in logits.items()}
+        kind = np.int32 if args.task == "segment" else np.float16
+        arrays = {name: values.astype(kind) for name, values in logits.items()}
         np.savez_compressed(packed := io.BytesIO(), **arrays, **truth, subjects=test.subjects)
         save(folder / "logits.npz", packed.getvalue())
         result = about | {"log": log} | method.extra | result | {"times": times}

@@ -1,0 +1,321 @@
+"""Masks: their metrics against scikit-learn, their loss against a loop, views, files, and networks;
+every script that has a meaning for --task segment, and the sentence of every one that has none."""
+
+import importlib
+import json
+from dataclasses import replace
+
+import ckd
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import load_toy
+from forked import SCRIPTS
+from sklearn.metrics import f1_score, jaccard_score
+
+import metrics
+from data import InputError, batches, load
+
+SEGMENT = ["--task", "segment"]
+ABLE = [name for name in SCRIPTS if not importlib.import_module(name).Method.no_masks]
+
+
+@pytest.fixture(scope="module")
+def stars():
+    """A few pictures of every cell of the toy, with their masks."""
+    return load("toy", task="segment", smoke=True)
+
+
+def segmenting(module, *flags):
+    """A script's settings in smoke mode on the CPU, for masks of the toy."""
+    return module.settle(module.parse(["--smoke", "--device", "cpu", *SEGMENT, *flags]), 2)
+
+
+def method_of(module, data, *flags, networks=("unet4", "unet2")):
+    """The method, built like a run builds it, with an untrained teacher."""
+    args = segmenting(module, *flags)
+    torch.manual_seed(1)
+    teacher = module.Teacher(module.Network(args, networks[0], 2))
+    torch.manual_seed(0)
+    student = module.Network(args, networks[1], 2)
+    return module.Method(args, data, student, teacher)
+
+
+# ----- metrics ------------------------------------------------------------------------------------
+def masks_and_areas(n=40, seed=0, empty=True):
+    """Predicted and true masks (n, 8, 8), of which some are empty, and their areas (n, 3)."""
+    rng = np.random.default_rng(seed)
+    said, true = rng.random((2, n, 8, 8)) < rng.random((2, n, 1, 1))
+    if empty:
+        said[0], said[1], true[1], true[2] = False, False, False, False
+    return said, true, np.stack([m.sum((1, 2)) for m in (said, true, said & true)], axis=1)
+
+
+def test_dice_and_iou_are_scikit_learn_s_of_each_picture():
+    said, true, areas = masks_and_areas()
+    pairs = [(t.ravel(), s.ravel()) for s, t in zip(said, true)]
+    want = [f1_score(*pair, zero_division=1.0) for pair in pairs]
+    np.testing.assert_allclose(metrics.dice(areas=areas), want, rtol=1e-12)
+    want = [jaccard_score(*pair, zero_division=1.0) for pair in pairs]
+    np.testing.assert_allclose(metrics.iou(areas=areas), want, rtol=1e-12)
+    assert metrics.dice(areas=areas)[:3].tolist() == metrics.iou(areas=areas)[:3].tolist()
+    assert metrics.dice(areas=areas)[:3].tolist() == [0, 1, 0]  # one empty, both, the other one
+
+
+def test_areas_are_what_the_logits_say():
+    said, true, areas = masks_and_areas()
+    logits = torch.stack([-torch.from_numpy(said).float(), torch.from_numpy(said).float()], 1)
+    assert ckd.areas(logits, torch.from_numpy(true).long()).tolist() == areas.tolist()
+    logits[3, 0, 2, 2] = np.nan
+    with pytest.raises(InputError, match="a logit is nan"):
+        ckd.areas(logits, torch.from_numpy(true).long())
+
+
+def truth(n=40):
+    labels, groups = np.arange(n) % 3, np.arange(n) // 3 % 2
+    return {"labels": labels, "groups": groups, "num_classes": 3, "num_groups": 2}
+
+
+def test_every_metric_of_masks_by_hand():
+    areas, given = masks_and_areas()[2], truth()
+    out, d = metrics.headline_masks(**given, areas=areas), metrics.dice(areas=areas)
+    group = [d[given["groups"] == g].mean() for g in (0, 1)]
+    assert out["dice"] == pytest.approx(d.mean()) and out["loss"] == pytest.approx(1 - d.mean())
+    np.testing.assert_allclose(out["group_dice"], group)
+    assert out["dice_gap"] == pytest.approx(group[1] - group[0])
+    assert out["dice_worst_group"] == pytest.approx(min(group))
+    spread = sum(abs(g - d.mean()) for g in group)
+    assert out["es_dice"] == pytest.approx(d.mean() / (1 + spread))
+    assert out["dice_sd"] == pytest.approx(np.std(group))
+    assert out["dice_ser"] == pytest.approx((1 - min(group)) / (1 - max(group)))
+    failed = d < 0.7
+    assert out["failure"] == pytest.approx(failed.mean())
+    shares = [failed[given["groups"] == g].mean() for g in (0, 1)]
+    assert out["failure_gap"] == pytest.approx(shares[1] - shares[0])
+    assert out["failure_worst_group"] == pytest.approx(max(shares))
+    cells = [
+        d[(given["groups"] == g) & (given["labels"] == c)].mean() for g in (0, 1) for c in range(3)
+    ]
+    assert out["worst_cell"] == pytest.approx(min(cells))
+    ## Standardised: the gap inside each class, weighted by the share of the class.
+    pi = np.bincount(given["labels"]) / 40
+    want = sum(pi[c] * (cells[3 + c] - cells[c]) for c in range(3))
+    assert out["dice_gap_standardised"] == pytest.approx(want)
+    assert out["dice_standardised"] == pytest.approx(d.mean())
+
+
+def test_the_mix_of_classes_is_no_gap_when_standardised():
+    """Class 1 is hard for everybody, and group 1 has more of it: that is all of the raw gap."""
+    labels = np.repeat([0, 1, 0, 1], [30, 10, 10, 30])
+    groups, hits = np.repeat([0, 1], 40), np.where(labels == 0, 9, 5)
+    areas = np.stack([np.full(80, 10), np.full(80, 10), hits], axis=1)
+    given = {"labels": labels, "groups": groups, "num_classes": 2, "num_groups": 2}
+    out = metrics.headline_masks(**given, areas=areas)
+    assert out["dice_gap"] == pytest.approx(-0.2)
+    assert out["dice_gap_standardised"] == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(out["group_dice_standardised"], [0.7, 0.7])
+    ## A class that a group lacks is left out, also of the shares.
+    some = ~((labels == 1) & (groups == 0))
+    cut = {k: v[some] if isinstance(v, np.ndarray) else v for k, v in given.items()}
+    out = metrics.headline_masks(**cut, areas=areas[some])
+    np.testing.assert_allclose(out["group_dice_standardised"], [0.9, 0.9])
+    assert out["dice_standardised"] == pytest.approx(0.9) and out["dice"] < 0.8
+
+
+def test_the_mean_is_over_pictures_and_not_over_pixels():
+    areas = [[1000, 1000, 1000], [0, 4, 0]]  # a large mask found, a small one missed
+    given = {"labels": [0, 0], "groups": [0, 1], "num_classes": 1, "num_groups": 2}
+    assert metrics.headline_masks(**given, areas=areas)["dice"] == 0.5
+
+
+def test_resamples_are_repeated_pictures_and_pairs_share_them():
+    areas, given = masks_and_areas()[2], truth()
+    weights = metrics.bootstrap_weights(n=40, replicates=5, clusters=np.arange(40) // 2)
+    draws = metrics.bootstrap(
+        **given, areas=areas, weights=weights, measured=metrics.headline_masks
+    )
+    for r, row in enumerate(weights.astype(int)):
+        rows = np.repeat(np.arange(40), row)
+        again = {k: v[rows] if isinstance(v, np.ndarray) else v for k, v in given.items()}
+        for name, value in metrics.headline_masks(**again, areas=areas[rows]).items():
+            np.testing.assert_allclose(draws[name][r], value, atol=1e-9, err_msg=name)
+
+
+def test_what_is_reported_of_masks_is_json_and_a_table():
+    areas, given = masks_and_areas()[2], truth()
+    out = metrics.evaluate_masks(**given, areas=areas, clusters=np.arange(40), replicates=50)
+    assert json.loads(json.dumps(out, allow_nan=False)) == out
+    assert out["n"] == 40 and sum(map(sum, out["pictures"])) == 40 and not out["collapsed"]
+    for key in ("dice", "dice_gap_standardised", "failure"):
+        low, high = out["interval"][key]
+        assert low <= out[key] <= high
+    text = metrics.show({"student": out}, ["a", "b", "c"], ["women", "men"])
+    for words in ("dice_gap, standardised", "failure, men", "dice, c", "standardised: as if each"):
+        assert words in text
+    nothing = np.stack([0 * areas[:, 0], areas[:, 1], 0 * areas[:, 0]], axis=1)
+    out = metrics.evaluate_masks(**given, areas=nothing, replicates=0)
+    assert out["collapsed"] and "half of its masks are empty" in metrics.show(
+        {"x": out}, "abc", "gh"
+    )
+
+
+# ----- the loss of a picture ----------------------------------------------------------------------
+def test_the_loss_of_a_picture_is_that_of_a_plain_loop():
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 2, 4, 5, generator=rng, dtype=torch.float64)
+    masks = (torch.rand(3, 4, 5, generator=rng) < 0.4).long()
+    masks[2] = 0
+    for z, t, got in zip(logits, masks, ckd.label_loss(logits, masks)):
+        entropy, both, said = 0.0, 0.0, 0.0
+        for y, x in np.ndindex(4, 5):
+            p = torch.softmax(z[:, y, x], 0)
+            entropy -= p[t[y, x]].log() / 20
+            both, said = both + p[1] * t[y, x], said + p[1]
+        dice = (2 * both + 1) / (said + t.sum() + 1)
+        assert got.item() == pytest.approx((0.5 * entropy + 0.5 * (1 - dice)).item(), rel=1e-12)
+    perfect = 40 * torch.stack([1 - 2 * masks, 2 * masks - 1], 1).double()
+    assert ckd.label_loss(perfect, masks).abs().max() < 1e-12  # also of the empty mask
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: ckd.label_loss(z, masks), logits)
+    labels = torch.tensor([1, 0, 1])
+    flat = logits[:, :, 0, 0]
+    assert torch.equal(ckd.label_loss(flat, labels).mean(), F.cross_entropy(flat, labels))
+
+
+def test_kd_loss_of_constant_maps_is_that_of_their_value():
+    rng = torch.Generator().manual_seed(0)
+    logits_s, logits_t = torch.randn(2, 6, 2, generator=rng, dtype=torch.float64)
+    maps = [z[:, :, None, None].expand(6, 2, 8, 8) for z in (logits_s, logits_t)]
+    want = ckd.kd_loss(logits_s, logits_t, 4.0).item()
+    assert ckd.kd_loss(*maps, 4.0).item() == pytest.approx(want, rel=1e-12)
+
+
+# ----- views --------------------------------------------------------------------------------------
+def test_a_picture_that_is_its_own_mask_stays_so_in_every_view(stars):
+    """Cropped, flipped, shuffled and balanced: the mask moves with the picture."""
+    train = stars["train"]
+    store = train.masks[..., None].expand(*train.masks.shape, 3).contiguous()
+    own = replace(train, store=store, mean=torch.zeros(3, 1, 1), std=torch.full((3, 1, 1), 255.0))
+    seen = set()
+    for how in ({}, {"seed": 1}, {"seed": 1, "augment": True}, {"seed": 2, "balance": True}):
+        for batch in batches(own, 32, **how):
+            assert batch.labels.dtype == torch.int64 and batch.labels.shape == (
+                len(batch.index),
+                32,
+                32,
+            )
+            assert torch.equal(batch.images[:, 1], batch.labels.float())
+            assert torch.equal(batch.groups, train.groups[batch.index])
+            seen.add(batch.labels.sum().item())
+    assert len(seen) > 20
+    classified = load_toy()["train"]
+    assert classified.masks is None and torch.equal(classified.store, train.store)
+
+
+def test_masks_are_part_of_the_hash(stars):
+    changed = replace(stars["val"], masks=stars["val"].masks.clone())
+    changed.masks[changed.rows[5], 3, 4] ^= 255
+    assert changed.hash() != stars["val"].hash() != load_toy()["val"].hash()
+
+
+def test_the_toy_s_masks_are_the_inside_of_its_stars(stars):
+    """Filled or not, a star covers a quarter of the picture; ink lies inside or on the line."""
+    train = stars["train"]
+    masks = (train.masks[train.rows] > 0).float()
+    share = [masks[train.groups == g].mean().item() for g in (0, 1)]
+    assert abs(share[0] - share[1]) < 0.02 and 0.2 < np.mean(share) < 0.35
+    filled = train.images[train.groups == 0].float().mean(1)
+    inside = masks[train.groups == 0]
+    bright = (filled * inside).sum() / inside.sum()
+    assert bright > 1.3 * (filled * (1 - inside)).sum() / (1 - inside).sum()
+    assert stars.outputs == ["background", "star"] and len(stars.classes) == 6
+
+
+def test_a_contact_sheet_shows_outlines(stars, tmp_path):
+    from PIL import Image
+
+    stars.contact_sheet(tmp_path)
+    (path,) = tmp_path.glob("*.png")
+    colours = np.asarray(Image.open(path)).reshape(-1, 3)
+    assert ((colours == (0, 255, 0)).all(1)).sum() > 1000
+
+
+# ----- networks -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name, size, shape, parameters",
+    [
+        ("unet8", 64, (8, 64, 64), 122_474),
+        ("unet4", 30, (4, 30, 30), 30_854),
+        ("transunet8", 32, (8, 32, 32), None),
+        ("lraspp_mobilenet_v3_large", 64, (168, 8, 8), None),
+        ("deeplabv3_mobilenet_v3_large", 64, (256, 4, 4), 11_020_594),
+    ],
+)
+def test_networks_give_maps_and_logits_of_the_input_s_size(name, size, shape, parameters):
+    net = ckd.Network(segmenting(ckd, "--image-size", str(size)), name, 2)
+    feats, logits = net.train()(torch.randn(2, 3, size, size))
+    assert feats.shape == (2, *shape) and logits.shape == (2, 2, size, size)
+    torch.testing.assert_close(net.head(feats), logits)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    assert parameters in (None, sum(p.numel() for p in net.parameters()))
+
+
+def test_torchvision_s_networks_are_torchvision_s():
+    """With its own last layers put back, Headless says what torchvision's network says."""
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large as build
+
+    theirs = build(weights=None, weights_backbone=None, num_classes=2).eval()
+    low, high = theirs.classifier.low_classifier, theirs.classifier.high_classifier
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want = theirs(images)["out"]
+        maps = ckd.Headless(theirs)(images)
+        weight, bias = torch.cat([low.weight, high.weight], 1), low.bias + high.bias
+        got = F.interpolate(F.conv2d(maps, weight, bias), 64, mode="bilinear")
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("convnet8", "gives no maps, which --task segment needs"),
+        ("resnet18", "no network of --task segment is called 'resnet18'"),
+        ("unet8", None),
+    ],
+)
+def test_networks_of_the_other_task_are_a_sentence(name, words):
+    task = SEGMENT if words else []
+    args = ckd.parse(["--dataset", "toy", "--device", "cpu", *task])
+    with pytest.raises(InputError, match=words or "does not end in a linear layer"):
+        ckd.Network(args, name, 2)
+
+
+def test_timm_gives_encoders():
+    pytest.importorskip("timm")
+    net = ckd.Network(segmenting(ckd), "timm:resnet10t", 2)
+    feats, logits = net(torch.randn(2, 3, 32, 32))
+    assert feats.shape[:2] == (2, net.width) and logits.shape == (2, 2, 32, 32)
+    assert type(net.body) is ckd.UNet
+
+
+# ----- the scripts --------------------------------------------------------------------------------
+def test_data_that_has_no_masks_is_a_sentence():
+    with pytest.raises(InputError, match="--task segment needs masks, celeba has none: use "):
+        ckd.parse(["--dataset", "celeba", *SEGMENT])
+
+
+@pytest.mark.parametrize("name", sorted({*SCRIPTS} - {*ABLE}))
+def test_a_method_without_a_meaning_for_masks_says_so(name, monkeypatch):
+    """Before anything is read: no picture is decoded for nothing."""
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "load_pictures", None)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *SEGMENT])
+    with pytest.raises(InputError, match=f"--task segment is not for {name}.py: it") as error:
+        module.main()
+    assert "\n" not in str(error.value)
+
+
+def test_those_are_the_methods_without_a_meaning_for_masks():
+    assert {*SCRIPTS} - {*ABLE} == {"rkd", "kdpp", "mfd", "fairtune"}
