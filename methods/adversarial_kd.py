@@ -8,6 +8,8 @@ The student learns to agree with labels and teacher, and to leave this adversary
 CHANGES RELATIVE TO ckd.py.
     - own settings: λ (--adversary-weight) and the adversary's learning rate.
     - section 4: Reverse, Adversary and adversary_loss; Method owns the adversary and its optimiser.
+    - of masks, A_y sees the mean of the student's features over all places, (B, D), in place of z,
+      and y is the class of the picture.
 
 EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α, λ: weights;
 a: groups; w_ya ∝ 1 / number of training pictures of class y and group a, on average 1; g: gradient
@@ -433,6 +435,14 @@ class Network(nn.Module):
         return (feats.float(), logits.float()) if self.bf16 else (feats, logits)
 
 
+def soft_dice(logits, masks):
+    """Dice of each picture, (B,), with probabilities for answers: logits (B, 2, H, W), masks."""
+    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), masks.flatten(1)  # (B, H · W)
+    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
+    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
+    return (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)
+
+
 def label_loss(logits, labels):
     """The loss of each picture, (B,): cross-entropy of logits (B, C) and labels (B,).
 
@@ -441,11 +451,7 @@ def label_loss(logits, labels):
     losses = F.cross_entropy(logits, labels, reduction="none")  # (B,), or (B, H, W)
     if labels.ndim == 1:
         return losses
-    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), labels.flatten(1)  # (B, H · W)
-    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
-    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
-    dice = (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)  # (B,)
-    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - dice)
+    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - soft_dice(logits, labels))
 
 
 class PlainTraining:
@@ -531,19 +537,24 @@ class Reverse(torch.autograd.Function):
 
 
 class Adversary(nn.Module):
-    """Guesses the group from logits (B, C) and labels (B,): group logits (B, G)."""
+    """Guesses the group from logits (B, C) and labels (B,): group logits (B, G).
 
-    def __init__(self, num_classes, num_groups, hidden=32):
+    width: how many numbers it sees, if these are not C logits.
+    """
+
+    def __init__(self, num_classes, num_groups, hidden=32, width=None):
         super().__init__()
-        self.first = nn.Linear(num_classes, num_classes * hidden)  # C small layers side by side
+        self.num_classes = num_classes
+        self.first = nn.Linear(width or num_classes, num_classes * hidden)  # C layers side by side
         self.second = nn.Linear(hidden, num_classes * num_groups)
 
     def forward(self, logits_s, labels):
         ## Without the label the adversary would also punish that a class is rarer in one group.
         # Eq. (4)
         own = (torch.arange(len(labels), device=labels.device), labels)
-        hidden = self.first(logits_s).view(*logits_s.shape, -1)[own].relu()  # (B, 32)
-        return self.second(hidden).view(*logits_s.shape, -1)[own]
+        shape = len(labels), self.num_classes, -1
+        hidden = self.first(logits_s).view(shape)[own].relu()  # (B, 32)
+        return self.second(hidden).view(shape)[own]
 
 
 def adversary_loss(group_logits, labels, groups, weights, cap=math.inf):
@@ -561,7 +572,8 @@ class Method(PlainTraining):
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
         shape, train = (len(data.classes), len(data.group_names)), data["train"]
-        self.adversary = Adversary(*shape).to(args.device)
+        width = student.width if student.segment else None
+        self.adversary = Adversary(*shape, width=width).to(args.device)
         self.opponent = torch.optim.Adam(self.adversary.parameters(), args.adversary_lr)
         self.saved |= {"adversary": self.adversary, "opponent": self.opponent}
         count = torch.bincount(train.labels * shape[1] + train.groups, minlength=math.prod(shape))
@@ -571,23 +583,25 @@ class Method(PlainTraining):
 
     def step(self, batch):
         """One batch: forward, losses, backward, update. Returns the losses by name."""
-        args, cells = self.args, (batch.labels, batch.groups, self.weights)
-        _, logits_s = self.student(batch.images)  # (B, C)
-        loss_ce, loss_kd = F.cross_entropy(logits_s, batch.labels), torch.zeros(())
+        args, classes = self.args, self.split.labels[batch.index]  # (B,) of pictures
+        cells = classes, batch.groups, self.weights
+        feats_s, logits_s = self.student(batch.images)  # (B, D), (B, C)
+        loss_ce, loss_kd = label_loss(logits_s, batch.labels).mean(), torch.zeros(())
         if self.teacher:  # none with α = 0
             _, logits_t = self.teacher(batch)  # (B, C), without gradient
             loss_kd = kd_loss(logits_s, logits_t, args.temperature)
         # Eq. (3)
         loss = (1 - args.alpha) * loss_ce + args.alpha * loss_kd
         # Eq. (7): the adversary moves first, without λ; the student answers what it now knows
-        group_logits = self.adversary(logits_s.detach(), batch.labels)  # (B, G)
+        shown = feats_s.mean(dim=(2, 3)) if self.student.segment else logits_s  # (B, D) or (B, C)
+        group_logits = self.adversary(shown.detach(), classes)  # (B, G)
         loss_adv = adversary_loss(group_logits, *cells)
         self.opponent.zero_grad(set_to_none=True)
         loss_adv.backward()
         self.opponent.step()
         ramp = min(1, 2 * batch.epoch / args.epochs)  # fully in force at half-time
-        seen = Reverse.apply(logits_s, args.adversary_weight, ramp)  # (B, C)
-        seen = self.adversary(seen, batch.labels)  # (B, G)
+        seen = Reverse.apply(shown, args.adversary_weight, ramp)  # as `shown`
+        seen = self.adversary(seen, classes)  # (B, G)
         self.update(loss + adversary_loss(seen, *cells, cap=math.log(group_logits.shape[1])))
         ## The loss that is logged is Eq. (3); the adversary's share enters the gradient alone.
         weights, hits = self.weights[cells[:2]], group_logits.argmax(dim=1) == batch.groups  # (B,)

@@ -414,6 +414,14 @@ class Network(nn.Module):
         return (feats.float(), logits.float()) if self.bf16 else (feats, logits)
 
 
+def soft_dice(logits, masks):
+    """Dice of each picture, (B,), with probabilities for answers: logits (B, 2, H, W), masks."""
+    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), masks.flatten(1)  # (B, H · W)
+    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
+    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
+    return (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)
+
+
 def label_loss(logits, labels):
     """The loss of each picture, (B,): cross-entropy of logits (B, C) and labels (B,).
 
@@ -422,11 +430,7 @@ def label_loss(logits, labels):
     losses = F.cross_entropy(logits, labels, reduction="none")  # (B,), or (B, H, W)
     if labels.ndim == 1:
         return losses
-    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), labels.flatten(1)  # (B, H · W)
-    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
-    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
-    dice = (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)  # (B,)
-    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - dice)
+    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - soft_dice(logits, labels))
 
 
 class PlainTraining:
@@ -532,7 +536,7 @@ def keep_maps(network, args, named):
         return hook
 
     probe, outputs, ends = copy.deepcopy(network).eval().requires_grad_(False), {}, {}
-    for name, layer in probe.body.named_modules():
+    for name, layer in [*probe.body.named_modules()][1:]:  # the first is the whole body
         layer.register_forward_hook(keep(outputs, name))
     probe(torch.zeros(1, 3, args.image_size, args.image_size, device=args.device))
     for name in sorted(outputs, key=lambda name: -name.count(".")):  # inner layers first

@@ -8,6 +8,8 @@ become, the gates are corrected by that, and only then does the real student lea
 CHANGES RELATIVE TO ckd.py.
     - own settings: γ, μ, φ's learning rate, the size of the meta set; α is 0, not 0.9.
     - section 4: soft_deo, outer_loss; in Method a meta set, gates φ, a linear map, three stages.
+    - of masks, h and h' are means over all places, so that a gate is on a channel; r_ya is the mean
+      soft Dice of group a, all pictures being one class.
 
 EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α, γ, μ: weights;
 h: the student's features after the map, h': the teacher's, both (B, d); φ (d,); θ: the student.
@@ -436,6 +438,14 @@ class Network(nn.Module):
         return (feats.float(), logits.float()) if self.bf16 else (feats, logits)
 
 
+def soft_dice(logits, masks):
+    """Dice of each picture, (B,), with probabilities for answers: logits (B, 2, H, W), masks."""
+    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), masks.flatten(1)  # (B, H · W)
+    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
+    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
+    return (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)
+
+
 def label_loss(logits, labels):
     """The loss of each picture, (B,): cross-entropy of logits (B, C) and labels (B,).
 
@@ -444,11 +454,7 @@ def label_loss(logits, labels):
     losses = F.cross_entropy(logits, labels, reduction="none")  # (B,), or (B, H, W)
     if labels.ndim == 1:
         return losses
-    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), labels.flatten(1)  # (B, H · W)
-    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
-    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
-    dice = (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)  # (B,)
-    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - dice)
+    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - soft_dice(logits, labels))
 
 
 class PlainTraining:
@@ -521,12 +527,20 @@ def hardsigmoid(x):
     return F.relu6(x + 3) / 6
 
 
+def over_places(feats):
+    """Features (B, D) as they are, maps (B, D, H', W') as their mean over all places: (B, D)."""
+    return feats.mean(dim=(2, 3)) if feats.ndim == 4 else feats
+
+
 def soft_deo(logits, labels, groups, tally):
     """Eq. (5) from (B, C), (B,), (B,): a scalar from -1 to 1; 0 if no class is in two groups here.
 
     tally   (2, C, G) fading sums over batches: p_y of each cell, and pictures. This batch is added.
     """
-    p = logits.softmax(dim=1).gather(1, labels[:, None])  # (B, 1) of the true class
+    if labels.ndim == 1:
+        p = logits.softmax(dim=1).gather(1, labels[:, None])  # (B, 1) of the true class
+    else:  # masks
+        p, labels = soft_dice(logits, labels)[:, None], torch.zeros_like(groups)
     num_cells, num_groups = tally[0].numel(), tally.shape[2]
     cells = F.one_hot(labels * num_groups + groups, num_cells).to(p)  # (B, C·G)
     hits, size = (cells.T @ p).view_as(tally[0]), cells.sum(dim=0).view_as(tally[0])  # (C, G)
@@ -559,7 +573,7 @@ def outer_loss(phi, student, feats_s, feats_t, meta, rate, weights, tally):
     _, logits = torch.func.functional_call(student, (stepped, buffers), meta.images)  # (B', C)
     gap = soft_deo(logits, meta.labels, meta.groups, tally)
     # Eq. (7)
-    return F.cross_entropy(logits, meta.labels) + weights[1] * gap
+    return label_loss(logits, meta.labels).mean() + weights[1] * gap
 
 
 class Method(PlainTraining):
@@ -570,7 +584,7 @@ class Method(PlainTraining):
 
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
-        own, width = student.head.in_features, teacher.network.head.in_features
+        own, width = student.width, teacher.network.width
         for layer in student.modules():  # of mobilenet_v3; PyTorch differentiates it only once
             if isinstance(layer, nn.Hardsigmoid):
                 layer.forward = hardsigmoid
@@ -578,7 +592,7 @@ class Method(PlainTraining):
         self.optimizer.add_param_group({"params": [*self.map.parameters()], "initial_lr": args.lr})
         self.gates = nn.ParameterDict({"phi": torch.full((width,), 3.0)}).to(args.device)
         self.adam = torch.optim.Adam(self.gates.parameters(), args.phi_lr)
-        shape = 2, student.head.out_features, len(data.group_names)
+        shape = 2, len(data.outputs), len(data.group_names)
         tallies = {name: torch.zeros(shape) for name in ("batch", "meta")}
         self.tallies = nn.ParameterDict(tallies).requires_grad_(False).to(args.device)
         self.saved |= {"map": self.map, "gates": self.gates, "adam": self.adam}
@@ -602,14 +616,15 @@ class Method(PlainTraining):
         args, phi, meta = self.args, self.gates["phi"], self.meta_batch(batch)
         feats_t, logits_t = self.teacher(batch)  # (B, d), (B, C), without gradient
         feats_s, logits_s = self.student(batch.images)  # of θ, for stages I and III
-        feats_s = self.map(feats_s)  # (B, d)
+        feats_s = self.map(over_places(feats_s))  # (B, d)
+        feats_t = over_places(feats_t)  # (B, d)
         rate = self.optimizer.param_groups[0]["lr"]
         weights, tallies = (args.feature_weight, args.fair_weight), self.tallies
         given = self.student, feats_s, feats_t, meta, rate, weights, tallies["meta"]
         (phi.grad,) = torch.autograd.grad(outer_loss(phi, *given), phi, retain_graph=True)
         self.adam.step()
         gate = phi.detach().sigmoid()  # (d,)
-        loss_ce = F.cross_entropy(logits_s, batch.labels)
+        loss_ce = label_loss(logits_s, batch.labels).mean()
         loss_kd = kd_loss(logits_s, logits_t, args.temperature)
         loss_feat = F.mse_loss(feats_s, feats_t * gate)  # Eq. (4)
         loss_fair = soft_deo(logits_s, batch.labels, batch.groups, tallies["batch"])

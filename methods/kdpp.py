@@ -417,6 +417,14 @@ class Network(nn.Module):
         return (feats.float(), logits.float()) if self.bf16 else (feats, logits)
 
 
+def soft_dice(logits, masks):
+    """Dice of each picture, (B,), with probabilities for answers: logits (B, 2, H, W), masks."""
+    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), masks.flatten(1)  # (B, H · W)
+    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
+    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
+    return (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)
+
+
 def label_loss(logits, labels):
     """The loss of each picture, (B,): cross-entropy of logits (B, C) and labels (B,).
 
@@ -425,11 +433,7 @@ def label_loss(logits, labels):
     losses = F.cross_entropy(logits, labels, reduction="none")  # (B,), or (B, H, W)
     if labels.ndim == 1:
         return losses
-    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), labels.flatten(1)  # (B, H · W)
-    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
-    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
-    dice = (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)  # (B,)
-    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - dice)
+    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - soft_dice(logits, labels))
 
 
 class PlainTraining:

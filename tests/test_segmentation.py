@@ -1,13 +1,19 @@
 """Masks: their metrics against scikit-learn, their loss against a loop, views, files, and networks;
 every script that has a meaning for --task segment, and the sentence of every one that has none."""
 
+import copy
 import importlib
 import json
 from dataclasses import replace
 
+import adversarial_kd
+import bird
 import ckd
+import fairdi
+import groupdro
 import numpy as np
 import pytest
+import swad
 import torch
 import torch.nn.functional as F
 from conftest import load_toy
@@ -25,6 +31,13 @@ ABLE = [name for name in SCRIPTS if not importlib.import_module(name).Method.no_
 def stars():
     """A few pictures of every cell of the toy, with their masks."""
     return load("toy", task="segment", smoke=True)
+
+
+@pytest.fixture(scope="module")
+def few(stars):
+    """A third of them, for whole runs."""
+    splits = {part: split.subset(range(0, len(split), 3)) for part, split in stars.splits.items()}
+    return replace(stars, splits=splits)
 
 
 def segmenting(module, *flags):
@@ -319,3 +332,253 @@ def test_a_method_without_a_meaning_for_masks_says_so(name, monkeypatch):
 
 def test_those_are_the_methods_without_a_meaning_for_masks():
     assert {*SCRIPTS} - {*ABLE} == {"rkd", "kdpp", "mfd", "fairtune"}
+
+
+def run(name, data, *flags):
+    """The script's main, in this process, on a toy that is drawn already."""
+    module = importlib.import_module(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [f"{name}.py", *map(str, flags)])
+        patch.setattr(module, "load_pictures", lambda args: data)
+        module.main()
+
+
+def flags_of(out, *more):
+    """A run of a few seconds on the toy's masks."""
+    networks = ["--teacher", "unet4", "--student", "unet2", "--device", "cpu"]
+    return [*SEGMENT, "--smoke", *networks, "--out", out, *more]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder in which the teacher is trained once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def result_of(out, name):
+    """The one result of a script in a folder, and its arrays."""
+    (path,) = (out / "smoke" / "toy-segment" / name).rglob("result.json")
+    return json.loads(path.read_text()), dict(np.load(path.with_name("logits.npz")))
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_a_run_on_masks(name, out, few):
+    """It ends, its arrays give its numbers again, and they are those of its saved student."""
+    run(name, few, *flags_of(out))
+    result, arrays = result_of(out, name)
+    assert result["outputs"] == ["background", "star"] and len(result["log"]) == 2
+    val = result["log"][-1]["val"]
+    assert {
+        "dice",
+        "dice_worst_group",
+        "dice_gap_standardised",
+    } <= val.keys() and "auroc" not in val
+    given = {"labels": arrays["labels"], "groups": arrays["groups"]}
+    given |= {"num_classes": 6, "num_groups": 2, "clusters": arrays["subjects"]}
+    for model in ("last", "best_overall", "best_worst_group"):
+        assert arrays[model].dtype == np.int32 and arrays[model].shape == (len(few["test"]), 3)
+        again = metrics.evaluate_masks(**given, areas=arrays[model], replicates=100)
+        assert again == result[model]["test"], model
+    assert ("teacher" in arrays) == bool(importlib.import_module(name).Method.needs_teacher)
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_gradients_reach_the_student_and_never_the_teacher(name, stars, tmp_path):
+    module = importlib.import_module(name)
+    flags = ["--train-backbone"] if name == "fairdi" else []
+    method = method_of(module, stars, *flags, "--out", str(tmp_path))
+    start = {k: v.clone() for k, v in method.student.state_dict().items()}
+    teacher = (
+        {k: v.clone() for k, v in method.teacher.network.state_dict().items()}
+        if method.teacher
+        else {}
+    )
+    method.student.train()
+    for batch in [b for b in batches(method.split, 32, seed=0, augment=True) if b.step < 3]:
+        losses = method.step(batch)
+        assert all(torch.isfinite(v) for v in losses.values())
+    still = [k for k, p in method.student.named_parameters() if torch.equal(p, start[k])]
+    assert not still
+    for weight, value in teacher.items():
+        assert torch.equal(value, method.teacher.network.state_dict()[weight]), weight
+
+
+@pytest.mark.parametrize("name", ["ckd", "fairdi"])
+def test_a_stopped_run_ends_the_same(name, tmp_path, few):
+    module = importlib.import_module(name)
+    flags, step = (
+        flags_of(tmp_path, *(["--step0", "febs-mended"] * (name == "fairdi"))),
+        module.Method.step,
+    )
+
+    def stop_late(self, batch):
+        if batch.epoch == 1 and batch.step == 2:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.Method, "step", stop_late)
+        with pytest.raises(KeyboardInterrupt):
+            run(name, few, *flags)
+    assert list(tmp_path.rglob("checkpoint.pt"))
+    run(name, few, *flags)
+    again, arrays = result_of(tmp_path, name)
+    other = tmp_path / "whole"
+    run(name, few, *flags, "--out", other)
+    whole, want = result_of(other, name)
+    assert again["last"] == whole["last"] and again["log"] == whole["log"]
+    assert all(np.array_equal(arrays[k], want[k]) for k in want)
+
+
+# ----- methods ------------------------------------------------------------------------------------
+def test_the_teacher_is_asked_about_the_very_view(stars):
+    """Maps are never kept: each step asks the network about the batch it has."""
+    method = method_of(ckd, stars)
+    method.teacher.folder = "anything"
+    assert method.teacher.begin_epoch(method.args, stars["train"], 0) is None
+
+
+def test_groupdro_weighs_losses_of_pictures(stars):
+    method = method_of(groupdro, stars, "--by-class")
+    assert method.weights.q.shape == (12,)  # classes of pictures and groups
+    batch = next(batches(stars["train"], 32, seed=0))
+    with torch.no_grad():
+        losses = ckd.label_loss(method.student.train()(batch.images)[1], batch.labels)
+    cells = batch.groups * 6 + stars["train"].labels[batch.index]
+    torch.manual_seed(0)
+    q = torch.full((12,), 1 / 12) * torch.exp(0.01 * groupdro.group_losses(losses, cells, 12))
+    want = (q / q.sum()) @ groupdro.group_losses(losses, cells, 12)
+    method = method_of(groupdro, stars, "--by-class")
+    assert method.step(batch)["loss"].item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_swad_looks_at_the_worst_group_s_dice(stars):
+    method = method_of(swad, stars)
+    method.averaging.mean = [p.detach() for p in method.student.parameters()]
+    method.end_epoch(0, {"loss": 0.5, "dice_worst_group": 0.8})
+    assert method.averaging.values == [pytest.approx(0.2)]
+
+
+def test_bird_s_penalty_is_the_gap_of_soft_dice(stars):
+    batch = next(batches(stars["train"], 32, seed=0))
+    logits = torch.randn(32, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits[batch.groups == 0] += (
+        3 * torch.stack([-batch.labels, batch.labels], 1)[batch.groups == 0]
+    )
+    gap = bird.soft_deo(logits, batch.labels, batch.groups, torch.zeros(2, 2, 2))
+    dice = ckd.soft_dice(logits, batch.labels)
+    want = dice[batch.groups == 0].mean() - dice[batch.groups == 1].mean()
+    assert want > 0.1 and gap.item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_the_adversary_sees_the_mean_of_the_features(stars):
+    method, seen = method_of(adversarial_kd, stars), []
+    forward = type(method.adversary).forward
+    method.adversary.forward = lambda x, y: seen.append((x, y)) or forward(method.adversary, x, y)
+    batch = next(batches(stars["train"], 32, seed=0))
+    method.student.train()
+    method.step(batch)
+    assert [x.shape for x, _ in seen] == [(32, method.student.width)] * 2
+    assert torch.equal(seen[0][1], stars["train"].labels[batch.index])
+
+
+def regrouped(data, change, names):
+    """The same pictures in other groups: change(split) gives their numbers."""
+    splits = {part: replace(split, groups=change(split)) for part, split in data.splits.items()}
+    return replace(data, group_names=names, splits=splits)
+
+
+@pytest.mark.parametrize("flag", ["--no-train-backbone", "--train-backbone"])
+def test_fairdi_with_one_group_is_plain_distillation(stars, tmp_path, flag, monkeypatch):
+    """One group, step 0 replaced by plain training: step 2 is ckd.py with that one teacher."""
+    monkeypatch.setattr(fairdi, "FairScaling", fairdi.PlainTraining)
+    data = regrouped(stars, lambda split: split.groups * 0, ["all"])
+    args = segmenting(fairdi, "--out", str(tmp_path), "--student", "unet2", flag)
+    args.epochs = args.teacher_epochs = 1
+    torch.manual_seed(0)
+    method = fairdi.Method(args, data, fairdi.Network(args, args.student, 2))
+    assert method.extra["gains"]["all"]["difference"] == 0  # its group is everybody
+    plain = ckd.Method(method.args, data, copy.deepcopy(method.student), None)
+    plain.teacher = lambda batch: (None, method.taught(method.phi.of(batch), batch.groups))
+    live = flag == "--train-backbone"
+    for half in (method, plain):
+        half.student.train(live)  # the frozen network is in evaluation mode
+    if not live:
+        plain.student.body.requires_grad_(False)
+    for batch in batches(data["train"], 32, seed=0, augment=True):
+        ours, theirs = method.step(batch), plain.step(batch)
+        for name in ("loss", "loss_ce", "loss_kd"):
+            assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-4)
+    for (name, a), b in zip(
+        method.student.state_dict().items(), plain.student.state_dict().values()
+    ):
+        assert torch.allclose(a, b, atol=1e-5), name
+
+
+def test_a_gain_is_a_paired_difference_on_the_own_group(stars):
+    split = stars["val"].subset(stars["val"].groups == 0)
+    worse = np.stack(
+        [np.full(len(split), 10), np.full(len(split), 10), np.arange(len(split)) % 10], 1
+    )
+    better = worse.copy()
+    better[:, 2] += 1
+    found = fairdi.gain(better.astype(np.int32), worse.astype(np.int32), split, 50)
+    assert found["difference"] == pytest.approx(0.1) and found["low"] == pytest.approx(0.1)
+
+
+def febs_batch():
+    """Maps of two groups, of which the second is worse, and three groups in all."""
+    rng = torch.Generator().manual_seed(0)
+    masks = (torch.rand(6, 8, 8, generator=rng) < 0.4).long()
+    signs = 2.0 * torch.stack([1 - 2 * masks, 2 * masks - 1], 1)
+    groups = torch.tensor([0, 0, 0, 1, 1, 1])
+    signs[3:] += 2 * torch.randn(3, 2, 8, 8, generator=rng)
+    return signs.requires_grad_(), masks, groups
+
+
+def test_febs_as_published_looks_away_from_the_worse_group():
+    """Gradient of a worse group over a better one: less than without weights."""
+    logits, masks, groups = febs_batch()
+    p = logits.softmax(1).flatten(2)
+    t = F.one_hot(masks.flatten(1), 2).transpose(1, 2).float()
+    ratios = []
+    for loss in (fairdi.dice_losses(p, t).mean(), fairdi.febs_loss(logits, masks, groups, 2)):
+        (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        ratios.append((grad[3:].norm() / grad[:3].norm()).item())
+    assert ratios[0] > 1 and ratios[1] < 0.7 * ratios[0]
+    ## By hand.
+    errors = [fairdi.dice_losses(p[rows], t[rows]).sum().item() for rows in (slice(3), slice(3, 6))]
+    w = torch.tensor([np.tanh(1.0)] * 3 + [np.tanh(min(errors) / max(errors))] * 3).float()
+    wp = w[:, None, None] * p
+    want = 1 - (2 * (wp * t).sum((0, 2)) + 1e-5) / ((wp**2).sum((0, 2)) + t.sum((0, 2)) + 1e-5)
+    assert fairdi.febs_loss(logits, masks, groups, 2).item() == pytest.approx(want.mean().item())
+
+
+def test_febs_as_published_is_1_without_gradient_where_a_group_is_absent():
+    logits, masks, groups = febs_batch()
+    loss = fairdi.febs_loss(logits, masks, groups, 3)
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == pytest.approx(1.0, abs=1e-4) and grad.abs().max() == 0
+
+
+def test_febs_mended_looks_at_the_worse_group(stars):
+    args = segmenting(fairdi, "--step0", "febs-mended")
+    torch.manual_seed(0)
+    method = fairdi.FairScaling(args, stars, fairdi.Network(args, "unet2", 2))
+    method.saved["running"]["errors"].copy_(torch.tensor([0.1, 0.5]))
+    train = stars["train"]
+    batch = next(batches(train.subset(train.groups == 1), 32, seed=0))
+    method.student.train()
+    losses = method.step(batch)  # of group 1 alone: that of group 0 stays as it is
+    errors = method.saved["running"]["errors"].tolist()
+    assert errors[0] == pytest.approx(0.1) and errors[1] != 0.5
+    weight = errors[1] / np.mean(errors)
+    assert losses["loss"].item() == pytest.approx(weight * losses["loss_ce"].item(), rel=1e-5)
+
+
+def test_febs_needs_masks(toy, tmp_path):
+    args = fairdi.parse(["--smoke", "--device", "cpu", "--step0", "febs", "--out", str(tmp_path)])
+    with pytest.raises(
+        InputError, match="--step0 febs weighs a Dice loss: it needs --task segment"
+    ):
+        fairdi.Method(args, toy, fairdi.Network(args, "convnet2", 6))
