@@ -16,12 +16,14 @@ import pytest
 import swad
 import torch
 import torch.nn.functional as F
-from conftest import load_toy
-from forked import SCRIPTS
+from conftest import add_masks, check_colours, load_toy, mask_of, number_of, read_table, write_table
+from forked import SCRIPTS, run_script
+from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
 import metrics
 from data import InputError, batches, load
+from datasets import compare_kinds, decode_mask
 
 SEGMENT = ["--task", "segment"]
 ABLE = [name for name in SCRIPTS if not importlib.import_module(name).Method.no_masks]
@@ -246,12 +248,164 @@ def test_the_toy_s_masks_are_the_inside_of_its_stars(stars):
 
 
 def test_a_contact_sheet_shows_outlines(stars, tmp_path):
-    from PIL import Image
-
     stars.contact_sheet(tmp_path)
     (path,) = tmp_path.glob("*.png")
     colours = np.asarray(Image.open(path)).reshape(-1, 3)
     assert ((colours == (0, 255, 0)).all(1)).sum() > 1000
+
+
+# ----- files --------------------------------------------------------------------------------------
+@pytest.fixture
+def masked(pictures):
+    """The csv miniature with masks."""
+    add_masks(pictures)
+    return pictures
+
+
+def check_masks(split, size):
+    """Every mask is that of its picture: cut to the centre square, and cut at one half."""
+    for n, name in enumerate(split.ids):
+        mask = split.masks[split.rows[n]].numpy()
+        assert set(np.unique(mask)) <= {0, 255}
+        whole = Image.fromarray(255 * mask_of(number_of(name), size).astype(np.uint8))
+        left = (size[0] - size[1]) / 2
+        square = (left, 0, left + size[1], size[1])
+        want = np.asarray(whole.resize((16, 16), Image.BOX, square)) > 127
+        assert ((mask > 0) != want).sum() <= 20, name  # of 256; inside out it would be all
+
+
+def test_ham10000_has_masks_of_two_kinds_of_file(ham10000):
+    """A third of them with the reversed palette of the real ones: read plainly, inside out."""
+    data = load("ham10000", ham10000, 16, task="segment")
+    kinds = {Image.open(path).mode for path in ham10000.glob("*tschandl/*.png")}
+    assert kinds == {"L", "P"} and data.outputs == ["background", "lesion"]
+    for split in data.splits.values():
+        check_colours(split)
+        check_masks(split, (30, 22))
+    assert "mode L" in data.describe() and "KINDS OF MASKS DISAGREE" not in data.describe()
+    assert data.classes == "akiec bcc bkl df mel nv vasc".split()  # dx, the usual strata
+    assert load("ham10000", ham10000, 16, task="segment", target="none").classes == ["all"]
+    assert load("ham10000", ham10000, 16)["train"].masks is None
+    for path in ham10000.glob("*tschandl/*.png"):
+        number = number_of(path.stem.removesuffix("_segmentation"))
+        picture = next(ham10000.glob(f"*/{path.stem.removesuffix('_segmentation')}.jpg"))
+        side = decode_mask(path, 22, picture) > 0
+        assert np.array_equal(side, mask_of(number, (30, 22))[:, 4:26])
+
+
+def test_kinds_of_masks_that_disagree_are_said():
+    notes = {}
+    compare_kinds({"L": (900, 0.26), "P": (40, 0.75)}, notes)
+    assert "26.0% in 900 files of mode L, 75.0% in 40" in notes["inside of masks, share of pixels"]
+    assert "inside out" in notes["KINDS OF MASKS DISAGREE"]
+    for kinds in ({"L": (900, 0.26), "P": (40, 0.3)}, {"L": (900, 0.26), "P": (2, 0.75)}, {}):
+        notes = {}
+        compare_kinds(kinds, notes)
+        assert "KINDS OF MASKS DISAGREE" not in notes
+
+
+def test_masks_of_ones_own(masked):
+    data = load("csv", masked, 16, task="segment")
+    assert data.outputs == ["background", "inside"] and len(data.classes) == 3
+    assert all((split.masks > 0).any(2).any(1).all() for split in data.splits.values())
+    hashed = data.hash()
+    assert hashed != load("csv", masked, 16).hash()
+    rows = read_table(masked / "labels.csv")
+    for row in rows:
+        del row["label"]
+    write_table(masked / "labels.csv", rows)
+    assert load("csv", masked, 16, task="segment", target="none").classes == ["all"]
+    assert load("csv", masked, 16, task="segment").classes == ["pictures"]  # their folder
+
+
+GREY = (np.arange(450) % 251).astype(np.uint8).reshape(18, 25)
+
+
+def two_of_them(path):
+    Image.fromarray(np.where(GREY < 40, 7, 9).astype(np.uint8)).save(path)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda path: path.unlink(),
+            "1 of 96 pictures have no mask, the first is pictures/005.jpg",
+        ),
+        (lambda path: path.write_text("no picture"), "1 of 96 masks cannot be read"),
+        (
+            lambda path: Image.new("L", (33, 20)).save(path),
+            "it has 33 x 20 pixels, and its picture 25 x 18",
+        ),
+        (
+            lambda path: Image.fromarray(GREY).save(path),
+            "it has the grey values 0, 1, 2, 3, ...: 0 must be outside, one other inside",
+        ),
+        (two_of_them, "it has the grey values 7, 9: 0 must be outside"),
+    ],
+)
+def test_masks_that_cannot_be_used_are_a_sentence_each(masked, change, words):
+    change(masked / "masks" / "005.png")
+    with pytest.raises(InputError, match=words) as error:
+        load("csv", masked, 16, task="segment")
+    assert "\n" not in str(error.value) and "--skip-bad" in str(error.value)
+    data = load("csv", masked, 16, task="segment", skip_bad=True)
+    assert sum(len(split) for split in data.splits.values()) == 95
+    assert any("pictures/005.jpg" in note for note in data.notes.values() if isinstance(note, list))
+    load("csv", masked, 16)  # whoever classifies does not care
+
+
+def test_a_row_without_a_mask_and_a_table_without_masks(masked):
+    rows = read_table(masked / "labels.csv")
+    rows[5]["mask"] = ""
+    write_table(masked / "labels.csv", rows)
+    with pytest.raises(InputError, match="1 of 96 pictures have no mask.*no mask is named"):
+        load("csv", masked, 16, task="segment")
+    write_table(masked / "labels.csv", [{k: r[k] for k in r if k != "mask"} for r in rows])
+    with pytest.raises(InputError, match="needs masks, but .* names none: see FILES at the top of"):
+        load("csv", masked, 16, task="segment")
+
+
+def test_any_one_value_besides_0_is_inside(tmp_path):
+    """0 and 1, 0 and 255, true and false, 16 bits; a mask that is full, and one that is empty."""
+    inside = mask_of(1, (20, 20))
+    Image.new("RGB", (20, 20)).save(tmp_path / "picture.png")
+    for n, pixels in enumerate(
+        [
+            inside.astype(np.uint8),
+            255 * inside.astype(np.uint8),
+            inside,
+            65535 * inside.astype(np.uint16),
+        ]
+    ):
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+        mask = decode_mask(tmp_path / f"{n}.png", 20, tmp_path / "picture.png")
+        assert np.array_equal(mask > 0, inside), n
+    for value in (0, 255):
+        Image.new("L", (20, 20), value).save(tmp_path / "flat.png")
+        assert (decode_mask(tmp_path / "flat.png", 20, tmp_path / "picture.png") == value).all()
+
+
+def test_classes_of_pictures_need_not_be_everywhere_where_masks_are_learnt(masked):
+    rows = [
+        r | {"split": ("train", "val", "test")[n % 3]}
+        for n, r in enumerate(read_table(masked / "labels.csv"))
+    ]
+    for row in rows:
+        row["subject"] = row["file"]
+        row["label"] = "cat" if row["split"] == "val" else row["label"]
+    write_table(masked / "labels.csv", rows)
+    with pytest.raises(InputError, match="'dog' has no picture in the val split"):
+        load("csv", masked, 16)
+    assert len(load("csv", masked, 16, task="segment").classes) == 3
+
+
+def test_a_run_on_masks_of_ones_own_as_a_user_starts_it(masked, tmp_path):
+    flags = ["--dataset", "csv", "--data-dir", masked, "--image-size", "16", "--smoke", *SEGMENT]
+    flags += ["--teacher", "unet4", "--student", "unet2", "--batch-size", "8", "--device", "cpu"]
+    done = run_script("ckd", *flags, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "dice_gap, standardised" in done.stdout and "auroc" not in done.stdout
 
 
 # ----- networks -----------------------------------------------------------------------------------
@@ -428,6 +582,59 @@ def test_a_stopped_run_ends_the_same(name, tmp_path, few):
     whole, want = result_of(other, name)
     assert again["last"] == whole["last"] and again["log"] == whole["log"]
     assert all(np.array_equal(arrays[k], want[k]) for k in want)
+
+
+def test_predict_writes_masks_and_outlines(masked, tmp_path, monkeypatch, capsys):
+    """As large as the picture; what the network says of the centre square; of any shape."""
+    import predict
+
+    data = load("csv", masked, 16, task="segment")
+    flags = ["--dataset", "csv", "--data-dir", masked, "--image-size", 16, "--batch-size", 8]
+    run("ckd", data, *flags_of(tmp_path / "runs"), *flags, "--alpha", 0)
+    (student,) = (tmp_path / "runs").rglob("student.pt")
+    monkeypatch.chdir(tmp_path)
+    picture = masked / "pictures" / "005.jpg"
+    Image.open(picture).resize((90, 50)).save(tmp_path / "wide.png")
+    monkeypatch.setattr("sys.argv", ["predict.py", str(student), "wide.png", str(picture)])
+    predict.main()
+    assert "of the centre square is inside, see masks/wide-outline.png" in capsys.readouterr().out
+    mask = np.asarray(Image.open("masks/wide-mask.png"))
+    assert mask.shape == (50, 90) and set(np.unique(mask)) <= {0, 255}
+    assert Image.open("masks/wide-outline.png").size == (50, 50)
+    assert not mask[:, :20].any() and not mask[:, 70:].any()
+    saved_as, saved = predict.load_student(student)
+    pixels = torch.tensor(predict.decode("wide.png", 16)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        logits = F.interpolate(saved_as(pixels), 50, mode="bilinear")[0]
+    assert np.array_equal(mask[:, 20:70] > 0, (logits[1] > logits[0]).numpy())
+    monkeypatch.setattr("sys.argv", ["predict.py", str(student), "--export"])
+    predict.main()
+    exported = torch.export.load(student.parent / "export-last" / "student.pt2").module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(pixels), saved_as(pixels), rtol=1e-4, atol=1e-4)
+    card = json.loads((student.parent / "export-last" / "card.json").read_text())
+    assert card["classes"] == ["background", "inside"] and "dice" in str(card)
+    monkeypatch.setattr("sys.argv", ["predict.py", str(student), "wide.png", "--csv", "x.csv"])
+    with pytest.raises(InputError, match="answers with masks: leave out --labels and --csv"):
+        predict.main()
+    monkeypatch.setattr(
+        "sys.argv", ["predict.py", str(student), "wide.png", "./wide.png", "wide.png"]
+    )
+    predict.main()  # the same file twice is one
+    (tmp_path / "b").mkdir()
+    Image.open("wide.png").save("b/wide.jpg")
+    monkeypatch.setattr("sys.argv", ["predict.py", str(student), "wide.png", "b/wide.jpg"])
+    with pytest.raises(InputError, match="have one name: write them into two folders"):
+        predict.main()
+
+
+def test_reports_leave_results_of_masks_out(out, few, capsys):
+    import results
+
+    run("ckd", few, *flags_of(out))  # or it is there already
+    capsys.readouterr()
+    assert results.read(out / "smoke", smoke=True) == []
+    assert "of --task segment in" in capsys.readouterr().out
 
 
 # ----- methods ------------------------------------------------------------------------------------
