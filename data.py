@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 ## Each file in datasets/ is a data set, so whoever adds a file adds a name.
 FILES = Path(__file__).with_name("datasets").glob("[a-z]*.py")
@@ -210,6 +210,7 @@ class Split:
     subjects: np.ndarray  # (N,) texts: lesions, persons
     mean: torch.Tensor = None  # (3, 1, 1), of the training pictures, in 0..255
     std: torch.Tensor = None  # (3, 1, 1)
+    masks: torch.Tensor = None  # (M, H, W) uint8, above 0 inside: of --task segment, like `store`
 
     def __len__(self):
         return len(self.ids)
@@ -220,12 +221,14 @@ class Split:
         return self.store[self.rows].permute(0, 3, 1, 2)
 
     def hash(self, groups=True):
-        """16 hex digits for ids, labels, groups (if asked for) and the pixels of each picture."""
+        """16 hex digits for ids, labels, groups (if asked for), and the pixels of pictures and
+        masks."""
         content = hashlib.sha256("\n".join(self.ids).encode())
-        for rows in self.rows.split(1024):  # a part at a time, and one checksum for each picture
-            pixels = self.store[rows].contiguous().cpu().numpy()
-            sums = [zlib.crc32(picture) for picture in pixels]
-            content.update(np.array(sums, np.uint32).tobytes())
+        for store in [self.store] if self.masks is None else [self.store, self.masks]:
+            for rows in self.rows.split(1024):  # a part at a time, a checksum for each picture
+                pixels = store[rows].contiguous().cpu().numpy()
+                sums = [zlib.crc32(picture) for picture in pixels]
+                content.update(np.array(sums, np.uint32).tobytes())
         content.update(self.labels.cpu().numpy().tobytes())
         content.update(self.groups.cpu().numpy().tobytes() if groups else b"")
         return content.hexdigest()[:16]
@@ -273,14 +276,20 @@ class Data:
     """A data set: data["train"], data["val"] and data["test"] are Splits."""
 
     name: str
-    classes: list
+    classes: list  # of pictures; with masks, too
     group_names: list
     size: int  # pixels per side
     splits: dict
     notes: dict = field(default_factory=dict)  # what was left out and why
+    pixel_classes: list = None  # of --task segment: what is outside of a mask, and inside
 
     def __getitem__(self, split):
         return self.splits[split]
+
+    @property
+    def outputs(self):
+        """What a network has to tell apart: classes of pictures, or of pixels."""
+        return self.pixel_classes or self.classes
 
     def hash(self, *names, groups=True):
         """12 hex digits for the splits `names` (default: all), which stand for their pictures."""
@@ -318,9 +327,11 @@ class Data:
             cell = train.subset((train.labels == c) & (train.groups == g))
             text = f"{self.classes[c]}\n{self.group_names[g]}\n{len(cell)} in training"
             pen.text((6, k * side + 4), text, "black", font)
-            some = cell.subset(range(0, len(cell), math.ceil(len(cell) / shown) or 1)).images
-            for n, image in enumerate(some.permute(0, 2, 3, 1).cpu().numpy()):
+            some = cell.subset(range(0, len(cell), math.ceil(len(cell) / shown) or 1))
+            for n, image in enumerate(some.images.permute(0, 2, 3, 1).cpu().numpy()):
                 picture = Image.fromarray(image).resize((side - 2, side - 2), Image.NEAREST)
+                if some.masks is not None:
+                    picture = outlined(picture, some.masks[some.rows[n]].cpu().numpy())
                 sheet.paste(picture, (left + n * side, k * side))
         path = Path(folder) / f"contact-sheet-{self.name}-{self.hash()}.png"
         sheet.save(buffer := io.BytesIO(), "PNG")
@@ -328,9 +339,17 @@ class Data:
         print(f"wrote {path}")
 
 
+def outlined(picture, mask):
+    """A PIL picture with the outline of a mask (H, W), 0 outside, which is scaled to its size."""
+    inside = Image.fromarray(255 * (mask > 0).astype(np.uint8)).resize(picture.size, Image.NEAREST)
+    eroded = inside.filter(ImageFilter.MinFilter(3))  # without the pixels that touch the outside
+    line = ImageChops.subtract(inside, eroded)
+    return Image.composite(Image.new("RGB", picture.size, (0, 255, 0)), picture, line)
+
+
 class Batch(NamedTuple):
     images: torch.Tensor  # (B, 3, H, W) float32, normalised per channel, channels-last in memory
-    labels: torch.Tensor  # (B,) int64
+    labels: torch.Tensor  # (B,) int64; of --task segment the masks, (B, H, W) int64, 1 inside
     groups: torch.Tensor  # (B,) int64
     index: torch.Tensor  # (B,) int64, positions in the split
     epoch: int  # from 0
@@ -414,13 +433,16 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, turns=False, b
             images = pixels.index_select(0, places.flatten()).view(-1, height, width, 3)
         else:
             images = split.store[split.rows[index]]  # (B, H, W, 3)
+        if split.masks is not None:  # cropped and flipped by the very same places
+            masks = split.masks.view(-1)[places] if augment else split.masks[split.rows[index]]
         if device.type == "cuda" and where.type == "cpu":
             images = images.pin_memory()
         images = images.to(device, non_blocking=True).view(len(index), height, 3 * width)
         images = images.float().sub_(mean).div_(std).view(len(index), height, width, 3)
         images = images.permute(0, 3, 1, 2)  # (B, 3, H, W), "channels last" in memory: faster
         index = index.to(device, non_blocking=True)
-        yield Batch(images, split.labels[index], split.groups[index], index, epoch, step)
+        labels = split.labels[index] if split.masks is None else (masks.to(device) > 0).long()
+        yield Batch(images, labels, split.groups[index], index, epoch, step)
 
 
 # ===== LOADING A DATA SET =========================================================================
@@ -431,9 +453,13 @@ def reader_of(name):
     return importlib.import_module(f"datasets.{name.replace('-', '_')}")
 
 
-def defaults(name):
+def defaults(name, task="classify"):
     """What a run on the data set `name` uses where its command line says nothing: a dict."""
-    return reader_of(name).DEFAULTS
+    reader = reader_of(name)
+    if task == "segment" and not hasattr(reader, "SEGMENT"):
+        able = [name for name in DATASETS if hasattr(reader_of(name), "SEGMENT")]
+        raise InputError(f"--task segment needs masks, {name} has none: use {', '.join(able)}")
+    return reader.DEFAULTS | (reader.SEGMENT if task == "segment" else {})
 
 
 def manual(name):
@@ -451,7 +477,7 @@ def load(name, root=None, size=None, *, device="cpu", **choices):
 
     size     pixels per side
     device   where batches shall be
-    choices  target, sensitive, fold, skip_bad and more: see datasets.read_table
+    choices  target, sensitive, fold, task, skip_bad and more: see datasets.read_table
     Raises InputError, in one sentence, for anything wrong with folder, table or pictures.
     """
     from datasets import read_table  # not at the top, because datasets imports this file
@@ -467,10 +493,13 @@ def load(name, root=None, size=None, *, device="cpu", **choices):
         torch.from_numpy(table.groups).to(device),
         table.ids,
         table.subjects,
+        masks=None if table.masks is None else torch.from_numpy(table.masks).to(store.device),
     )
     train = torch.from_numpy(np.flatnonzero(table.split == "train"))
     some = store[train[:: math.ceil(len(train) / 2000)]].float()  # enough for 3 means, 3 deviations
     every.mean = some.mean(dim=(0, 1, 2))[:, None, None].to(device)
     every.std = some.std(dim=(0, 1, 2))[:, None, None].clamp(min=1).to(device)
     splits = {part: every.subset(table.split == part) for part in ("train", "val", "test")}
-    return Data(name, table.classes, table.group_names, store.shape[1], splits, table.notes)
+    pixel_classes = None if table.masks is None else ["background", table.inside]
+    names = table.classes, table.group_names
+    return Data(name, *names, store.shape[1], splits, table.notes, pixel_classes)

@@ -384,10 +384,13 @@ def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=N
     return out
 
 
-def bootstrap(*, weights, **data):
-    """`headline` of all resamples `weights` (R, N): {metric: (R,), "group_...": (R, G), ...}."""
+def bootstrap(*, weights, measured=None, **data):
+    """`headline` of all resamples `weights` (R, N): {metric: (R,), "group_...": (R, G), ...}.
+
+    measured: another function than `headline`, namely `headline_masks`.
+    """
     few_rows = np.array_split(weights, 1 + weights.size // 2**21)  # few rows need little memory
-    parts = [headline(**data, weights=rows) for rows in few_rows]
+    parts = [(measured or headline)(**data, weights=rows) for rows in few_rows]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -405,6 +408,22 @@ def has_collapsed(*, counts):
     one_answer = ((predicted.sum(-1) == 1) & (there.sum(-1) > 1)).any()
     never = (present & ~predicted.any(0)).any()
     return bool(never or one_answer or recall(counts=counts) < 1 / max(present.sum(), 2) + 0.05)
+
+
+def _add_intervals(out, within, draws, sizes):
+    """Add to `out` the intervals of its metrics, and "groups", made of `within` {metric: (G,)}."""
+    out["interval"] = {k: interval(draws=draws[k], point=out[k]) for k in out if draws}
+    out["groups"] = []
+    for g, n in enumerate(sizes):
+        own = {k: values[g] for k, values in within.items()} | {"n": int(n)}
+        ends = {k: draws[f"group_{k}"][:, g] for k in own if f"group_{k}" in draws}  # (R,) each
+        own["interval"] = {k: interval(draws=ends[k], point=own[k]) for k in ends}
+        out["groups"].append(own)
+
+
+def _plain(out):
+    """A dict as JSON has it: arrays become lists, and NaN, which JSON lacks, becomes None."""
+    return json.loads(json.dumps(out, default=np.ndarray.tolist), parse_constant=lambda _: None)
 
 
 def evaluate(
@@ -437,8 +456,6 @@ def evaluate(
     draws = bootstrap(**data, weights=weights) if replicates else {}
     tables = {end: out.pop(f"counts{end}") for end in ENDS}
     within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
-    out["interval"] = {k: interval(draws=draws[k], point=out[k]) for k in out if draws}
-    out["n"] = len(labels)
     samples, of_class = tables[""].sum(-1), {}  # (G, C), the same in both tables
     for end, counts in tables.items():
         recalls = recall_per_group(counts=counts)  # (G, C)
@@ -447,52 +464,165 @@ def evaluate(
         of_class[f"recall_per_group{end}"] = recalls.T
         of_class[f"disparity{end}"] = disparity(counts=counts)[0]
         of_class[f"deo{end}"] = deo(counts=counts)[0]
-        out[f"counts{end}"] = counts.astype(int)
-    out["groups"] = []
-    for g in range(num_groups):
-        own = {k: values[g] for k, values in within.items()} | {"n": int(samples[g].sum())}
-        ends = {k: draws[f"group_{k}"][:, g] for k in own if f"group_{k}" in draws}  # (R,) each
-        own["interval"] = {k: interval(draws=ends[k], point=own[k]) for k in ends}
-        out["groups"].append(own)
+    _add_intervals(out, within, draws, samples.sum(-1))
+    out["n"] = len(labels)
+    out |= {f"counts{end}": counts.astype(int) for end, counts in tables.items()}
     out["classes"] = [{k: v[c] for k, v in of_class.items()} for c in range(num_classes)]
     out["collapsed"] = has_collapsed(counts=tables["_corrected"])
     empty = np.argwhere(samples == 0)
     out["undefined"] = [f"group {g} has no sample of class {c}" for g, c in empty]
     if num_groups == 1:
         out["undefined"].insert(0, "there is one group only: nothing to compare")
-    ## Written as JSON and read again, arrays become lists, and NaN, which JSON lacks, becomes None.
-    return json.loads(json.dumps(out, default=np.ndarray.tolist), parse_constant=lambda _: None)
+    return _plain(out)
+
+
+# ----- masks --------------------------------------------------------------------------------------
+## All metrics of masks come from three numbers of pixels for each picture, its areas |A|, |B| and
+## |A∩B|, where A is said to be inside and B is. Means are over pictures: over the pixels of all
+## pictures together, small masks would hardly count.
+FAILED = 0.7  # a Dice below which a mask counts as failed
+MASK_ENDS = "", "_standardised"
+
+
+def dice(*, areas):
+    """2 |A∩B| / (|A| + |B|), (N,) in [0, 1], from areas (N, 3); 1 where both are empty."""
+    said, true, both = np.asarray(areas, float).T  # (N,) each
+    return np.where(said + true > 0, _ratio(2 * both, said + true), 1.0)
+
+
+def iou(*, areas):
+    """|A∩B| / |A∪B|, (N,) in [0, 1], from areas (N, 3); 1 where both are empty."""
+    said, true, both = np.asarray(areas, float).T  # (N,) each
+    return np.where(said + true > 0, _ratio(both, said + true - both), 1.0)
+
+
+def comparisons(*, name, overall, per_group):
+    """Metrics of a score's means (...,) and (..., G), by names such as dice_gap.
+
+    The gap of two groups has a sign: second minus first. "es": equity-scaled, as `es_auc`. "sd":
+    standard deviation of the groups. "ser", skewed error ratio: (1 - lowest) / (1 - highest); both
+    are those of Puyol-Antón et al. (2021), the ratio from memory.
+    """
+    lowest, highest = worst_group(values=per_group), -worst_group(values=-per_group)
+    two = per_group.shape[-1] == 2
+    signed = per_group[..., 1] - per_group[..., 0] if two else gap(values=per_group)
+    out = {name: overall, f"group_{name}": per_group, f"{name}_gap": signed}
+    if name == "failure":  # the only score of which less is better
+        return out | {"failure_worst_group": highest}
+    out |= {
+        f"{name}_worst_group": lowest,
+        f"es_{name}": es_auc(overall=overall, per_group=per_group),
+    }
+    out[f"{name}_sd"] = psd(overall=np.ones_like(overall), per_group=per_group)[0]
+    return out | {f"{name}_ser": _ratio(1 - lowest, 1 - highest)}
+
+
+def headline_masks(*, areas, labels, groups, num_classes, num_groups, weights=None):
+    """All metrics of masks by name, from areas (N, 3), classes (N,) and groups (N,) of pictures.
+
+    Values are shaped as in `headline`. Each stands twice, the second time as name_standardised: the
+    mean of a group is then Σ_c π_c D_gc, where D_gc is its mean in class c, and π_c the share of
+    class c among all pictures. So groups are compared inside classes: if one group has more of the
+    pictures that are hard for everybody, that is no gap. Classes that a group lacks are left out.
+    """
+    labels = _codes("labels", labels, num_classes, len(areas))
+    groups = _codes("groups", groups, num_groups, len(areas))
+    weights, out = _weights(weights, len(areas)), {}
+    shape = *weights.shape[:-1], num_groups, num_classes
+    cells = np.eye(num_groups * num_classes)[groups * num_classes + labels]  # (N, G · C)
+    size = (weights @ cells).reshape(shape)  # (..., G, C) pictures
+    empty = size.sum(-1, keepdims=True) == 0  # (..., G, 1)
+    shares = size.sum(-2) * ((size > 0) | empty).all(-2)  # (..., C), π, 0 where a group lacks it
+    scores = {"dice": dice(areas=areas), "iou": iou(areas=areas)}
+    scores["failure"] = (scores["dice"] < FAILED).astype(float)
+    for name, values in scores.items():
+        sums = ((weights * values) @ cells).reshape(shape)  # (..., G, C)
+        raw = _ratio(sums.sum((-1, -2)), size.sum((-1, -2))), _ratio(sums.sum(-1), size.sum(-1))
+        of_class = np.nan_to_num(_ratio(sums.sum(-2), size.sum(-2)))  # (..., C)
+        inside = np.nan_to_num(_ratio(sums, size)) * shares[..., None, :]  # (..., G, C)
+        overall = _ratio((of_class * shares).sum(-1), shares.sum(-1))  # (...,)
+        per_group = _ratio(inside.sum(-1), shares.sum(-1)[..., None])  # (..., G)
+        alike = overall, np.where(empty[..., 0], np.nan, per_group)
+        for end, (mean, means) in zip(MASK_ENDS, (raw, alike)):
+            found = comparisons(name=name, overall=mean, per_group=means)
+            out |= {key + end: value for key, value in found.items()}
+        if name == "dice":
+            cell = _ratio(sums, size).reshape(*shape[:-2], -1)  # (..., G · C)
+            out |= {"loss": 1 - raw[0], "worst_cell": worst_group(values=cell)}
+    return out
+
+
+def evaluate_masks(
+    *,
+    areas,
+    labels,
+    groups,
+    num_classes,
+    num_groups,
+    clusters=None,
+    replicates=1000,
+    seed=0,
+):
+    """One model's masks of one split as a dict for JSON, as `evaluate`, with "pictures" (G, C)."""
+    areas = np.asarray(areas)
+    data = {"areas": areas, "labels": labels, "groups": groups}
+    data |= {"num_classes": num_classes, "num_groups": num_groups}
+    out = headline_masks(**data)
+    weights = bootstrap_weights(n=len(areas), replicates=replicates, seed=seed, clusters=clusters)
+    draws = bootstrap(**data, weights=weights, measured=headline_masks) if replicates else {}
+    within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
+    size = np.zeros((num_groups, num_classes), int)
+    np.add.at(size, (groups, labels), 1)
+    _add_intervals(out, within, draws, size.sum(-1))
+    values = dice(areas=areas)
+    of_class = [values[np.asarray(labels) == c] for c in range(num_classes)]
+    out["classes"] = [{"dice": v.mean() if len(v) else None, "n": len(v)} for v in of_class]
+    out |= {"n": len(areas), "pictures": size}
+    ## Nothing is found in half of the pictures, or the same number of pixels in all.
+    out["collapsed"] = bool(np.median(areas[:, 0]) == 0 or np.ptp(areas[:, 0]) == 0)
+    out["undefined"] = [f"group {g} has no sample of class {c}" for g, c in np.argwhere(size == 0)]
+    return _plain(out)
 
 
 # ----- show and time ------------------------------------------------------------------------------
 SHOWN = ["accuracy", "f1", "auroc", "auroc_worst_group", "auroc_gap", "es_auc"]
-SHOWN += ["mean_deo", "max_deo", "disparity", "worst_cell"]
+SHOWN += ["mean_deo", "max_deo", "disparity"]
+SHOWN += ["dice", "dice_worst_group", "dice_gap", "es_dice", "dice_sd", "dice_ser"]
+SHOWN += ["iou", "es_iou", "failure", "failure_gap", "worst_cell"]  # `dice` and on: of masks
 ## Why a metric is undefined. Of others: there is no sample.
 UNDEFINED = {"auroc": "without samples of two classes there is no AUROC"}
 UNDEFINED["auroc_worst_group"] = UNDEFINED["auroc"]
 UNDEFINED |= dict.fromkeys(["auroc_gap", "es_auc"], "fewer than two groups have an AUROC")
+UNDEFINED |= dict.fromkeys(["dice_ser"], "one group has no error")
+
 UNDEFINED |= dict.fromkeys(
     ["mean_deo", "max_deo", "disparity"], "a class needs samples in two groups"
 )
+
+
+def main_ones(evaluated):
+    """{metric: value} of what `evaluate` or `evaluate_masks` returned, of the metrics in SHOWN."""
+    return {name: evaluated[name] for name in SHOWN if name in evaluated}
 
 
 def show(columns, class_names, group_names):
     """A table as text, in percent with 95 % intervals: a column for each model.
 
     columns: {"teacher": evaluate(...), "student": ...}. The rows are the metrics in SHOWN, then
-    AUROC and accuracy of each group, then the signed disparity of each class. Where both decisions
-    differ, each metric of decisions has a second row.
+    AUROC and accuracy of each group, then the signed disparity of each class; of masks the Dice.
+    Where both decisions differ, each metric of decisions has a second row, as those of masks have.
     """
-    models = [*columns.values()]
+    models, masks = [*columns.values()], "dice" in [*columns.values()][0]
     rows = [(key, models, key) for key in SHOWN]  # first cell, the dicts that hold the value, key
-    for key in ("auroc", "accuracy"):
+    for key in ("auroc", "accuracy", "dice", "failure"):
         for g, name in enumerate(group_names):
             rows.append((f"{key}, {name}", [model["groups"][g] for model in models], key))
-    for c, name in enumerate(class_names):
-        rows.append((f"disparity, {name}", [model["classes"][c] for model in models], "disparity"))
-    two = any(model["counts"] != model["counts_corrected"] for model in models)
+    for key, (c, name) in itertools.product(("disparity", "dice"), enumerate(class_names)):
+        rows.append((f"{key}, {name}", [model["classes"][c] for model in models], key))
+    two = any(model.get("counts") != model.get("counts_corrected") for model in models)
+    ends = MASK_ENDS if masks else ENDS if two else ENDS[:1]
     cells, reasons = [["percent", *columns]], {}
-    for (first, parts, key), end in itertools.product(rows, ENDS if two else ENDS[:1]):
+    for (first, parts, key), end in itertools.product(rows, ends):
         if key + end not in parts[0]:
             continue
         cells.append([first + end.replace("_", ", ")])
@@ -508,16 +638,20 @@ def show(columns, class_names, group_names):
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     if two:
         lines.append("corrected: decisions by z - log π, π the shares of the classes in training")
+    if masks:
+        lines.append("standardised: as if each class had the same share in every group")
+        lines.append("gaps: the second group minus the first; failure: masks with a Dice below 70")
     for reason, names in reasons.items():
         lines.append(f"undefined, because {reason}: {'; '.join(names)}")
-    for g, c in np.argwhere(np.sum(models[0]["counts"], axis=-1) == 0):
+    sizes = models[0]["pictures"] if masks else np.sum(models[0]["counts"], axis=-1)
+    for g, c in np.argwhere(np.array(sizes) == 0):
         lines.append(f"no picture of {class_names[c]}, {group_names[g]}: means leave it out")
+    why = "it gives up a class, gives a group one answer, or is about as good as chance"
+    why = "half of its masks are empty, or all are equally large" if masks else why
+    advice = "--balance, more --epochs, or less weight on fairness"
     for name, model in columns.items():
         if model["collapsed"]:
-            lines.append(
-                f"{name} has collapsed: it gives up a class, gives a group one answer, or is about "
-                "as good as chance. Try --balance, more --epochs, or less weight on fairness"
-            )
+            lines.append(f"{name} has collapsed: {why}. Try {advice}")
     return "\n".join(lines)
 
 

@@ -9,6 +9,13 @@ features. Which bodies there are matters to no method, so that they stand apart:
     flava                      FLAVA's image encoder, where transformers is installed
     FILE.py:FUNCTION           yours: FUNCTION(pixels a side) makes a classifier
 
+Of masks, bodies make maps (B, D, H', W'):
+
+    unet8, transunet8 ...      small ones of this file
+    fcn_resnet50 ...           of torchvision, and lraspp_..., deeplabv3_...
+    timm:NAME                  an encoder of timm with a decoder of this file
+    FILE.py:FUNCTION           yours, without a last layer
+
 NAME@224 sees pictures enlarged to 224 pixels a side.
 """
 
@@ -19,6 +26,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from data import InputError, near
@@ -35,6 +43,15 @@ STATISTICS = {
 # ===== BODIES =====================================================================================
 
 
+def layers(*widths):
+    """Convolutions from one number of channels to the next, with batch norm and ReLU: a list."""
+    found = []
+    for inputs, outputs in zip(widths, widths[1:]):
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        found += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return found
+
+
 def convnet(width):
     """A tiny classifier for small pictures on a CPU: three stages of 1, 1 and 2 convolutions.
 
@@ -42,13 +59,89 @@ def convnet(width):
     """
     stages, inputs = [], 3
     for outputs, depth in ((width, 1), (2 * width, 1), (4 * width, 2)):
-        stage = []
-        for _ in range(depth):
-            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            stage += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-            inputs = outputs
-        stages.append(nn.Sequential(*stage, nn.MaxPool2d(2)))
+        stages.append(nn.Sequential(*layers(inputs, *[outputs] * depth), nn.MaxPool2d(2)))
+        inputs = outputs
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
+
+
+class Encoder(nn.Module):
+    """Pictures (B, 3, H, H) to maps of four sizes: (B, width, H, H) to (B, 8 · width, H/8, H/8).
+
+    attention: between all places of the smallest maps, as in TransUNet, by two layers (there: 12)
+    """
+
+    def __init__(self, width, size, attention):
+        super().__init__()
+        widths = [3, width, 2 * width, 4 * width, 8 * width]
+        pairs = zip(widths, widths[1:])
+        self.stages = nn.ModuleList(nn.Sequential(*layers(a, b, b)) for a, b in pairs)
+        self.attention = None
+        if attention:
+            wide = widths[-1]
+            self.position = nn.Parameter(0.02 * torch.randn((size // 8) ** 2, wide))  # learnt
+            shape = {"dropout": 0, "batch_first": True, "norm_first": True}
+            two = [nn.TransformerEncoderLayer(wide, 4, 4 * wide, **shape) for _ in range(2)]
+            self.attention = nn.Sequential(*two, nn.LayerNorm(wide))
+
+    def forward(self, maps):
+        found = []
+        for stage in self.stages:
+            maps = stage(F.max_pool2d(maps, 2) if found else maps)
+            found.append(maps)
+        if self.attention:
+            words = maps.flatten(2).transpose(1, 2) + self.position  # (B, H/8 · H/8, 8 · width)
+            found[-1] = self.attention(words).transpose(1, 2).reshape(maps.shape)
+        return found
+
+
+class UNet(nn.Module):
+    """Maps (B, D, H', W') of pictures: an encoder's smallest maps are enlarged and joined with the
+    next larger ones, and so on.
+
+    widths  channels of the encoder's maps, the largest map first
+    most    channels of joined maps
+    """
+
+    def __init__(self, encoder, widths, most):
+        super().__init__()
+        self.encoder, self.joins, below = encoder, nn.ModuleList(), widths[-1]
+        for width in widths[-2::-1]:
+            both, below = below + width, min(width, most)
+            self.joins.append(nn.Sequential(*layers(both, below, below)))
+
+    def forward(self, images):
+        *larger, maps = self.encoder(images)
+        for skip, join in zip(reversed(larger), self.joins):
+            maps = join(torch.cat([skip, F.interpolate(maps, skip.shape[2:])], dim=1))
+        return maps
+
+
+def unet(width, size, attention=False):
+    """U-Net (Ronneberger et al., 2015), small; with attention a TransUNet (Chen et al., 2021)."""
+    widths = [width, 2 * width, 4 * width, 8 * width]
+    return UNet(Encoder(width, size, attention), widths, most=4 * width)
+
+
+class Headless(nn.Module):
+    """A segmentation network of torchvision without its last layer: pictures to maps."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.backbone, self.classifier = network.backbone, network.classifier
+        if isinstance(self.classifier, nn.Sequential):  # of fcn and deeplabv3
+            self.classifier[-1] = nn.Identity()
+        else:
+            self.classifier.low_classifier = self.classifier.high_classifier = None
+
+    def forward(self, images):
+        maps = self.backbone(images)
+        if "out" in maps:
+            return self.classifier(maps["out"])
+        ## lraspp adds up what a layer makes of large maps and another one of small, enlarged maps:
+        ## the same as one layer that sees both.
+        small = self.classifier.cbr(maps["high"]) * self.classifier.scale(maps["high"])
+        large = maps["low"]
+        return torch.cat([large, F.interpolate(small, large.shape[2:], mode="bilinear")], dim=1)
 
 
 def flava(size):
@@ -78,7 +171,7 @@ def first_line(error):
     return re.sub("\x1b\\[\\d+m", "", str(error)).partition("\n")[0]
 
 
-def other(name, size, pretrained):
+def other(name, size, pretrained, segment):
     """timm:NAME, without its last layer, or what FUNCTION of FILE.py:FUNCTION makes of `size`."""
     where, _, what = name.rpartition(":")
     try:
@@ -87,6 +180,9 @@ def other(name, size, pretrained):
             return runpy.run_path(where)[what](size)
         import timm  # a package that few need
 
+        if segment:
+            encoder = timm.create_model(what, pretrained, features_only=True)
+            return UNet(encoder, encoder.feature_info.channels(), most=64)
         try:  # transformers are built for one size
             return timm.create_model(what, pretrained, num_classes=0, img_size=size)
         except TypeError:
@@ -99,34 +195,37 @@ def other(name, size, pretrained):
         ) from None
 
 
-def refuse_unknown(networks, files):
+def refuse_unknown(networks, files, segment=False):
     """Raise InputError where a name is of no network or a file is not there.
 
     Nothing is built, so that it can be said before pictures are read.
     """
+    small = "(trans)?unet" if segment else "convnet"
     for name in networks:
         name = re.sub(r"@\d+$", "", name)
         module = name.rpartition(":")[0]
         if module not in ("", "timm") and not Path(module).is_file():
             raise InputError(f"there is no network {name} (No such file): it is FILE.py:FUNCTION")
-        if not module and name not in OWN and not re.fullmatch(r"convnet[1-9]\d*", name):
-            import torchvision  # takes 1.6 seconds, longer than all others: only where needed
+        if not module and name not in OWN and not re.fullmatch(rf"{small}[1-9]\d*", name):
+            from torchvision import models  # takes 1.6 seconds: only where it is needed
 
-            known = torchvision.models.list_models(module=torchvision.models)
+            known = models.list_models(module=models.segmentation if segment else models)
             if name not in known:
-                similar = near(name, [*known, *OWN, "convnet8", "convnet32"], 0.3)
-                raise InputError(f"no network is called {name!r}: did you mean {similar}?")
+                own = ["unet8", "transunet8"] if segment else [*OWN, "convnet8", "convnet32"]
+                similar, what = near(name, [*known, *own], 0.3), "of --task segment " * segment
+                raise InputError(f"no network {what}is called {name!r}: did you mean {similar}?")
     for file in filter(None, files):
         if not Path(file).is_file():
             raise InputError(f"{file} gives no weights: there is no such file")
 
 
-def of_torchvision(name, size, started, pretrained):
-    """A classifier of torchvision: `started`, built as those with weights are; with its own."""
+def of_torchvision(name, size, started, pretrained, segment=False):
+    """A network of torchvision: `started`, built as those with weights are; with its own."""
     import torchvision
 
-    refuse_unknown([name], [])
+    refuse_unknown([name], [], segment)
     sized = {"image_size": size} if name.startswith("vit_") else {}
+    sized = {"weights_backbone": None} if segment else sized  # or else it would be downloaded
     ## A file of weights may hold code, which loading it would run. This forbids that.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     weights = "DEFAULT" if pretrained else None
@@ -140,6 +239,8 @@ def of_torchvision(name, size, started, pretrained):
             f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
             f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
         ) from None
+    if segment:
+        return Headless(net)
     if name.startswith("resnet") and size <= 32 and not started:
         ## The ImageNet stem shrinks 224 pixels to 56; it would shrink 32 to 8 and see little.
         net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
@@ -152,43 +253,49 @@ def of_torchvision(name, size, started, pretrained):
     return net
 
 
-def body(name, size, started=False, pretrained=False):
+def body(name, size, started=False, pretrained=False, segment=False):
     """A network without its last layer: pictures (B, 3, size, size) to features (B, D); and D.
 
     started       whether it will have weights that others trained, `pretrained` or from a file
     pretrained    with those that torchvision or timm fetch
+    segment       features are maps (B, D, H', W')
     Raises InputError where there is no such network, or where it cannot take such pictures.
     """
-    width = name.removeprefix("convnet")
+    small = re.fullmatch(r"(convnet|unet|transunet)([1-9]\d*)", name)
     try:
         if name in OWN:
             net = OWN[name](size)
-        elif width != name and width.isdecimal() and int(width):
-            net = convnet(int(width))
+        elif small and small[1] == "convnet":
+            net = convnet(int(small[2]))
+        elif small:
+            net = unet(int(small[2]), size, small[1] == "transunet")
         elif ":" in name:
-            net = other(name, size, pretrained)
+            net = other(name, size, pretrained, segment)
         else:
-            net = of_torchvision(name, size, started, pretrained)
-        black, timm = torch.zeros(1, 3, size, size), name.startswith("timm:")
+            net = of_torchvision(name, size, started, pretrained, segment)
+        black = torch.zeros(1, 3, size, size)
         with torch.no_grad():
             feats = net.eval()(black)
-            modules = [] if timm else net.named_modules()
-            linear = [(where, m) for where, m in modules if isinstance(m, nn.Linear)]
-            if linear:
-                where, last = linear[-1]  # whose place is taken by the script's head
-                net.set_submodule(where, nn.Identity())
-                logits, feats = feats, net(black)
-            if not timm and not (linear and torch.allclose(last(feats), logits)):
-                raise InputError(
-                    f"{name} does not end in a linear layer, of which the features could be taken: "
-                    "let its FUNCTION return a classifier without softmax"
-                )
+            if segment:
+                if feats.ndim != 4:
+                    raise TypeError("it gives no maps, which --task segment needs")
+            elif not name.startswith("timm:"):  # which comes without a last layer
+                linear = [pair for pair in net.named_modules() if isinstance(pair[1], nn.Linear)]
+                where, last = linear[-1] if linear else ("", nn.Identity())
+                if linear:  # its place is taken by the script's head
+                    net.set_submodule(where, nn.Identity())
+                    logits, feats = feats, net(black)
+                if not (linear and torch.allclose(last(feats), logits)):
+                    raise InputError(
+                        f"{name} does not end in a linear layer, of which the features could be "
+                        "taken: let its FUNCTION return a classifier without softmax"
+                    )
     except (RuntimeError, AssertionError, AttributeError, TypeError, ImportError) as error:
         raise InputError(  # too small, or no multiple of its patches, or no classifier
             f"{name} cannot take pictures of {size} pixels a side ({first_line(error)}): choose "
             f"another network or --image-size, or {name}@224, which enlarges them"
         ) from None
-    return net, feats.flatten(1).shape[1]
+    return net, feats.shape[1] if segment else feats.flatten(1).shape[1]
 
 
 # ===== WEIGHTS ====================================================================================
@@ -246,6 +353,8 @@ def start_from(net, path):
     the shapes of all agree, which finds a network that only names its parts otherwise. With fewer
     it would start from random numbers, and nothing would show it. Raises InputError.
     """
+    if isinstance(net, UNet) and not isinstance(net.encoder, Encoder):
+        net = net.encoder  # others have weights of encoders, and decoders of their own
     own, given = bare(net.state_dict()), bare(tensors_of(path, net))
     named = [k for k in own if k in given and given[k].shape == own[k].shape]
     if len(named) >= 0.9 * len(own):

@@ -4,6 +4,7 @@
     python predict.py STUDENT folder/ --csv answers.csv      the same as a table
     python predict.py STUDENT folder/ --labels labels.csv    and how good and how fair they are
     python predict.py STUDENT --export                       files that need none of this code
+    python predict.py STUDENT folder/ --masks DIR            of --task segment: masks and outlines
 
 STUDENT is a student.pt, or the folder of a finished run, runs/<data set>/<method>/<name>. Pictures
 are cut to a square and scaled as in training. The student is not told to which group a person
@@ -13,6 +14,9 @@ that would be most likely if all were equally frequent (see metrics.py).
 A table of labels has the columns file, label, group and, if there, subject; without PICTURES all
 its files are read. metrics.py reads what --csv writes then, to compare two models. --export writes
 a folder with student.pt2 (torch.export), student.onnx and a card that says what they are.
+
+A student of --task segment says which pixels are inside, as NAME-mask.png (0 and 255, as large as
+the picture), and draws its outline into NAME-outline.png, the centre square, which is all it sees.
 """
 
 import argparse
@@ -30,8 +34,8 @@ from PIL import Image
 from torch import nn
 
 import metrics
-from data import InputError, name_codes, put_back, restore, save
-from datasets import decode
+from data import InputError, name_codes, outlined, put_back, restore, save
+from datasets import decode, upright_size
 from datasets._tables import locate, missing, place, read_rows
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
@@ -43,7 +47,8 @@ KEYS = (
 
 
 class Student(nn.Module):
-    """The network with its normalisation: pictures (B, 3, H, W) uint8 to logits (B, C)."""
+    """The network with its normalisation: pictures (B, 3, H, W) uint8 to logits (B, C), or, of
+    masks, (B, 2, H, W)."""
 
     def __init__(self, network, mean, std):
         super().__init__()
@@ -76,8 +81,9 @@ def load_student(path, rule="last", module=None):
         )
     sys.path.insert(0, str(METHODS[saved["method"]].parent))
     script = importlib.import_module(saved["method"])
-    args = argparse.Namespace(**saved["settings"] | {"compile": False})
-    network = script.Network(args, module or saved["network"], len(saved["classes"]), load=False)
+    args = argparse.Namespace(**{"task": "classify"} | saved["settings"] | {"compile": False})
+    saved.setdefault("outputs", saved["classes"])  # of a student that is older than masks
+    network = script.Network(args, module or saved["network"], len(saved["outputs"]), load=False)
     put_back(network, saved["states"][rule], file)
     return Student(network, saved["mean"], saved["std"]).eval(), saved
 
@@ -124,16 +130,25 @@ def export(student, saved, rule, folder):
         torch.onnx.export(program, (), folder / "student.onnx", dynamo=True, external_data=False)
     else:
         print("no ONNX file: it needs the packages onnx and onnxscript")
+    answer = {
+        "logits": "(B, C), whose softmax is the probabilities of the classes",
+        "decisions": "the class of the largest logit; corrected, of the largest logit - log(share)",
+        "classes": classes,
+        "shares of the classes in training": saved["class_shares"],
+    }
+    if student.network.segment:
+        answer = {
+            "logits": f"(B, 2, {size}, {size}), whose softmax is the probabilities of a pixel",
+            "decisions": "a pixel is inside where the second logit is the larger one",
+            "classes": saved["outputs"],
+        }
     card = {
         "network": f"{saved['network']}, trained by {saved['method']}.py, {rule} epoch",
         "use": 'logits = torch.export.load("student.pt2").module()(pictures)',
         "pictures": f"uint8 (B, 3, {size}, {size}), from 0 to 255, for any B",
         "preprocessing": f"{saved['preprocessing']}; the program itself does this last step",
         **{name: saved[name].flatten().tolist() for name in ("mean", "std")},
-        "logits": "(B, C), whose softmax is the probabilities of the classes",
-        "decisions": "the class of the largest logit; corrected, of the largest logit - log(share)",
-        "classes": classes,
-        "shares of the classes in training": saved["class_shares"],
+        **answer,
         "groups that were compared": saved["group_names"],
         "metrics on test pictures of the data set": saved["test"][rule],
         "licence of the data": saved["licence"],
@@ -145,6 +160,33 @@ def export(student, saved, rule, folder):
     print(f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} into {folder}")
 
 
+def draw_masks(student, saved, files, folder):
+    """Write what is inside of the pictures, as masks and as outlines, into a folder."""
+    taken = {}
+    for file in files:
+        stem = folder / file.stem
+        if taken.setdefault(stem, file) != file:
+            raise InputError(f"{file} and {taken[stem]} have one name: write them into two folders")
+        try:
+            pixels = torch.tensor(decode(file, saved["size"])).permute(2, 0, 1)  # (3, H, W) uint8
+            width, height = upright_size(file)
+            side = min(width, height)
+            square = Image.fromarray(decode(file, side))
+        except Exception as why:  # decoders raise all kinds of errors
+            raise InputError(f"{file} cannot be read as a picture ({why})") from None
+        left, top = (width - side) // 2, (height - side) // 2
+        ## The logits are enlarged, not the answers: an outline of large squares would come of that.
+        logits = nn.functional.interpolate(student(pixels[None]), side, mode="bilinear")[0]
+        inside = 255 * (logits[1] > logits[0]).byte().numpy()  # (side, side)
+        mask = Image.new("L", (width, height))
+        mask.paste(Image.fromarray(inside), (left, top))
+        for name, drawn in (("mask", mask), ("outline", outlined(square, inside))):
+            drawn.save(buffer := io.BytesIO(), "PNG")
+            save(folder / f"{file.stem}-{name}.png", buffer.getvalue())
+        share = f"{(inside > 0).mean():.1%} of the centre square is {saved['outputs'][1]}"
+        print(f"{file}: {share}, see {stem}-outline.png")
+
+
 @torch.no_grad()
 def main():
     style = argparse.RawDescriptionHelpFormatter
@@ -154,6 +196,7 @@ def main():
     parser.add_argument("--rule", default="last", choices=RULES, help="which epoch's student")
     parser.add_argument("--labels", type=Path, help="table of the true label and the group")
     parser.add_argument("--csv", type=Path, help="table to write")
+    parser.add_argument("--masks", type=Path, default=Path("masks"), help="folder to write them to")
     parser.add_argument("--export", action="store_true", help="write it for other programs")
     parser.add_argument("--student-module", metavar="FILE.py:FUNCTION", help="a network of yours")
     args = parser.parse_intermixed_args()  # flags may stand anywhere
@@ -165,6 +208,10 @@ def main():
         folder = args.student if args.student.is_dir() else args.student.parent
         export(student, saved, args.rule, folder / f"export-{args.rule}")
     files = dict.fromkeys(file for path in args.pictures for file in pictures_in(path))
+    if student.network.segment:
+        if args.labels or args.csv:
+            raise InputError(f"{args.student} answers with masks: leave out --labels and --csv")
+        return draw_masks(student, saved, files, args.masks)
     files = label_rows(args.labels, files, classes) if args.labels else files
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]

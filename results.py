@@ -126,16 +126,25 @@ def tested(result):
 def read(folder, smoke=False):
     """All results in `folder`, fresh or packed, smoke runs only if they are asked for.
 
+    Those of --task segment have other metrics and are left out, which is printed.
+
     Each gets an entry "arrays": the path of a file of arrays, and {name: name in that file}.
     """
-    runs = []
+    runs, of_masks = [], 0
     for path in sorted(Path(folder).glob("*/*/*/result.json")):
         result = restore(path)
         if not {"method", "settings", "changed", "last"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
+        if result["settings"].get("task") == "segment":
+            of_masks += 1
+            continue
         names = {name: name for name in (*tested(result), *TRUTH)}
         if smoke or not result["settings"].get("smoke"):
             runs.append(result | {"arrays": (path.with_name("logits.npz"), names)})
+    if of_masks:
+        print(
+            f"{of_masks} results of --task segment in {folder} are left out: no table is for them"
+        )
     for path in sorted(Path(folder).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             result = json.loads(line)

@@ -4,6 +4,7 @@ Each of them is one data set, and all have the same order:
 
     manual     what it is, where to get it, how its files lie, labels, groups, split, licence
     DEFAULTS   what a run uses where its command line says nothing
+    SEGMENT    what it uses instead with --task segment, if the data set has masks
     constants and helpers of this data set alone
     read       a function from the folder with the files to a Table
 
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from data import (
     InputError,
+    defaults,
     describe,
     digest,
     locked,
@@ -58,6 +60,9 @@ class Table:
     group_names: list
     notes: dict = field(default_factory=dict)  # what was left out and why, with counts
     images: np.ndarray = None  # (N, H, W, 3) uint8 where no picture file is to be decoded
+    mask_files: list = None  # as `files`, None for a picture without a mask
+    masks: np.ndarray = None  # (N, H, W) uint8, above 0 inside, where no file is to be decoded
+    inside: str = "inside"  # what is inside of a mask
     views: list = None  # N tuples, what `decode` is told besides file and size: (box, in grey?)
     incomplete: dict = field(default_factory=dict)  # {id: why} of rows without a label or group
 
@@ -72,7 +77,7 @@ class Table:
         def some(values):
             return values[rows] if isinstance(values, np.ndarray) else [values[n] for n in rows]
 
-        once = ("classes", "group_names", "notes", "incomplete")  # the same for all pictures
+        once = ("classes", "group_names", "notes", "incomplete", "inside")  # same for all pictures
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in once}
         return replace(self, **{k: some(v) for k, v in values.items() if v is not None})
 
@@ -87,12 +92,13 @@ class Table:
 
         A class without a training picture cannot be learnt, and a class or group without a picture
         has no recall, no AUC and no gap: better to say so now than to report meaningless numbers.
+        Where masks are learnt, classes only tell pictures apart, and may be anywhere.
         """
         parts, fault = {part: self.split == part for part in ("train", "val", "test")}, ""
-        for kind, values, names in (
-            ("class", self.labels, self.classes),
-            ("group", self.groups, self.group_names),
-        ):
+        checked = [("group", self.groups, self.group_names)]
+        if self.masks is None and self.mask_files is None:
+            checked.insert(0, ("class", self.labels, self.classes))
+        for kind, values, names in checked:
             for k, what in enumerate(names):
                 counts = {part: (values[rows] == k).sum() for part, rows in parts.items()}
                 if not fault and not all(counts.values()):
@@ -224,6 +230,45 @@ def decode(file, size, box=None, grey=False, white=None, ranges=None):
     return in_grey(square) if grey else square
 
 
+def upright_size(file):
+    """(width, height) of a picture, upright as EXIF says, from the beginning of its file."""
+    with Image.open(file) as image:
+        return image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
+
+
+def decode_mask(file, size, picture):
+    """The mask of `picture` as (size, size) uint8, 0 outside and 255 inside: cut as pictures are.
+
+    Raises ValueError unless it has the picture's size, and two values at most, of which 0 is one.
+    """
+    (width, height), (wide, high) = upright_size(file), upright_size(picture)
+    if (width, height) != (wide, high):
+        raise ValueError(f"it has {width} x {height} pixels, and its picture {wide} x {high}")
+    with Image.open(file) as image:
+        ## The numbers of a palette mean nothing by themselves. In 402 masks of HAM10000 number 0 is
+        ## white, the lesion: read as numbers, they would be inside out.
+        values = np.asarray(ImageOps.exif_transpose(image).convert("L"))
+    there = np.unique(values)
+    if len(there) > 2 or (len(there) == 2 and there[0] > 0):
+        few = ", ".join(map(str, there[:4])) + ", ..." * (len(there) > 4)
+        raise ValueError(f"it has the grey values {few}: 0 must be outside, one other inside")
+    inside = Image.fromarray(255 * (values > 0).astype(np.uint8))
+    square = np.asarray(ImageOps.fit(inside, (size, size), Image.Resampling.BILINEAR))
+    return 255 * (square > 127).astype(np.uint8)  # a pixel is inside or outside, never grey
+
+
+def compare_kinds(kinds, notes):
+    """Note how much is inside of masks, by kind of file {kind: (number, share)}.
+
+    Files of one kind that are inside out show nowhere else.
+    """
+    told = [f"{share:.1%} in {n} files of mode {kind}" for kind, (n, share) in kinds.items()]
+    notes["inside of masks, share of pixels"] = ", ".join(told)
+    shares = [share for n, share in kinds.values() if n >= 5]
+    if shares and max(shares) - min(shares) > 0.2:
+        notes["KINDS OF MASKS DISAGREE"] = "is one of them inside out? Look at --describe"
+
+
 def refuse_faults(faults, total, skip_bad, what="pictures cannot be read", advice="mend them"):
     """Raise InputError for faults {id: why} of pictures, naming one, unless `skip_bad`."""
     if faults and not skip_bad:
@@ -234,11 +279,11 @@ def refuse_faults(faults, total, skip_bad, what="pictures cannot be read", advic
         )
 
 
-def decode_into(path, table, views, shape, skip_bad):
-    """Decode all pictures of a table into the file `path`, and write into a .json beside it which
-    could not be read {id: why}, which have nearly one colour, and of grey of more than 8 bits the
-    level that became white, one for all, and the brightest one: [white, brightest]."""
-    start, faults, flat, ranges, grey = time.time(), {}, set(), {}, None
+def decode_into(path, table, views, shape, skip_bad, masks):
+    """Decode all pictures of a table, or all masks, into the file `path`, and write into a .json
+    beside it what `decode_all` returns as found."""
+    start, faults, flat, ranges, grey, kinds = time.time(), {}, set(), {}, None, {}
+    what = "masks" if masks else "pictures"
     with replacing(path) as temporary:
         images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
         if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
@@ -249,8 +294,13 @@ def decode_into(path, table, views, shape, skip_bad):
 
         def decode_one(n, white=None):
             try:
-                more = {"white": white, "ranges": ranges}
-                images[n] = decode(table.files[n], shape[1], *views[n], **more)
+                if masks:
+                    images[n] = decode_mask(table.mask_files[n], shape[1], table.files[n])
+                    with Image.open(table.mask_files[n]) as image:
+                        kinds.setdefault(image.mode, []).append(float(images[n].mean() / 255))
+                else:
+                    more = {"white": white, "ranges": ranges}
+                    images[n] = decode(table.files[n], shape[1], *views[n], **more)
             except FileNotFoundError:
                 return  # known before, and left out
             except Exception as error:  # decoders raise all kinds of errors
@@ -267,16 +317,19 @@ def decode_into(path, table, views, shape, skip_bad):
                 darker = [n for n, f in enumerate(table.files) if ranges.get(f, grey)[0] < white]
                 list(pool.map(lambda n: decode_one(n, white), darker))
         images.flush()
-        refuse_faults(faults, len(images), skip_bad)  # not kept: it may be the disk that failed
-        found = {"faults": faults, "flat": sorted(flat), "grey": grey}
+        refuse_faults(faults, len(images), skip_bad, f"{what} cannot be read")  # the disk's fault?
+        kinds = {kind: (len(shares), np.mean(shares)) for kind, shares in sorted(kinds.items())}
+        found = {"faults": faults, "flat": sorted(flat), "grey": grey, "kinds": kinds}
         save(path.with_suffix(".json"), json.dumps(found))
-    print(f"decoded {len(images)} pictures in {time.time() - start:.1f} s into {path}")
+    print(f"decoded {len(images)} {what} in {time.time() - start:.1f} s into {path}")
 
 
-def decode_all(table, size, folder, skip_bad, source=""):
-    """All pictures of a table, memory-mapped (N, size, size, 3) uint8; what cannot be read, {id:
-    why}; the ids of those that have nearly one colour; and, where grey has more than 8 bits, which
-    level is white and the brightest one.
+def decode_all(table, size, folder, skip_bad, source="", masks=False):
+    """All pictures of a table, memory-mapped (N, size, size, 3) uint8, or masks (N, size, size).
+
+    And what was found: "faults" {id: why}, what cannot be read; "flat", the ids of those that have
+    nearly one colour; "grey", where it has more than 8 bits, the level that became white, one for
+    all, and the brightest one; "kinds" of masks, see `compare_kinds`.
 
     They are decoded once. The name of the file that keeps them depends on the pictures' names, file
     sizes and times of change (mtime, which cp -p keeps, and ctime), on `size`, the table's views
@@ -284,15 +337,17 @@ def decode_all(table, size, folder, skip_bad, source=""):
     removed.
     Raises InputError, which names a picture that cannot be read, unless `skip_bad`.
     """
-    stats = [os.stat(f) if os.path.isfile(f) else None for f in table.files]
+    files = [*table.files, *table.mask_files] if masks else table.files
+    stats = [os.stat(f) if f and os.path.isfile(f) else None for f in files]
     stamps = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns] if s else None for s in stats]
-    views, shape = table.views or [()] * len(stats), (len(stats), size, size, 3)
+    what, shape = ("masks", (size, size)) if masks else ("pictures", (size, size, 3))
+    views, shape = table.views or [()] * len(table.ids), (len(table.ids), *shape)
     key = json.dumps([CACHE_VERSION, size, table.ids, stamps] + ([views] if table.views else []))
-    start = Path(folder) / f"decoded-{size}px-{source}"
+    start = Path(folder) / f"{'masks' if masks else 'decoded'}-{size}px-{source}"
     path = Path(f"{start}{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy")
     with locked(start):
         if not (path.exists() and path.with_suffix(".json").exists()):
-            decode_into(path, table, views, shape, skip_bad)
+            decode_into(path, table, views, shape, skip_bad, masks)
             for old in path.parent.glob(f"{start.name}*.*"):
                 if old.stem != path.stem and old.suffix in (".npy", ".json"):
                     with contextlib.suppress(OSError):  # on Windows, while a process reads it
@@ -309,8 +364,8 @@ def decode_all(table, size, folder, skip_bad, source=""):
             raise InputError(
                 f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
             ) from None
-    refuse_faults(faults, len(images), skip_bad)
-    return images, faults, flat, grey
+    refuse_faults(found["faults"], len(images), skip_bad, f"{what} cannot be read")
+    return images, found
 
 
 # ===== FROM A FOLDER TO A TABLE WITH PICTURES =====================================================
@@ -324,6 +379,7 @@ def read_table(
     sensitive=None,
     fold=None,
     download=False,
+    task="classify",
     skip_bad=False,
     smoke=False,
     batch_size=1,
@@ -337,6 +393,7 @@ def read_table(
     target      what is a label, and `sensitive` what is a group: see the manual of the data set
     fold        None for the data set's own split, or 0 to 4
     download    fetch what is missing from its owner
+    task        "segment" reads masks as well
     skip_bad    leave out pictures that are missing or unreadable or have no label or group
     smoke       decode only the first 40 pictures of each class and group in each split
     batch_size  how many training pictures it takes
@@ -346,7 +403,7 @@ def read_table(
     can be known before pictures are decoded is checked before.
     """
     reader = reader_of(name)
-    usual = reader.DEFAULTS
+    usual = defaults(name, task)
     target, sensitive = target or usual["target"], sensitive or usual["sensitive"]
     for flag in [f for f, value in own.items() if value is not None and f not in usual]:
         raise InputError(f"--{flag.replace('_', '-')} is not for {name}: leave it out")
@@ -359,6 +416,11 @@ def read_table(
         raise InputError(f"--target {target} --sensitive {sensitive}: name each only once")
     size, root = size or usual["image_size"], Path(root or f"data/{name}")
     table = reader.read(root, target, sensitive, fold, download, **own)
+    if task != "segment":
+        table.masks = table.mask_files = None
+    elif table.masks is None and not table.mask_files:
+        why = f"--task segment needs masks, but {root} names none"
+        raise InputError(f"{why}: see FILES at the top of datasets/{name.replace('-', '_')}.py")
     what, total = "label or group missing", len(table.incomplete) + len(table.ids)
     refuse_faults(table.incomplete, total, skip_bad, f"rows have a {what}", "fill them in")
     table.leave_out(what, table.incomplete)
@@ -367,6 +429,12 @@ def read_table(
         lost = {i: f"no such file: {path}" for i, path in paths.items() if not os.path.isfile(path)}
         refuse_faults(lost, len(table.ids), skip_bad, "pictures are missing", "put them there")
         table.leave_out("no such file", lost)
+    if table.mask_files:
+        paths = dict(zip(table.ids, table.mask_files))
+        lost = {i: f"no such file: {p}" if p else "no mask is named" for i, p in paths.items()}
+        lost = {i: why for i, why in lost.items() if not (paths[i] and os.path.isfile(paths[i]))}
+        refuse_faults(lost, len(table.ids), skip_bad, "pictures have no mask", "put them there")
+        table.leave_out("no mask", lost)
     table.refuse_gaps(name)
     refuse_batch(batch_size, (table.split == "train").sum())
     if smoke:
@@ -375,12 +443,17 @@ def read_table(
         ## One file of pixels for each folder of pictures; that of a quick try is another one.
         source = f"{name}-{'smoke-' * smoke}{digest(os.path.normpath(root))}-"
         cache = Path(out) / "decoded"
-        table.images, faults, flat, grey = decode_all(table, size, cache, skip_bad, source)
-        table.leave_out("unreadable", faults)
-        if flat:
-            table.notes["pictures of nearly one colour"] = flat
-        if grey:
-            table.notes[WHITE], table.notes["the brightest level of these pictures"] = grey
+        if table.mask_files:
+            table.masks, found = decode_all(table, size, cache, skip_bad, source, masks=True)
+            table.leave_out("mask unreadable", found["faults"])
+            compare_kinds(found["kinds"], table.notes)
+            table.notes["masks that are empty or full"] = found["flat"]
+        table.images, found = decode_all(table, size, cache, skip_bad, source)
+        table.leave_out("unreadable", found["faults"])
+        if found["flat"]:
+            table.notes["pictures of nearly one colour"] = found["flat"]
+        if found["grey"]:
+            table.notes[WHITE], table.notes["the brightest level of these pictures"] = found["grey"]
         table.refuse_gaps(name)
     elif size != table.images.shape[1]:
         side = table.images.shape[1]

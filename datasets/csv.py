@@ -7,6 +7,9 @@ for a table with another name. Commas, semicolons or tabs, as CSV. Its columns a
 --file-column says), label, group and, if you have them, split and subject. Pictures have any size;
 they are cut to the centre square and scaled to --image-size. A file is also found where its ending,
 case or leading zeros differ, and in a deeper folder than the table says.
+For --task segment there is a column mask, too: the name of a picture as large as that of the file,
+with two values, 0 outside and any other inside (a PNG; a JPEG has more values). --target none then
+does without labels.
 LABELS and GROUPS. Texts or numbers. --target and --sensitive name other columns than label, group,
 numbers or dates in bins (age:18,40,60; dates as 2021-06-30), or several crossed (gender+race).
 Without a column label it is the folder in which a picture lies, as in cat/1.jpg. Cells that are
@@ -68,6 +71,12 @@ DEFAULTS = {
     "teacher_epochs": 12,
     "teacher_lr": 0.05,
 }
+SEGMENT = {  # what --task segment has instead
+    "teacher": "unet16",
+    "student": "unet8",
+    "lr": 0.1,
+    "teacher_lr": 0.1,
+}
 PARTS = {"train": "train", "val": "val", "test": "test"}  # what a column split says, and means
 PARTS |= {"training": "train", "validation": "val", "valid": "val", "testing": "test"}
 
@@ -90,6 +99,9 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     found = locate(root, [row[named] for row in rows], table)
     refuse_repeated(table, [os.path.normpath(found[row[named]]) for row in rows])
     notes = {"rows": len(lines)}
+    if target == "none":
+        for row in rows:
+            row["none"] = "all"
     if target == "label" not in rows[0]:
         for row in rows:  # the folder below `root`, as in cat/1.jpg
             row["label"] = Path(os.path.relpath(found[row[named]], root)).parent.name
@@ -150,6 +162,11 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
                     f"{table}: subject {subject!r} is in {where[subject]} and in {part}: keep each "
                     "subject in one split"
                 )
+    masks = None
+    if "mask" in rows[0]:
+        named_masks = [row["mask"] for row in rows if not missing(row["mask"])]
+        places = locate(root, named_masks, table)
+        masks = [places.get(row["mask"]) for row in rows]
     return Table(
         [found[row[named]] for row in rows],
         [row[named] for row in rows],
@@ -161,4 +178,5 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
         group_names,
         notes,
         incomplete=incomplete,
+        mask_files=masks,
     )

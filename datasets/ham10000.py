@@ -3,8 +3,12 @@
 WHERE. https://doi.org/10.7910/DVN/DBW86T; --download fetches 2.7 GB and checks the sums.
 FILES. HAM10000_metadata.csv (or .tab), or the metadata.csv of the ISIC archive, and the pictures,
 JPEG or PNG, in folders beside it, at any depth.
+Masks of the lesions, for --task segment, are in HAM10000_segmentations_lesion_tschandl.zip there
+(10 MB, not fetched by --download; cite Tschandl et al., Nature Medicine, 2020): unpack that folder
+beside the others. They are called <image_id>_segmentation.png.
 LABELS. --target malignant: akiec or mel, as in MEDFAIR (Zong et al., 2023); malignant+bcc; or dx,
-the seven diagnoses.
+the seven diagnoses, or none, one class for all. Of masks, classes only tell pictures apart, and dx
+is the usual target.
 GROUPS. --sensitive sex, age (up to 60, over 60), age in bins (age:30,50,70), localization (head and
 neck, trunk, upper and lower extremity; elsewhere or unknown is left out, also acral, palms/soles
 and oral/genital, which fit two), or such crossed, as in sex+age. Pictures with unknown sex or
@@ -40,6 +44,15 @@ DEFAULTS = {
     "teacher_lr": 0.05,
     "turns": True,  # the skin has no upright
 }
+SEGMENT = {  # what --task segment has instead
+    "teacher": "unet16",
+    "student": "unet8",
+    "target": "dx",
+    "epochs": 6,
+    "lr": 0.1,
+    "teacher_epochs": 6,
+    "teacher_lr": 0.1,
+}
 PAGE = "https://doi.org/10.7910/DVN/DBW86T"
 SERVER = "https://dataverse.harvard.edu/api/access/datafile/"
 FILES = {  # name: (number at Harvard Dataverse, MD5 that Dataverse publishes)
@@ -48,7 +61,8 @@ FILES = {  # name: (number at Harvard Dataverse, MD5 that Dataverse publishes)
     "HAM10000_images_part_2.zip": ("3172584", "da43d6cc50f6613013be07e8986b384b"),
 }
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
-TARGETS = {"malignant": ["akiec", "mel"], "malignant+bcc": ["akiec", "mel", "bcc"], "dx": None}
+TARGETS = {"malignant": ["akiec", "mel"], "malignant+bcc": ["akiec", "mel", "bcc"]}
+TARGETS |= {"dx": None, "none": None}
 ISIC = {  # what the archive calls columns and diagnoses
     "isic_id": "image_id",
     "age_approx": "age",
@@ -144,6 +158,8 @@ def read(root, target, sensitive, fold, download):
     positive = TARGETS[target]
     classes = ["benign", "malignant"] if positive else CLASSES
     labels = [classes[row["dx"] in positive] if positive else row["dx"] for row in rows]
+    if target == "none":
+        classes, labels = ["all"], ["all"] * len(rows)
     labels = codes(labels, classes)
     groups, group_names = attribute(table, rows, "+".join(parts))
     known = np.array([not (missing(row["sex"]) or missing(row["age"])) for row in rows])
@@ -177,6 +193,7 @@ def read(root, target, sensitive, fold, download):
             float(row["age"]) == 0 for row, u in zip(rows, used) if u
         ),
     }
+    masks = "HAM10000_segmentations_lesion_tschandl"
     return Table(
         [found.get(i, root / "**" / f"{i}.jpg") for i in ids],  # looked for at any depth
         ids,
@@ -188,4 +205,8 @@ def read(root, target, sensitive, fold, download):
         group_names,
         notes,
         incomplete=incomplete,
+        mask_files=[
+            found.get(f"{i}_segmentation", root / masks / f"{i}_segmentation.png") for i in ids
+        ],
+        inside="lesion",
     )

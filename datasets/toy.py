@@ -2,6 +2,7 @@
 
 WHERE. Drawn by this file. No claim about the world rests on these pictures.
 LABELS. The number of lobes, 2 to 7.
+MASKS. The inside of the outline, also of a star that is not filled: for --task segment.
 GROUPS. The style: a filled cyan star on dark ground, or a red outline on light paper with a little
 more noise. In training and validation nine in ten stars with 2, 4 or 6 lobes are filled, and nine
 in ten with 3, 5 or 7 are outlined, so that style is a shortcut to the class. The test set has every
@@ -28,19 +29,29 @@ DEFAULTS = {
     "teacher_epochs": 28,
     "teacher_lr": 0.1,
 }
+SEGMENT = {  # what --task segment has instead
+    "teacher": "unet8",
+    "student": "unet4",
+    "epochs": 4,
+    "lr": 0.1,
+    "teacher_epochs": 3,
+    "teacher_lr": 0.1,
+}
 
 
 def draw(seed, n, balanced):
     """Draw `n` stars; with `balanced`, half of each class is filled, otherwise nine or one in ten.
 
-    Returns images (n, 32, 32, 3) uint8, labels (n,) = lobes - 2, groups (n,) with filled = 0.
+    Returns images (n, 32, 32, 3) uint8, masks (n, 32, 32) uint8, labels (n,) = lobes - 2, groups
+    (n,) with filled = 0.
     """
     rng = np.random.default_rng(seed)
     order = np.argsort(rng.random(n), kind="stable")
     labels, rank = order % 6, order // 6  # rank: place within the class
     groups = rank % 2 if balanced else (labels + (rank % 10 == 9)) % 2
     y, x = np.meshgrid(np.arange(32.0), np.arange(32.0), indexing="ij")
-    images, turn = np.empty((n, 32, 32, 3), np.uint8), 2 * np.pi
+    images, masks = np.empty((n, 32, 32, 3), np.uint8), np.empty((n, 32, 32), np.uint8)
+    turn = 2 * np.pi
     for start in range(0, n, 500):  # in parts, so that little memory is needed
         now = slice(start, start + 500)
         lobes, filled = labels[now, None, None] + 2, groups[now, None, None] == 0
@@ -70,8 +81,8 @@ def draw(seed, n, balanced):
         picture = paper + light + (pen - paper) * ink
         noise = rng.random(picture.shape) + rng.random(picture.shape) - 1
         picture += np.where(filled, 0.17, 0.196) * noise  # standard deviation 0.07 or 0.08
-        images[now] = np.rint(255 * np.clip(picture, 0, 1))
-    return images, labels, groups
+        images[now], masks[now] = np.rint(255 * np.clip(picture, 0, 1)), 255 * (depth > 0)
+    return images, masks, labels, groups
 
 
 def read(root, target, sensitive, fold, download, seed=0, balanced=("test",)):
@@ -79,7 +90,7 @@ def read(root, target, sensitive, fold, download, seed=0, balanced=("test",)):
     refuse_choices("toy", fold, target, sensitive)
     sizes = {"train": 6000, "val": 1500, "test": 3000}
     parts = [draw(seed + k, n, part in balanced) for k, (part, n) in enumerate(sizes.items())]
-    images, labels, groups = (np.concatenate(values) for values in zip(*parts))
+    images, masks, labels, groups = (np.concatenate(values) for values in zip(*parts))
     split = np.repeat(list(sizes), list(sizes.values()))
     ids = [f"{part}-{n:05}" for n, part in enumerate(split)]
     return Table(
@@ -92,4 +103,6 @@ def read(root, target, sensitive, fold, download, seed=0, balanced=("test",)):
         classes=[f"{lobes} lobes" for lobes in range(2, 8)],
         group_names=["filled", "outlined"],
         images=images,
+        masks=masks,
+        inside="star",
     )

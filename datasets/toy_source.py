@@ -10,6 +10,7 @@ LICENCE. That of this code.
 from datasets import toy
 
 DEFAULTS = toy.DEFAULTS
+SEGMENT = toy.SEGMENT
 
 
 def read(*choices):

@@ -6,12 +6,14 @@ IDEA. A network that must be good for all groups ends in a compromise. So a fair
 learns from every picture's own teacher (step 2). It never sees a group: only training needs them.
 
 CHANGES RELATIVE TO ckd.py.
-    - section 2: settings of FIS; whether step 2 trains the backbone.
+    - section 2: settings of step 0, which on masks can also be FEBS (FairSeg, Tian et al., 2024),
+      as published or mended; whether step 2 trains the backbone.
     - section 4: FairScaling (step 0), train_head (step 1); Method runs both, then is step 2.
 
-EQUATIONS. l_i: cross-entropy; a_i: group; u_g: losses of B pictures of group g, u: of all B · G;
-φ: the network up to its features; h_g: teacher's head; c, t: of FIS; z, α, T: as in ckd.py (the
-paper has λ for α and τ for T).
+EQUATIONS. l_i: loss; a_i: group; u_g: losses of B pictures of group g, u: of all B · G; φ: the
+network up to its features; h_g: teacher's head; c, t: of FIS; z, α, T: as in ckd.py (the paper has
+λ for α and τ for T). Of FEBS, p: probabilities, m: masks, one-hot; E_g: Dice loss of a group's
+pictures in the batch, summed over classes; Ē: its running mean over batches that hold the group.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                         kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)     kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD, in step 2                  Method.step
@@ -19,25 +21,33 @@ paper has λ for α and τ for T).
     Eq. (5)  wI = softmax(l / t), wG_i = softmax(d_{a_i} / t), over i      fis_loss
     Eq. (6)  L_FIS = Σ_i ((1 - c) · wI_i + c · wG_i) · l_i                 fis_loss
     Eq. (7)  L_g = mean of CE(h_g(φ(x_i)), y_i) over group g               train_head
-    Eq. (8)  z'_i = h_{a_i}(φ(x_i))                                        Method.__init__
+    Eq. (8)  z'_i = h_{a_i}(φ(x_i))                                        Method.taught
+    Eq. (9)  FEBS: Dice loss of w_{a_i} p and m,  w_g = tanh(min_h E_h / E_g)  febs_loss
+    Eq. (10)  mended: L = mean of l_i · Ē_{a_i} / mean_h Ē_h               FairScaling.febs_step
 
 DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review that quotes step 0.
     1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7) and
-       (8), and what AUC on validation chooses: that of the worst group the epoch of step 0, that of
-       a teacher's own group the epoch of this teacher.
-DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; of FairDi there is none).
+       (8), and what AUC (Dice) on validation chooses: that of the worst group the epoch of step 0,
+       that of a teacher's own group the epoch of this teacher.
+    3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
+       head trained on as many pictures of everybody. Without a gain, specialising was in vain.
+DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
     1. Its distance, a Sinkhorn divergence stopped early, can be negative; Eq. (4) is exact.
     2. It divides Eq. (6) by B. Adam does not feel that, SGD would: a learning rate B times too low.
     3. u is measured in evaluation mode, not augmented; there it moves batch norm's statistics.
     4. t = 30, not 1: of 1, 3, 10 and 30 the best on validation of the toy and of HAM10000. So soft
        are its weights nearly equal, and step 0 is nearly plain training.
+    5. FEBS, as published, multiplies maps, not losses, and least those of the worst group, from
+       which it so looks away. Where a batch lacks a group, E = 0, all w = 0, and the term is 1
+       without a gradient. Eq. (10) weighs losses, most those of the worst group.
 
 RUN.  python methods/fairdi.py                   the embedded toy data, two CPU cores: 2 minutes
       --teacher-epochs and --teacher-lr are those of step 1. Its teachers are heads on the student's
       own features: --teacher changes nothing.
-EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0. Step 2 moves
-its numbers little, because only a head is trained.
+      python methods/fairdi.py --task segment    masks of the toy: 2 minutes
+EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0, also FEBS.
+Step 2 moves its numbers little, because only a head is trained.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -104,6 +114,8 @@ def settings():
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
     add("--skip-bad", action=switch, default=False, help="leave out what is missing or broken")
     add("--describe", action=switch, default=False, help="only show the data: table, contact sheet")
+    tasks = "learn a label for each picture, or for each pixel: a mask (toy, ham10000, csv)"
+    add("--task", default="classify", choices=["classify", "segment"], help=tasks)
     add("--image-size", type=number(8, 1024, int), help="pixels a side (default: by data set)")
     add("--target", help="what is learnt, such as dx or Smiling (choices: datasets/NAME.py)")
     add("--sensitive", help="what makes a group, such as sex+age or Male (see datasets/NAME.py)")
@@ -113,8 +125,10 @@ def settings():
     add("--skew", type=share, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
-    kinds = "torchvision's name, timm:NAME, flava, convnet<width>, FILE.py:FUNCTION (default: by "
-    kinds += "data set); NAME@224 takes pictures enlarged to 224 pixels"
+    kinds = "torchvision's name, timm:NAME, flava, convnet<width>, unet<width>, transunet<width>, "
+    kinds += (
+        "FILE.py:FUNCTION (default: by data set); NAME@224 takes pictures enlarged to 224 pixels"
+    )
     add("--teacher", "--teacher-module", metavar="NETWORK", help=kinds)
     add("--student", "--student-module", metavar="NETWORK", help=kinds)
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
@@ -155,6 +169,8 @@ def settings():
     # ----- the method's own -----------------------------------------------------------------------
     add("--fusion", type=share, default=0.5, help="c: share of wG in L_FIS (FairVision: 0.5)")
     add("--fis-temperature", type=number(1e-6), default=30, help="t: softens both (FairVision: 1)")
+    ways = "fis; of masks also FEBS, febs as published or febs-mended"
+    add("--step0", default="fis", choices=["fis", "febs", "febs-mended"], help=ways)
     add("--train-backbone", action=switch, default=False, help="step 2: φ as well, not only a head")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
@@ -163,7 +179,7 @@ def settings():
 def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
     args = settings().parse_args(argv)
-    for name, value in defaults(args.dataset).items():
+    for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     if args.smoke:
@@ -177,6 +193,8 @@ def parse(argv=None):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
+    if args.task == "segment" and (args.teacher_sees, args.teacher_train) != ("view", "all"):
+        raise InputError("--teacher-sees and --teacher-train are not for --task segment")
     if args.live_teacher and args.teacher_sees != "view":
         raise InputError(f"--teacher-sees {args.teacher_sees} keeps answers: no --live-teacher")
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -213,19 +231,20 @@ def all_flips(images):
 class Network(nn.Module):
     """A network that returns what distillation needs: features (B, D) and logits (B, C).
 
-    The features are what the last linear layer sees. Both are float32, also with bf16 inside.
+    The features are what the last linear layer sees. Both are float32, also with bf16 inside. Of
+    masks there are maps of features (B, D, H', W'), and logits (B, 2, H, W) of each pixel.
     load: False to be given saved weights; then it needs no file and no connection.
     """
 
     def __init__(self, args, name, num_classes, load=True):
         super().__init__()
         self.name, self.bf16 = name, args.precision == "bf16"
+        self.segment = args.task == "segment"
         self.ways = 1  # of all_flips: in how many it sees each picture, except in training
         name, _, size = name.rpartition("@") if re.search(r"@\d+$", name) else (name, "", 0)
         self.size, started = int(size) or args.image_size, bool(args.pretrained or args.weights)
-        self.body, width = networks.body(
-            name, self.size, started, args.pretrained and not args.weights and load
-        )
+        fetch = args.pretrained and not args.weights and load
+        self.body, self.width = networks.body(name, self.size, started, fetch, self.segment)
         if args.compile:
             self.body.compile()
         if args.weights and load:
@@ -236,7 +255,10 @@ class Network(nn.Module):
         if self.statistics:  # NaN until `expect`, so that nobody can forget to call it
             self.register_buffer("scale", torch.full((3, 1, 1), math.nan))
             self.register_buffer("shift", torch.full((3, 1, 1), math.nan))
-        self.head = nn.Linear(width, num_classes)
+        self.head = nn.Linear(self.width, num_classes)
+        if self.segment:
+            enlarge = nn.Upsample(args.image_size, mode="bilinear")
+            self.head = nn.Sequential(nn.Conv2d(self.width, num_classes, 1), enlarge)
         self.train().to(memory_format=torch.channels_last)  # faster convolutions
 
     def expect(self, split):
@@ -249,25 +271,43 @@ class Network(nn.Module):
         return self
 
     def features(self, images):
-        """(B, 3, H, H) to (B, D)."""
+        """What the head sees: (B, D), or of masks (B, D, H', W')."""
         images = images * self.scale + self.shift if self.statistics else images
         if images.shape[-1] != self.size:
             images = F.interpolate(images, self.size, mode="bilinear")
-        if self.training or self.ways == 1:
-            return self.body(images).flatten(1)
-        return torch.stack([self.body(w).flatten(1) for w in all_flips(images)[: self.ways]]).mean(
-            0
-        )
+        if self.segment:
+            return self.body(images)
+        ways = [images] if self.training or self.ways == 1 else all_flips(images)[: self.ways]
+        return sum(self.body(way).flatten(1) for way in ways) / len(ways)
 
     def forward(self, images):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            feats = self.features(images)  # (B, D)
+            feats = self.features(images)
         feats = feats.float() if self.bf16 else feats  # the last layer is small
-        return feats, self.head(feats)  # (B, C)
+        return feats, self.head(feats)  # (B, C), or (B, 2, H, W)
+
+
+def soft_dice(logits, masks):
+    """Dice of each picture, (B,), with probabilities for answers: logits (B, 2, H, W), masks."""
+    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), masks.flatten(1)  # (B, H · W)
+    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
+    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
+    return (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)
+
+
+def label_loss(logits, labels):
+    """The loss of each picture, (B,): cross-entropy of logits (B, C) and labels (B,).
+
+    Of logits (B, 2, H, W) and masks (B, H, W): half its mean over pixels, half 1 - soft Dice.
+    """
+    losses = F.cross_entropy(logits, labels, reduction="none")  # (B,), or (B, H, W)
+    if labels.ndim == 1:
+        return losses
+    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - soft_dice(logits, labels))
 
 
 class PlainTraining:
-    """Training of one network by cross-entropy alone, as of teachers. Method overrides its hooks:
+    """Training of one network by its labels alone, as of teachers. Method overrides its hooks:
 
     __init__    extra networks and optimisers, further teachers
     step        the whole algorithm for one batch; returns the losses by name
@@ -277,6 +317,7 @@ class PlainTraining:
 
     needs_teacher = False  # or True, or the name of the setting that is 0 where none is needed
     can_compile = True  # whether torch.compile may be used for its networks
+    no_masks = ""  # why the method has no meaning for --task segment
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -303,7 +344,7 @@ class PlainTraining:
         self.optimizer.step()
 
     def step(self, batch):
-        loss = F.cross_entropy(self.student(batch.images)[1], batch.labels)
+        loss = label_loss(self.student(batch.images)[1], batch.labels).mean()
         self.update(loss)
         return {"loss": loss}
 
@@ -359,15 +400,36 @@ def fis_loss(losses, groups, distances, fusion=0.5, temperature=1.0):
     return (((1 - fusion) * w_individual + fusion * w_group) * losses).sum()
 
 
+def dice_losses(p, t):
+    """1 - (2 Σ p t + ε) / (Σ p² + Σ t² + ε) of each class, (C,), from maps p and t (n, C, H·W)."""
+    both, squares = (p * t).sum(dim=(0, 2)), (p * p + t * t).sum(dim=(0, 2))  # (C,)
+    return 1 - (2 * both + 1e-5) / (squares + 1e-5)
+
+
+def febs_loss(logits, masks, groups, num_groups):
+    """Eq. (9): fair error-bound scaling as published, from (B, C, H, W), (B, H, W) and (B,)."""
+    p = logits.softmax(dim=1).flatten(2)  # (B, C, H·W)
+    t = F.one_hot(masks.flatten(1), p.shape[1]).transpose(1, 2).to(p)  # (B, C, H·W)
+    # Eq. (9)
+    every = [dice_losses(p[groups == g], t[groups == g]).sum() for g in range(num_groups)]
+    errors = torch.stack(every).detach()  # (G,), 0 of a group that is absent
+    weights = torch.tanh(errors.min() / errors)[groups]  # (B,)
+    return dice_losses(weights[:, None, None] * p, t).mean()
+
+
 class FairScaling(PlainTraining):
-    """Step 0: the student, trained by Eq. (6)."""
+    """Step 0: the student, trained by Eq. (6), or by FEBS."""
 
     def __init__(self, args, data, student):
         super().__init__(args, data, student)
         groups = data["train"].groups.cpu()
         self.members = [(groups == g).nonzero()[:, 0] for g in groups.unique()]
+        errors = torch.ones(len(data.group_names), device=args.device)
+        self.saved["running"] = nn.ParameterDict({"errors": errors}).requires_grad_(False)
 
     def step(self, batch):
+        if self.args.step0 != "fis":
+            return self.febs_step(batch)
         ## Distances from n other pictures of each group: a batch may have one of a group, or none.
         args, n, train = self.args, self.args.batch_size, self.data["train"]
         drawn = torch.cat([m[torch.randint(len(m), (n,))] for m in self.members])  # (G·n,)
@@ -375,32 +437,101 @@ class FairScaling(PlainTraining):
         self.student.eval()
         with torch.no_grad():
             _, logits = self.student(others.images)  # (G·n, C)
-            every = F.cross_entropy(logits, others.labels, reduction="none")  # (G·n,) losses
+            every = label_loss(logits, others.labels)  # (G·n,) losses
         self.student.train()
         distances = torch.stack([half_w2_squared(part, every) for part in every.split(n)])  # (G,)
-        losses = F.cross_entropy(self.student(batch.images)[1], batch.labels, reduction="none")
+        losses = label_loss(self.student(batch.images)[1], batch.labels)  # (B,)
         loss = fis_loss(losses, batch.groups, distances, args.fusion, args.fis_temperature)
         self.update(loss)
         return {"loss": loss, "loss_ce": losses.mean(), "distance": distances.max()}
 
+    def febs_step(self, batch):
+        """A step of FEBS, as published or mended."""
+        _, logits = self.student(batch.images)  # (B, 2, H, W)
+        losses, groups = label_loss(logits, batch.labels), batch.groups  # (B,)
+        errors = self.saved["running"]["errors"]  # (G,), Ē
+        if self.args.step0 == "febs":
+            loss = 0.5 * F.cross_entropy(logits, batch.labels)
+            loss = loss + 0.5 * febs_loss(logits, batch.labels, groups, len(errors))
+        else:
+            wrong = 1 - soft_dice(logits.detach(), batch.labels)  # (B,)
+            for g in groups.unique():
+                errors[g] += 0.1 * (wrong[groups == g].mean() - errors[g])
+            # Eq. (10)
+            loss = (errors[groups] / errors.mean() * losses).mean()
+        self.update(loss)
+        return {"loss": loss, "loss_ce": losses.mean()}
 
-def train_head(args, data, head, train, val):
-    """Step 1 on features (n, D) and labels (n,) of one group: its best AUC, and the first."""
 
-    def area():
-        probs = head(val[0]).detach().softmax(dim=1)  # (n, C)
-        return metrics.auroc(labels=val[1].cpu(), probs=probs.cpu())
+class Frozen:
+    """φ, which learns no more: the features of a split's pictures."""
 
-    areas, states = [area()], [copy.deepcopy(head.state_dict())]
+    def __init__(self, network, split):
+        self.network, self.split, self.kept = copy.deepcopy(network).eval(), split, None
+        self.network.requires_grad_(False)
+        ## Features (N, D) are computed once, without augmentation. Maps of all pictures would not
+        ## fit into memory, and are computed whenever they are asked for.
+        if not network.segment:
+            self.kept = torch.cat([self.network(b.images)[0] for b in batches(split, 256)])
+
+    def of(self, batch):
+        """Features of a batch, (B, D), or maps of its very views, (B, D, H', W')."""
+        return self.network(batch.images)[0] if self.kept is None else self.kept[batch.index]
+
+    def at(self, index):
+        """Features and labels of the pictures at positions `index` (n,), without augmentation."""
+        if self.kept is not None:
+            return self.kept[index], self.split.labels[index]
+        batch = next(batches(self.split.subset(index), len(index)))
+        return self.of(batch), batch.labels
+
+    def answers(self, head, index):
+        """What a head says of them: logits (n, C), or of masks `areas` (n, 3), as an array."""
+        if self.kept is not None:
+            return head(self.kept[index]).detach().cpu().numpy()
+        parts = [(head(feats).detach(), masks) for feats, masks in map(self.at, index.split(256))]
+        return torch.cat([areas(*part) for part in parts]).cpu().numpy()
+
+
+def score(answers, labels, weights=None):
+    """How good answers are: AUROC of logits (n, C), or mean Dice of areas (n, 3). (...,)"""
+    if answers.dtype.kind == "f":
+        probs = torch.from_numpy(answers).softmax(dim=1).numpy()
+        return metrics.auroc(labels=labels, probs=probs, weights=weights)
+    values = metrics.dice(areas=answers)  # (n,)
+    return values.mean() if weights is None else weights @ values / weights.sum(-1)
+
+
+def gain(said, control, split, replicates):
+    """By how much the score of answers `said` is above that of `control`, with its interval."""
+    labels, subjects = split.labels.cpu().numpy(), split.subjects
+    weights = metrics.bootstrap_weights(n=len(split), replicates=replicates, clusters=subjects)
+    points = {"point_a": score(said, labels), "point_b": score(control, labels)}
+    draws = {"draws_a": score(said, labels, weights), "draws_b": score(control, labels, weights)}
+    return metrics.paired_difference(**points, **draws)
+
+
+def train_head(args, data, head, train, val, number):
+    """Step 1: train a head on `number` pictures an epoch. Its answers on val, the score, the first.
+
+    train, val: each a Frozen and positions (n,) in it. The head is kept as in its best epoch.
+    """
+    (phi, index), (phi_val, index_val) = train, val
+    labels_val = phi_val.split.labels[index_val].cpu().numpy()
+    said, states = [phi_val.answers(head, index_val)], [copy.deepcopy(head.state_dict())]
     trainer, order = PlainTraining(args, data, head), torch.Generator().manual_seed(args.seed)
     for _ in range(args.epochs):
-        for index in torch.randperm(len(train[1]), generator=order).split(args.batch_size):
+        for part in torch.randperm(len(index), generator=order)[:number].split(args.batch_size):
+            feats, labels = phi.at(index[part])
             # Eq. (7)
-            trainer.update(F.cross_entropy(head(train[0][index]), train[1][index]))
-        ## A teacher is biased on purpose: only its own group decides which epoch is its best.
-        areas, states = [*areas, area()], [*states, copy.deepcopy(head.state_dict())]
-    head.load_state_dict(states[areas.index(max(areas))])
-    return max(areas), areas[0]
+            trainer.update(label_loss(head(feats), labels).mean())
+        said.append(phi_val.answers(head, index_val))
+        states.append(copy.deepcopy(head.state_dict()))
+    ## A teacher is biased on purpose: only its own group decides which epoch is its best.
+    scores = [score(answers, labels_val) for answers in said]
+    best = scores.index(max(scores))
+    head.load_state_dict(states[best])
+    return said[best], scores[best], scores[0]
 
 
 class Method(PlainTraining):
@@ -410,6 +541,8 @@ class Method(PlainTraining):
 
     def __init__(self, args, data, student, teacher=None):
         super().__init__(args, data, student, teacher)
+        if args.step0 != "fis" and not student.segment:
+            raise InputError(f"--step0 {args.step0} weighs a Dice loss: it needs --task segment")
         ## Step 0, made once for all runs that share it; its states are reported as FIS.
         others = "alpha temperature teacher teacher_epochs teacher_lr train_backbone".split()
         recipe = {k: v for k, v in chosen(args).items() if k not in others}
@@ -429,40 +562,53 @@ class Method(PlainTraining):
             put_back(student, states[rule], folder)
             self.reported[f"fis_{rule}".removesuffix("_last")] = copy.deepcopy(student)
         ## The student is now that of the epoch which is best in the worst group. Teachers learn on
-        ## its features, which are computed once, without augmentation. So does step 2, but for
-        ## --train-backbone.
-        student.eval()
-        with torch.no_grad():
-            self.feats, feats_val = (
-                torch.cat([student(batch.images)[0] for batch in batches(data[part], 256)])
-                for part in ("train", "val")
-            )  # (N, D)
-        self.logits_t = self.feats.new_empty(len(self.feats), len(data.classes))  # (N, C)
+        ## its features, and so does step 2, but for --train-backbone.
         _, val = measure(student, data, "val")
-        best = "AUROC of the worst group {auroc_worst_group:.1%}, accuracy {accuracy:.1%}"
-        print(f"step 0 ends as in epoch {states[rule]['epoch'] + 1}: val {best.format(**val)}")
+        what = "dice" if student.segment else "auroc"
+        worst = f"val {what} of the worst group {val[f'{what}_worst_group']:.1%}"
+        print(f"step 0 ends as in epoch {states[rule]['epoch'] + 1}: {worst}")
         ## Step 1. With one class in training there is nothing to teach, in validation no choice.
         plain = copy.copy(args)
         plain.epochs, plain.lr = args.teacher_epochs, args.teacher_lr
         plain.optimizer = args.teacher_optimizer
-        parts = ((self.feats, data["train"]), (feats_val, data["val"]))
+        self.phi, phi_val = (Frozen(student, data[part]) for part in ("train", "val"))
+        self.heads, gains = nn.ModuleList(), self.extra.setdefault("gains", {})
         for g, name in enumerate(data.group_names):
-            own = [(x[part.groups == g], part.labels[part.groups == g]) for x, part in parts]
-            head, what = copy.deepcopy(student.head), "one class only, step 0 stands in for it"
-            if min(len(labels.unique()) for _, labels in own) > 1:
-                what = "val auroc {:.1%}, was {:.1%}".format(*train_head(plain, data, head, *own))
-            print(f"teacher of {name}: {what}")
-            # Eq. (8)
-            self.logits_t[data["train"].groups == g] = head(own[0][0]).detach()
+            own = [(phi, (phi.split.groups == g).nonzero()[:, 0]) for phi in (self.phi, phi_val)]
+            self.heads.append(copy.deepcopy(student.head))
+            classes = min(len(phi.split.labels[index].unique()) for phi, index in own)
+            if classes < 2 and not student.segment:
+                print(f"teacher of {name}: one class only, step 0 stands in for it")
+                continue
+            ## Is it worth having? A control sees as many pictures, but of everybody; its best
+            ## epoch, too, is chosen on this group. What is left is the gain of a teacher's own.
+            control, number = copy.deepcopy(student.head), len(own[0][1])
+            every = torch.arange(len(data["train"]), device=own[0][1].device)
+            said, now, was = train_head(plain, data, self.heads[g], *own, number)
+            other, *_ = train_head(plain, data, control, (self.phi, every), own[1], number)
+            found = gain(said, other, data["val"].subset(own[1][1]), 100 if args.smoke else 1000)
+            points = "{difference:+.2%} [{low:+.2%}, {high:+.2%}]".format(**found)
+            gains[name] = {k: None if math.isnan(value) else value for k, value in found.items()}
+            print(f"teacher of {name}: val {what} {now:.1%}, was {was:.1%}; gain {points}")
+        self.heads.requires_grad_(False)
+        if not any((found["low"] or 0) > 0 for found in gains.values()):
+            print("no teacher gains on its group over one of everybody: step 2 only distils step 0")
+
+    def taught(self, feats, groups):
+        """What each picture's own teacher says, (B, C): here the group comes in, and only here."""
+        every = torch.stack([head(feats) for head in self.heads])  # (G, B, C)
+        # Eq. (8)
+        return every[groups, torch.arange(len(groups), device=groups.device)]
 
     def step(self, batch):
         """One batch of step 2: forward, losses, backward, update. Returns the losses by name."""
+        feats = self.phi.of(batch)  # (B, D), or (B, D, H', W')
         if self.args.train_backbone:
-            _, logits_s = self.student(batch.images)  # (B, C); no teacher saw this very view
+            _, logits_s = self.student(batch.images)  # (B, C); features (B, D) are of no view
         else:  # nothing but the head gets a gradient, so that a step costs next to nothing
-            logits_s = self.student.head(self.feats[batch.index])  # (B, C)
-        logits_t = self.logits_t[batch.index]  # (B, C): here the group comes in, and only here
-        loss_ce = F.cross_entropy(logits_s, batch.labels)
+            logits_s = self.student.head(feats)  # (B, C)
+        logits_t = self.taught(feats, batch.groups)  # (B, C)
+        loss_ce = label_loss(logits_s, batch.labels).mean()
         loss_kd = kd_loss(logits_s, logits_t, self.args.temperature)
         # Eq. (3)
         loss = (1 - self.args.alpha) * loss_ce + self.args.alpha * loss_kd
@@ -494,12 +640,28 @@ def outputs(network, split, folder=None):
     return feats, network.head(feats)
 
 
+def areas(logits, masks):
+    """How many pixels of each picture are said to be inside, are inside, and are both: (B, 3)."""
+    said, true = (logits[:, 1] > logits[:, 0]).flatten(1), (masks == 1).flatten(1)  # (B, H · W)
+    check_finite({"a logit": float(logits.abs().max())}, "the masks")
+    return torch.stack([said.sum(1), true.sum(1), (said & true).sum(1)], dim=1).int()
+
+
 def measure(model, data, part, shares=None, replicates=0, folder=None):
     """Logits (N, C) of `model` on data[part], and every metric of metrics.py.
+
+    Of masks, not logits are returned, but what all their metrics need: see `areas`.
 
     shares    (C,) of the classes among what the model was trained on, for corrected decisions
     folder    of a teacher's features, see `outputs`
     """
+    if model.segment:
+        model.eval()
+        with torch.no_grad():
+            found = [areas(model(b.images)[1], b.labels) for b in batches(data[part], 256)]
+        found = torch.cat(found).cpu().numpy()  # (N, 3)
+        truth = data.truth(part)
+        return found, metrics.evaluate_masks(**truth, areas=found, replicates=replicates)
     _, logits = outputs(model, data[part], folder)
     ## Logits are stored as float16, whose rounding is finer than any of our intervals. They are
     ## rounded before anything is computed, so that the stored ones give the same numbers again.
@@ -510,11 +672,16 @@ def measure(model, data, part, shares=None, replicates=0, folder=None):
 
 
 ## Which epoch counts? Three rules, fixed in advance, all reported: the last ("last"), the one with
-## the best AUROC on validation, and the one with the best AUROC of the worst group there. Of equal
-## ones the lowest loss decides, and an epoch without a value (a class is missing) is never best.
-RULES = {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"}
+## the best AUROC on validation, and the one with the best AUROC of the worst group there; of masks
+## Dice stands for AUROC. Of equal ones the lowest loss decides, and an epoch without a value (a
+## class is missing) is never best.
+RULES = {
+    "classify": {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"},
+    "segment": {"best_overall": "dice", "best_worst_group": "dice_worst_group"},
+}
 LOGGED = "loss accuracy auroc auroc_worst_group auroc_gap".split()
 LOGGED += [f"{k}{end}" for k in ("mean_deo", "disparity") for end in metrics.ENDS]
+LOGGED += "dice dice_worst_group dice_gap dice_gap_standardised iou failure".split()
 
 
 def training_views(args, split, epoch):
@@ -523,12 +690,13 @@ def training_views(args, split, epoch):
     return batches(split, args.batch_size, args.seed, epoch, **more)
 
 
-def fit(args, data, method, label, checkpoint=None, rules=RULES):
+def fit(args, data, method, label, checkpoint=None, rules=None):
     """Train method.student for args.epochs, from the epoch on that the file `checkpoint` holds.
 
     Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
     log, states, best, seconds = [], {}, {}, []
+    rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
         progress = restore(checkpoint, args.device, keys)
@@ -579,8 +747,10 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
             if value[0] is not None and (rule not in best or value > best[rule]):
                 best[rule], states[rule] = value, snapshot(epoch)
         seconds.append(time.time() - start)
-        log.append({"epoch": epoch, **losses, "val": {name: validation[name] for name in LOGGED}})
-        shown = {name: validation[name] for name in ("auroc", "auroc_worst_group", "mean_deo")}
+        kept = {name: validation[name] for name in LOGGED if name in validation}
+        log.append({"epoch": epoch, **losses, "val": kept})
+        shown = "auroc auroc_worst_group mean_deo dice dice_worst_group dice_gap".split()
+        shown = {name: kept[name] for name in shown if name in kept}
         words = [f"{k} {math.nan if v is None else v:.3f}" for k, v in (losses | shown).items()]
         left = (args.epochs - epoch - 1) * seconds[-1]
         words.append(f"{rate:.0f} images/s, {left // 60:.0f}:{left % 60:02.0f} left")
@@ -601,7 +771,8 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
 
 def data_folder(args):
     """The folder of all runs on a data set; smoke runs have another one."""
-    return Path(args.out) / ("smoke" if args.smoke else "") / args.dataset
+    name = args.dataset if args.task == "classify" else f"{args.dataset}-{args.task}"
+    return Path(args.out) / ("smoke" if args.smoke else "") / name
 
 
 class Teacher:
@@ -630,13 +801,15 @@ class Teacher:
     def begin_epoch(self, args, split, epoch):
         """The answers to the views of an epoch, (steps · B, D') and (steps · B, C), or None.
 
-        None, where they are not kept: each step then asks the network itself. One answer for each
-        picture, (N, D') and (N, C), where the teacher does not see the views.
+        None, where they are not kept, as maps never are: each step then asks the network itself.
+        One answer for each picture, (N, D') and (N, C), where the teacher does not see the views.
         """
         if args.teacher_sees != "view":
             return outputs(self.network, split, self.folder)
+        if not self.folder or self.network.segment:
+            return None
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
-        if not self.folder or size > self.epoch_bytes:
+        if size > self.epoch_bytes:
             return None
         if split is not self.split:  # only once, because it reads every pixel
             views = [split.hash(), args.batch_size, args.seed, args.balance, args.turns]
@@ -681,7 +854,7 @@ def get_teacher(args, data):
 
     It is trained now if no script has done so before.
     """
-    names = "teacher image_size pretrained batch_size weight_decay precision turns"
+    names = "task teacher image_size pretrained batch_size weight_decay precision turns"
     names = [*names.split(), "teacher_train", "teacher_statistics"]
     recipe = {name: getattr(args, name) for name in names}
     names = ("epochs", "lr", "optimizer")  # a teacher has its own
@@ -696,7 +869,7 @@ def get_teacher(args, data):
     torch.manual_seed(recipe["seed"])
     own = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
     own = argparse.Namespace(**vars(args) | own)
-    network = Network(own, args.teacher, len(data.classes)).expect(data["train"]).to(args.device)
+    network = Network(own, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
     ways = {"view": 1, "picture": 1, "flips": 8 if args.turns else 2}[args.teacher_sees]
     ## Features of a body that is never trained are the same for all seeds.
     answers = teachers / "frozen" if args.teacher_train == "head" else folder / "answers"
@@ -726,7 +899,7 @@ def get_teacher(args, data):
 
 def load_pictures(args):
     """The data set that the settings name."""
-    names = "target sensitive fold skew subject file_column device download skip_bad smoke"
+    names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     more = {name: getattr(args, name, None) for name in [*names.split(), "batch_size", "out"]}
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
@@ -735,18 +908,22 @@ def main():
     args = parse()
     if args.compile and not Method.can_compile:
         raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
+    if args.task == "segment" and Method.no_masks:
+        raise InputError(f"--task segment is not for {Path(__file__).name}: {Method.no_masks}")
     if args.log and not find_spec(args.log):
         raise InputError(f"--log {args.log} needs the package {args.log}: install it")
-    networks.refuse_unknown([args.teacher, args.student], [args.teacher_weights, args.weights])
+    names, files = (args.teacher, args.student), (args.teacher_weights, args.weights)
+    networks.refuse_unknown(names, files, args.task == "segment")
     data = load_pictures(args)
-    settle(args, len(data.classes))
+    settle(args, len(data.outputs))
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
     ## The folder's name tells which settings were changed, and its digest covers all settings, the
     ## seed and the pictures. Another setting has another folder: no run overwrites another one.
-    usual = parse(["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"])
-    settle(usual, len(data.classes))
+    same = ["--dataset", args.dataset, "--task", args.task]
+    usual = parse([*same, "--smoke" if args.smoke else "--no-smoke"])
+    settle(usual, len(data.outputs))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
     name = "-".join(re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items())[:100] or "default"
     everything = chosen(args) | {"pictures": data.hash()}
@@ -767,16 +944,16 @@ def main():
     models = {name: model for name, model in models.items() if model}
     columns = {name: model["test"] for name, model in models.items()}
     print(metrics.show(columns, result["classes"], result["group_names"]))
-    fitted = [f"{name} {m['train']['worst_cell_corrected']:.1%}" for name, m in models.items()]
-    where = "the worst class x group cell of the training pictures"
-    print(f"corrected recall of {where}:", ", ".join(fitted))
+    what, key = ("Dice", "") if args.task == "segment" else ("corrected recall", "_corrected")
+    fitted = [f"{name} {m['train'][f'worst_cell{key}']:.1%}" for name, m in models.items()]
+    print(f"{what} of the worst class x group cell of the training pictures:", ", ".join(fitted))
 
 
 def train_and_test(args, data, folder, about):
     """Train teacher and student, test them, and write student, logits and, last, the result."""
     start = time.time()
     torch.manual_seed(args.seed)  # all methods start from the same student
-    student = Network(args, args.student, len(data.classes)).expect(data["train"]).to(args.device)
+    student = Network(args, args.student, len(data.outputs)).expect(data["train"]).to(args.device)
     needed = vars(args).get(Method.needs_teacher, Method.needs_teacher)
     teacher, teacher_seconds = get_teacher(args, data) if needed else (None, 0.0)
     torch.manual_seed(args.seed + 1)
@@ -841,14 +1018,16 @@ def train_and_test(args, data, folder, about):
         code = b"".join(Path(m.__file__).read_bytes() for m in (sys.modules[__name__], metrics))
         about |= {"method": Path(__file__).stem, "source": hashlib.sha256(code).hexdigest()[:16]}
         about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}
+        about |= {"outputs": data.outputs}
         weights = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
         weights |= {"network": student.name, "size": data.size, "class_shares": seen}
         weights |= manual(args.dataset) | {"trained_on": name_codes(data["train"].ids)}
-        weights["test"] = {k: {m: result[k]["test"][m] for m in metrics.SHOWN} for k in states}
+        weights["test"] = {k: metrics.main_ones(result[k]["test"]) for k in states}
         save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
         truth |= {"labels_val": val.labels.cpu(), "groups_val": val.groups.cpu()}
-        arrays = {name: values.astype(np.float16) for name, values in logits.items()}
+        kind = np.int32 if args.task == "segment" else np.float16
+        arrays = {name: values.astype(kind) for name, values in logits.items()}
         np.savez_compressed(packed := io.BytesIO(), **arrays, **truth, subjects=test.subjects)
         save(folder / "logits.npz", packed.getvalue())
         result = about | {"log": log} | method.extra | result | {"times": times}

@@ -11,7 +11,8 @@ CHANGES RELATIVE TO ckd.py.
       the teacher's settings are unused: they are there so that one command line fits every script.
     - section 4: group_losses and group_weights; Method without a teacher; its weights are saved.
 
-EQUATIONS. l_i: cross-entropy of picture i; a_i: its group; q: weights (G,), 1/G each at first.
+EQUATIONS. l_i: loss of picture i, CE or that of its mask; a_i: its group; q: weights (G,), 1/G each
+at first.
     Eq. (1)  m_g = mean of l_i over pictures of the batch with a_i = g     group_losses
     Eq. (2)  q_g ← q_g · exp(η · m_g), divided by the sum over g           group_weights
     Eq. (3)  L = Σ_g q_g · m_g, with q fixed                               Method.step
@@ -104,6 +105,8 @@ def settings():
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
     add("--skip-bad", action=switch, default=False, help="leave out what is missing or broken")
     add("--describe", action=switch, default=False, help="only show the data: table, contact sheet")
+    tasks = "learn a label for each picture, or for each pixel: a mask (toy, ham10000, csv)"
+    add("--task", default="classify", choices=["classify", "segment"], help=tasks)
     add("--image-size", type=number(8, 1024, int), help="pixels a side (default: by data set)")
     add("--target", help="what is learnt, such as dx or Smiling (choices: datasets/NAME.py)")
     add("--sensitive", help="what makes a group, such as sex+age or Male (see datasets/NAME.py)")
@@ -113,8 +116,10 @@ def settings():
     add("--skew", type=share, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
-    kinds = "torchvision's name, timm:NAME, flava, convnet<width>, FILE.py:FUNCTION (default: by "
-    kinds += "data set); NAME@224 takes pictures enlarged to 224 pixels"
+    kinds = "torchvision's name, timm:NAME, flava, convnet<width>, unet<width>, transunet<width>, "
+    kinds += (
+        "FILE.py:FUNCTION (default: by data set); NAME@224 takes pictures enlarged to 224 pixels"
+    )
     add("--teacher", "--teacher-module", metavar="NETWORK", help=kinds)
     add("--student", "--student-module", metavar="NETWORK", help=kinds)
     add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
@@ -162,7 +167,7 @@ def settings():
 def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
     args = settings().parse_args(argv)
-    for name, value in defaults(args.dataset).items():
+    for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     if args.smoke:
@@ -176,6 +181,8 @@ def parse(argv=None):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
+    if args.task == "segment" and (args.teacher_sees, args.teacher_train) != ("view", "all"):
+        raise InputError("--teacher-sees and --teacher-train are not for --task segment")
     if args.live_teacher and args.teacher_sees != "view":
         raise InputError(f"--teacher-sees {args.teacher_sees} keeps answers: no --live-teacher")
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -212,19 +219,20 @@ def all_flips(images):
 class Network(nn.Module):
     """A network that returns what distillation needs: features (B, D) and logits (B, C).
 
-    The features are what the last linear layer sees. Both are float32, also with bf16 inside.
+    The features are what the last linear layer sees. Both are float32, also with bf16 inside. Of
+    masks there are maps of features (B, D, H', W'), and logits (B, 2, H, W) of each pixel.
     load: False to be given saved weights; then it needs no file and no connection.
     """
 
     def __init__(self, args, name, num_classes, load=True):
         super().__init__()
         self.name, self.bf16 = name, args.precision == "bf16"
+        self.segment = args.task == "segment"
         self.ways = 1  # of all_flips: in how many it sees each picture, except in training
         name, _, size = name.rpartition("@") if re.search(r"@\d+$", name) else (name, "", 0)
         self.size, started = int(size) or args.image_size, bool(args.pretrained or args.weights)
-        self.body, width = networks.body(
-            name, self.size, started, args.pretrained and not args.weights and load
-        )
+        fetch = args.pretrained and not args.weights and load
+        self.body, self.width = networks.body(name, self.size, started, fetch, self.segment)
         if args.compile:
             self.body.compile()
         if args.weights and load:
@@ -235,7 +243,10 @@ class Network(nn.Module):
         if self.statistics:  # NaN until `expect`, so that nobody can forget to call it
             self.register_buffer("scale", torch.full((3, 1, 1), math.nan))
             self.register_buffer("shift", torch.full((3, 1, 1), math.nan))
-        self.head = nn.Linear(width, num_classes)
+        self.head = nn.Linear(self.width, num_classes)
+        if self.segment:
+            enlarge = nn.Upsample(args.image_size, mode="bilinear")
+            self.head = nn.Sequential(nn.Conv2d(self.width, num_classes, 1), enlarge)
         self.train().to(memory_format=torch.channels_last)  # faster convolutions
 
     def expect(self, split):
@@ -248,25 +259,43 @@ class Network(nn.Module):
         return self
 
     def features(self, images):
-        """(B, 3, H, H) to (B, D)."""
+        """What the head sees: (B, D), or of masks (B, D, H', W')."""
         images = images * self.scale + self.shift if self.statistics else images
         if images.shape[-1] != self.size:
             images = F.interpolate(images, self.size, mode="bilinear")
-        if self.training or self.ways == 1:
-            return self.body(images).flatten(1)
-        return torch.stack([self.body(w).flatten(1) for w in all_flips(images)[: self.ways]]).mean(
-            0
-        )
+        if self.segment:
+            return self.body(images)
+        ways = [images] if self.training or self.ways == 1 else all_flips(images)[: self.ways]
+        return sum(self.body(way).flatten(1) for way in ways) / len(ways)
 
     def forward(self, images):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            feats = self.features(images)  # (B, D)
+            feats = self.features(images)
         feats = feats.float() if self.bf16 else feats  # the last layer is small
-        return feats, self.head(feats)  # (B, C)
+        return feats, self.head(feats)  # (B, C), or (B, 2, H, W)
+
+
+def soft_dice(logits, masks):
+    """Dice of each picture, (B,), with probabilities for answers: logits (B, 2, H, W), masks."""
+    inside, true = logits.softmax(dim=1)[:, 1].flatten(1), masks.flatten(1)  # (B, H · W)
+    ## Sums are over the pixels of one picture: over a batch, no picture would have its own loss. A
+    ## 1 is added because an empty mask has no Dice; a small number there would let it rule a batch.
+    return (2 * (inside * true).sum(dim=1) + 1) / (inside.sum(dim=1) + true.sum(dim=1) + 1)
+
+
+def label_loss(logits, labels):
+    """The loss of each picture, (B,): cross-entropy of logits (B, C) and labels (B,).
+
+    Of logits (B, 2, H, W) and masks (B, H, W): half its mean over pixels, half 1 - soft Dice.
+    """
+    losses = F.cross_entropy(logits, labels, reduction="none")  # (B,), or (B, H, W)
+    if labels.ndim == 1:
+        return losses
+    return 0.5 * losses.flatten(1).mean(dim=1) + 0.5 * (1 - soft_dice(logits, labels))
 
 
 class PlainTraining:
-    """Training of one network by cross-entropy alone, as of teachers. Method overrides its hooks:
+    """Training of one network by its labels alone, as of teachers. Method overrides its hooks:
 
     __init__    extra networks and optimisers, further teachers
     step        the whole algorithm for one batch; returns the losses by name
@@ -276,6 +305,7 @@ class PlainTraining:
 
     needs_teacher = False  # or True, or the name of the setting that is 0 where none is needed
     can_compile = True  # whether torch.compile may be used for its networks
+    no_masks = ""  # why the method has no meaning for --task segment
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -302,7 +332,7 @@ class PlainTraining:
         self.optimizer.step()
 
     def step(self, batch):
-        loss = F.cross_entropy(self.student(batch.images)[1], batch.labels)
+        loss = label_loss(self.student(batch.images)[1], batch.labels).mean()
         self.update(loss)
         return {"loss": loss}
 
@@ -367,10 +397,11 @@ class Method(PlainTraining):
     def step(self, batch):
         """One batch: forward, weights, weighted loss, update. Returns the losses by name."""
         _, logits_s = self.student(batch.images)  # (B, C)
-        losses = F.cross_entropy(logits_s, batch.labels, reduction="none")  # (B,)
+        losses = label_loss(logits_s, batch.labels)  # (B,)
         groups = batch.groups  # (B,)
         if self.args.by_class:
-            groups = groups * len(self.data.classes) + batch.labels
+            labels = self.split.labels[batch.index]  # of pictures; of the batch, they may be masks
+            groups = groups * len(self.data.classes) + labels
         means = group_losses(losses, groups, self.num_groups)  # (G,)
         ## First the weights, then the network, both from the same batch. Detached: otherwise the
         ## network could lower the loss by making its weights small instead of its errors.
@@ -405,12 +436,28 @@ def outputs(network, split, folder=None):
     return feats, network.head(feats)
 
 
+def areas(logits, masks):
+    """How many pixels of each picture are said to be inside, are inside, and are both: (B, 3)."""
+    said, true = (logits[:, 1] > logits[:, 0]).flatten(1), (masks == 1).flatten(1)  # (B, H · W)
+    check_finite({"a logit": float(logits.abs().max())}, "the masks")
+    return torch.stack([said.sum(1), true.sum(1), (said & true).sum(1)], dim=1).int()
+
+
 def measure(model, data, part, shares=None, replicates=0, folder=None):
     """Logits (N, C) of `model` on data[part], and every metric of metrics.py.
+
+    Of masks, not logits are returned, but what all their metrics need: see `areas`.
 
     shares    (C,) of the classes among what the model was trained on, for corrected decisions
     folder    of a teacher's features, see `outputs`
     """
+    if model.segment:
+        model.eval()
+        with torch.no_grad():
+            found = [areas(model(b.images)[1], b.labels) for b in batches(data[part], 256)]
+        found = torch.cat(found).cpu().numpy()  # (N, 3)
+        truth = data.truth(part)
+        return found, metrics.evaluate_masks(**truth, areas=found, replicates=replicates)
     _, logits = outputs(model, data[part], folder)
     ## Logits are stored as float16, whose rounding is finer than any of our intervals. They are
     ## rounded before anything is computed, so that the stored ones give the same numbers again.
@@ -421,11 +468,16 @@ def measure(model, data, part, shares=None, replicates=0, folder=None):
 
 
 ## Which epoch counts? Three rules, fixed in advance, all reported: the last ("last"), the one with
-## the best AUROC on validation, and the one with the best AUROC of the worst group there. Of equal
-## ones the lowest loss decides, and an epoch without a value (a class is missing) is never best.
-RULES = {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"}
+## the best AUROC on validation, and the one with the best AUROC of the worst group there; of masks
+## Dice stands for AUROC. Of equal ones the lowest loss decides, and an epoch without a value (a
+## class is missing) is never best.
+RULES = {
+    "classify": {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"},
+    "segment": {"best_overall": "dice", "best_worst_group": "dice_worst_group"},
+}
 LOGGED = "loss accuracy auroc auroc_worst_group auroc_gap".split()
 LOGGED += [f"{k}{end}" for k in ("mean_deo", "disparity") for end in metrics.ENDS]
+LOGGED += "dice dice_worst_group dice_gap dice_gap_standardised iou failure".split()
 
 
 def training_views(args, split, epoch):
@@ -434,12 +486,13 @@ def training_views(args, split, epoch):
     return batches(split, args.batch_size, args.seed, epoch, **more)
 
 
-def fit(args, data, method, label, checkpoint=None, rules=RULES):
+def fit(args, data, method, label, checkpoint=None, rules=None):
     """Train method.student for args.epochs, from the epoch on that the file `checkpoint` holds.
 
     Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
     log, states, best, seconds = [], {}, {}, []
+    rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
         progress = restore(checkpoint, args.device, keys)
@@ -490,8 +543,10 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
             if value[0] is not None and (rule not in best or value > best[rule]):
                 best[rule], states[rule] = value, snapshot(epoch)
         seconds.append(time.time() - start)
-        log.append({"epoch": epoch, **losses, "val": {name: validation[name] for name in LOGGED}})
-        shown = {name: validation[name] for name in ("auroc", "auroc_worst_group", "mean_deo")}
+        kept = {name: validation[name] for name in LOGGED if name in validation}
+        log.append({"epoch": epoch, **losses, "val": kept})
+        shown = "auroc auroc_worst_group mean_deo dice dice_worst_group dice_gap".split()
+        shown = {name: kept[name] for name in shown if name in kept}
         words = [f"{k} {math.nan if v is None else v:.3f}" for k, v in (losses | shown).items()]
         left = (args.epochs - epoch - 1) * seconds[-1]
         words.append(f"{rate:.0f} images/s, {left // 60:.0f}:{left % 60:02.0f} left")
@@ -512,7 +567,8 @@ def fit(args, data, method, label, checkpoint=None, rules=RULES):
 
 def data_folder(args):
     """The folder of all runs on a data set; smoke runs have another one."""
-    return Path(args.out) / ("smoke" if args.smoke else "") / args.dataset
+    name = args.dataset if args.task == "classify" else f"{args.dataset}-{args.task}"
+    return Path(args.out) / ("smoke" if args.smoke else "") / name
 
 
 class Teacher:
@@ -541,13 +597,15 @@ class Teacher:
     def begin_epoch(self, args, split, epoch):
         """The answers to the views of an epoch, (steps · B, D') and (steps · B, C), or None.
 
-        None, where they are not kept: each step then asks the network itself. One answer for each
-        picture, (N, D') and (N, C), where the teacher does not see the views.
+        None, where they are not kept, as maps never are: each step then asks the network itself.
+        One answer for each picture, (N, D') and (N, C), where the teacher does not see the views.
         """
         if args.teacher_sees != "view":
             return outputs(self.network, split, self.folder)
+        if not self.folder or self.network.segment:
+            return None
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
-        if not self.folder or size > self.epoch_bytes:
+        if size > self.epoch_bytes:
             return None
         if split is not self.split:  # only once, because it reads every pixel
             views = [split.hash(), args.batch_size, args.seed, args.balance, args.turns]
@@ -592,7 +650,7 @@ def get_teacher(args, data):
 
     It is trained now if no script has done so before.
     """
-    names = "teacher image_size pretrained batch_size weight_decay precision turns"
+    names = "task teacher image_size pretrained batch_size weight_decay precision turns"
     names = [*names.split(), "teacher_train", "teacher_statistics"]
     recipe = {name: getattr(args, name) for name in names}
     names = ("epochs", "lr", "optimizer")  # a teacher has its own
@@ -607,7 +665,7 @@ def get_teacher(args, data):
     torch.manual_seed(recipe["seed"])
     own = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
     own = argparse.Namespace(**vars(args) | own)
-    network = Network(own, args.teacher, len(data.classes)).expect(data["train"]).to(args.device)
+    network = Network(own, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
     ways = {"view": 1, "picture": 1, "flips": 8 if args.turns else 2}[args.teacher_sees]
     ## Features of a body that is never trained are the same for all seeds.
     answers = teachers / "frozen" if args.teacher_train == "head" else folder / "answers"
@@ -637,7 +695,7 @@ def get_teacher(args, data):
 
 def load_pictures(args):
     """The data set that the settings name."""
-    names = "target sensitive fold skew subject file_column device download skip_bad smoke"
+    names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     more = {name: getattr(args, name, None) for name in [*names.split(), "batch_size", "out"]}
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
@@ -646,18 +704,22 @@ def main():
     args = parse()
     if args.compile and not Method.can_compile:
         raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
+    if args.task == "segment" and Method.no_masks:
+        raise InputError(f"--task segment is not for {Path(__file__).name}: {Method.no_masks}")
     if args.log and not find_spec(args.log):
         raise InputError(f"--log {args.log} needs the package {args.log}: install it")
-    networks.refuse_unknown([args.teacher, args.student], [args.teacher_weights, args.weights])
+    names, files = (args.teacher, args.student), (args.teacher_weights, args.weights)
+    networks.refuse_unknown(names, files, args.task == "segment")
     data = load_pictures(args)
-    settle(args, len(data.classes))
+    settle(args, len(data.outputs))
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
     ## The folder's name tells which settings were changed, and its digest covers all settings, the
     ## seed and the pictures. Another setting has another folder: no run overwrites another one.
-    usual = parse(["--dataset", args.dataset, "--smoke" if args.smoke else "--no-smoke"])
-    settle(usual, len(data.classes))
+    same = ["--dataset", args.dataset, "--task", args.task]
+    usual = parse([*same, "--smoke" if args.smoke else "--no-smoke"])
+    settle(usual, len(data.outputs))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
     name = "-".join(re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items())[:100] or "default"
     everything = chosen(args) | {"pictures": data.hash()}
@@ -678,16 +740,16 @@ def main():
     models = {name: model for name, model in models.items() if model}
     columns = {name: model["test"] for name, model in models.items()}
     print(metrics.show(columns, result["classes"], result["group_names"]))
-    fitted = [f"{name} {m['train']['worst_cell_corrected']:.1%}" for name, m in models.items()]
-    where = "the worst class x group cell of the training pictures"
-    print(f"corrected recall of {where}:", ", ".join(fitted))
+    what, key = ("Dice", "") if args.task == "segment" else ("corrected recall", "_corrected")
+    fitted = [f"{name} {m['train'][f'worst_cell{key}']:.1%}" for name, m in models.items()]
+    print(f"{what} of the worst class x group cell of the training pictures:", ", ".join(fitted))
 
 
 def train_and_test(args, data, folder, about):
     """Train teacher and student, test them, and write student, logits and, last, the result."""
     start = time.time()
     torch.manual_seed(args.seed)  # all methods start from the same student
-    student = Network(args, args.student, len(data.classes)).expect(data["train"]).to(args.device)
+    student = Network(args, args.student, len(data.outputs)).expect(data["train"]).to(args.device)
     needed = vars(args).get(Method.needs_teacher, Method.needs_teacher)
     teacher, teacher_seconds = get_teacher(args, data) if needed else (None, 0.0)
     torch.manual_seed(args.seed + 1)
@@ -752,14 +814,16 @@ def train_and_test(args, data, folder, about):
         code = b"".join(Path(m.__file__).read_bytes() for m in (sys.modules[__name__], metrics))
         about |= {"method": Path(__file__).stem, "source": hashlib.sha256(code).hexdigest()[:16]}
         about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}
+        about |= {"outputs": data.outputs}
         weights = {"mean": test.mean.cpu(), "std": test.std.cpu(), "states": states}
         weights |= {"network": student.name, "size": data.size, "class_shares": seen}
         weights |= manual(args.dataset) | {"trained_on": name_codes(data["train"].ids)}
-        weights["test"] = {k: {m: result[k]["test"][m] for m in metrics.SHOWN} for k in states}
+        weights["test"] = {k: metrics.main_ones(result[k]["test"]) for k in states}
         save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
         truth |= {"labels_val": val.labels.cpu(), "groups_val": val.groups.cpu()}
-        arrays = {name: values.astype(np.float16) for name, values in logits.items()}
+        kind = np.int32 if args.task == "segment" else np.float16
+        arrays = {name: values.astype(kind) for name, values in logits.items()}
         np.savez_compressed(packed := io.BytesIO(), **arrays, **truth, subjects=test.subjects)
         save(folder / "logits.npz", packed.getvalue())
         result = about | {"log": log} | method.extra | result | {"times": times}

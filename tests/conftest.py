@@ -27,6 +27,24 @@ def colour(number):
     return (7 * number + 20) % 256, (13 * number + 90) % 256, (29 * number + 150) % 256
 
 
+def mask_of(number, size):
+    """The mask of picture `number`, of (width, height) = size: a rectangle inside of it, bool."""
+    inside = np.zeros(size[::-1], bool)
+    inside[3 + number % 4 : -4, 5 + number % 3 : -6] = True
+    return inside
+
+
+def save_mask(path, number, size):
+    """A mask as a file: every third has a palette in which number 0 is white, as in HAM10000."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = mask_of(number, size)
+    image = Image.fromarray(255 * mask.astype(np.uint8))
+    if number % 3 == 0:
+        image = Image.fromarray(1 - mask.astype(np.uint8), mode="P")
+        image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(path)
+
+
 def number_of(name):
     """The number of a picture in a miniature, from its name."""
     return int("".join(filter(str.isdigit, Path(name.split()[0]).stem.split("_")[-1])))
@@ -69,6 +87,8 @@ def make_ham10000(root):
         folder = root / f"HAM10000_images_part_{1 + number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (30, 22), colour(number)).save(folder / f"{row['image_id']}.jpg")
+        masks = root / "HAM10000_segmentations_lesion_tschandl"
+        save_mask(masks / f"{row['image_id']}_segmentation.png", number, (30, 22))
     write_table(root / "HAM10000_metadata.csv", rows)
 
 
@@ -85,6 +105,16 @@ def make_pictures(root):
         age = ("5", "10", "30")[n % 3]
         row = {"file": file, "label": label, "group": group, "subject": f"p{n // 3}", "age": age}
         rows.append(row)
+    write_table(root / "labels.csv", rows)
+
+
+def add_masks(root):
+    """Masks of all pictures of `make_pictures`, in masks/ and in the column mask."""
+    rows = read_table(root / "labels.csv")
+    for n, row in enumerate(rows):
+        row["mask"] = f"masks/{n:03}.png"
+        with Image.open(root / row["file"]) as image:
+            save_mask(root / row["mask"], n, image.size)
     write_table(root / "labels.csv", rows)
 
 

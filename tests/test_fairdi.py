@@ -34,6 +34,11 @@ def make(data, out, *flags):
     return fairdi.Method(args, data, student)
 
 
+def heads_of(method):
+    """The weights of all teachers."""
+    return method.heads.state_dict().values()
+
+
 def regrouped(data, change, names):
     """The same pictures in other groups: change(split) gives their numbers."""
     splits = {part: replace(split, groups=change(split)) for part, split in data.splits.items()}
@@ -132,20 +137,21 @@ def test_step_0_meets_groups_that_a_batch_lacks(toy, tmp_path):
 def test_every_picture_has_its_own_group_s_teacher(usual, toy, monkeypatch, tmp_path):
     """Heads that are told apart by their bias; the other group's says something else."""
 
-    def mark(args, data, head, train, val):
+    def mark(args, data, head, train, val, number):
         """A teacher that answers with the number of pictures it was trained on."""
         head.weight.data.zero_()
         head.bias.data.fill_(float(len(train[1])))
-        assert len(train[0]) == len(train[1]) and len(val[0]) == len(val[1])
-        return 0.5, 0.5
+        assert number <= len(train[1]) and len(train[0].kept) == len(data["train"])
+        return val[0].answers(head, val[1]), 0.5, 0.5
 
     train = toy["train"]
     uneven = regrouped(toy, lambda s: (s.labels < 2).long() + s.groups.mul(0), ["many", "few"])
     monkeypatch.setattr(fairdi, "train_head", mark)
     method = make(uneven, tmp_path)
     few = train.labels < 2
-    assert method.logits_t[few].unique().tolist() == [float(few.sum())]
-    assert method.logits_t[~few].unique().tolist() == [float((~few).sum())]
+    logits_t = method.taught(method.phi.kept, method.data["train"].groups)
+    assert logits_t[few].unique().tolist() == [float(few.sum())]
+    assert logits_t[~few].unique().tolist() == [float((~few).sum())]
 
 
 def test_teachers_are_kept_at_their_best(usual):
@@ -153,20 +159,21 @@ def test_teachers_are_kept_at_their_best(usual):
     method, data = usual, usual.data
     frozen = ckd.measure(method.student, data, "val")[1]
     head, seen = copy.deepcopy(method.student.head), data["val"].groups == 1
-    mine = data["train"].groups == 1
-    feats_val = torch.cat([method.student(b.images)[0] for b in batches(data["val"], 256)])
-    own = (method.feats[mine], data["train"].labels[mine])
-    own_val = (feats_val.detach()[seen], data["val"].labels[seen])
+    mine = (data["train"].groups == 1).nonzero()[:, 0]
+    phi_val = fairdi.Frozen(method.student, data["val"])
+    own, own_val = (method.phi, mine), (phi_val, seen.nonzero()[:, 0])
     args = copy.copy(method.args)
     args.epochs = 5
-    best, first = fairdi.train_head(args, data, head, own, own_val)
+    said, best, first = fairdi.train_head(args, data, head, own, own_val, len(mine))
     assert first == pytest.approx(frozen["groups"][1]["auroc"], abs=2e-3)  # float16 there
     assert best >= first
-    probs = torch.softmax(head(own_val[0]), 1).detach()
-    area = metrics.auroc(labels=own_val[1].numpy(), probs=probs.numpy())
+    logits = head(phi_val.kept[seen]).detach()
+    assert np.array_equal(said, logits.numpy())
+    labels = data["val"].labels[seen].numpy()
+    area = metrics.auroc(labels=labels, probs=torch.softmax(logits, 1).numpy())
     assert area == pytest.approx(best, abs=1e-12)
     again = copy.deepcopy(method.student.head)
-    fairdi.train_head(args, data, again, own, own_val)
+    fairdi.train_head(args, data, again, own, own_val, len(mine))
     assert torch.equal(head.weight, again.weight) and not head.weight.equal(
         method.student.head.weight
     )
@@ -184,7 +191,8 @@ def test_a_group_of_one_class_is_named_and_step_0_stands_in(toy, tmp_path, capsy
     assert "teacher of alone: one class only" in said and "teacher of outlined: val auroc" in said
     alone = data["train"].groups == 2
     with torch.no_grad():
-        assert torch.equal(method.logits_t[alone], method.student.head(method.feats[alone]))
+        logits_t = method.taught(method.phi.kept, data["train"].groups)
+        assert torch.equal(logits_t[alone], method.student.head(method.phi.kept)[alone])
     losses = method.step(next(batches(data["train"], 32, seed=0)))
     assert all(torch.isfinite(v) for v in losses.values())
 
@@ -196,7 +204,7 @@ def test_with_one_group_it_is_plain_distillation(toy, tmp_path, flag, monkeypatc
     data = regrouped(toy, lambda split: split.groups * 0, ["all"])
     method = make(data, tmp_path, flag)
     plain = ckd.Method(method.args, data, copy.deepcopy(method.student), None)
-    plain.teacher = lambda batch: (None, method.logits_t[batch.index])
+    plain.teacher = lambda batch: (None, method.taught(method.phi.of(batch), batch.groups))
     live = flag == "--train-backbone"
     for half in (method, plain):
         half.student.train(live)  # frozen features are those of evaluation mode
@@ -247,10 +255,10 @@ def test_step_0_is_made_once_and_reported_as_fis(toy, usual, capsys):
     best = again.reported["fis_best_worst_group"].state_dict()
     for name, value in again.student.state_dict().items():
         assert torch.equal(value, best[name]), name
-    assert torch.equal(again.logits_t, usual.logits_t)
+    assert all(map(torch.equal, heads_of(again), heads_of(usual)))
     other = make(toy, out, "--fusion", "0")
     assert "step 0 1/1" in capsys.readouterr().out
-    assert not torch.equal(other.feats, usual.feats)
+    assert not torch.equal(other.phi.kept, usual.phi.kept)
 
 
 def test_a_killed_step_0_goes_on(toy, tmp_path, monkeypatch):

@@ -296,7 +296,7 @@ def test_another_setting_is_another_folder(here):
     assert about["changed"] == usual
     assert folder.name.startswith("-".join(f"{k}_{v}" for k, v in usual.items()) + "-")
     assert about["settings"]["pictures"] == data.hash()
-    seen, names = {folder.name}, {*OTHER_VALUES, *ELSEWHERE, "dataset", "smoke", "seed"}
+    seen, names = {folder.name}, {*OTHER_VALUES, *ELSEWHERE, "dataset", "task", "smoke", "seed"}
     assert names == {*vars(args)} - {"device", "describe"}
     for name, value in OTHER_VALUES.items():
         folder, about = folder_of("ckd", *small("ckd"), *flags_of(name, value), data=data)
