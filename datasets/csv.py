@@ -106,7 +106,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
         for row in rows:  # the folder below `root`, as in cat/1.jpg
             row["label"] = Path(os.path.relpath(found[row[named]], root)).parent.name
         folders = sorted({row["label"] for row in rows})
-        if len(folders) == 1:
+        if len(folders) == 1 and "mask" not in rows[0]:
             raise InputError(
                 f"{table} has no column 'label', and all pictures lie in one folder: write the "
                 "column, or choose another with --target"

@@ -552,9 +552,6 @@ def fit(args, data, method, label, checkpoint=None, rules=None):
         check_finite(losses, f"epoch {epoch + 1} of the {label} (the last checkpoint is kept)")
         _, validation = measure(model, data, "val", method.class_shares())
         method.end_epoch(epoch, validation)
-        if writer:
-            for name, value in (losses | {f"val {k}": validation[k] for k in LOGGED}).items():
-                writer.add_scalar(name, math.nan if value is None else value, epoch + 1)
         for rule, metric in rules.items():
             value = (validation[metric], -validation["loss"])
             if value[0] is not None and (rule not in best or value > best[rule]):
@@ -562,6 +559,9 @@ def fit(args, data, method, label, checkpoint=None, rules=None):
         seconds.append(time.time() - start)
         kept = {name: validation[name] for name in LOGGED if name in validation}
         log.append({"epoch": epoch, **losses, "val": kept})
+        for name, value in (losses | {f"val {k}": v for k, v in kept.items()}).items():
+            if writer and value is not None:
+                writer.add_scalar(name, value, epoch + 1)
         shown = "auroc auroc_worst_group mean_deo dice dice_worst_group dice_gap".split()
         shown = {name: kept[name] for name in shown if name in kept}
         words = [f"{k} {math.nan if v is None else v:.3f}" for k, v in (losses | shown).items()]

@@ -22,6 +22,7 @@ from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
 import metrics
+import networks
 from data import InputError, batches, load
 from datasets import compare_kinds, decode_mask
 
@@ -438,7 +439,7 @@ def test_torchvision_s_networks_are_torchvision_s():
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         want = theirs(images)["out"]
-        maps = ckd.Headless(theirs)(images)
+        maps = networks.Headless(theirs)(images)
         weight, bias = torch.cat([low.weight, high.weight], 1), low.bias + high.bias
         got = F.interpolate(F.conv2d(maps, weight, bias), 64, mode="bilinear")
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
@@ -464,7 +465,7 @@ def test_timm_gives_encoders():
     net = ckd.Network(segmenting(ckd), "timm:resnet10t", 2)
     feats, logits = net(torch.randn(2, 3, 32, 32))
     assert feats.shape[:2] == (2, net.width) and logits.shape == (2, 2, 32, 32)
-    assert type(net.body) is ckd.UNet
+    assert type(net.body) is networks.UNet
 
 
 # ----- the scripts --------------------------------------------------------------------------------
