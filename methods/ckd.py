@@ -56,7 +56,6 @@ if __name__ == "__main__":  # Ctrl-C during the seconds of the next imports shal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
@@ -64,6 +63,7 @@ import metrics
 import networks
 from data import DATASETS, InputError, batches, check_finite, class_shares, defaults, digest
 from data import files_of, load, locked, made_once, manual, name_codes, put_back, restore, save
+from networks import Network
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
 
@@ -196,73 +196,7 @@ def chosen(args):
     return {k: v for k, v in vars(args).items() if k not in others and not k.endswith("_dir")}
 
 
-# ===== 3. NETWORKS AND PLAIN TRAINING (shared) ====================================================
-
-
-def all_flips(images):
-    """(B, 3, H, H) in the eight ways in which a square can lie: [as it is, flipped, ...]."""
-    ways = [images, images.flip(3)]
-    ways += [way.flip(2) for way in ways]
-    return ways + [way.mT for way in ways]
-
-
-class Network(nn.Module):
-    """A network that returns what distillation needs: features (B, D) and logits (B, C).
-
-    The features are what the last linear layer sees. Both are float32, also with bf16 inside. Of
-    masks there are maps of features (B, D, H', W'), and logits (B, 2, H, W) of each pixel.
-    load: False to be given saved weights; then it needs no file and no connection.
-    """
-
-    def __init__(self, args, name, num_classes, load=True):
-        super().__init__()
-        self.name, self.bf16 = name, args.precision == "bf16"
-        self.segment = args.task == "segment"
-        self.ways = 1  # of all_flips: in how many it sees each picture, except in training
-        name, _, size = name.rpartition("@") if re.search(r"@\d+$", name) else (name, "", 0)
-        self.size, started = int(size) or args.image_size, bool(args.pretrained or args.weights)
-        fetch = args.pretrained and not args.weights and load
-        self.body, self.width = networks.body(name, self.size, started, fetch, self.segment)
-        if args.compile:
-            self.body.compile()
-        if args.weights and load:
-            networks.start_from(self.body, args.weights)
-        self.statistics = networks.usual_statistics(name, self.body) if started else None
-        if args.statistics:
-            self.statistics = networks.STATISTICS[args.statistics]
-        if self.statistics:  # NaN until `expect`, so that nobody can forget to call it
-            self.register_buffer("scale", torch.full((3, 1, 1), math.nan))
-            self.register_buffer("shift", torch.full((3, 1, 1), math.nan))
-        self.head = nn.Linear(self.width, num_classes)
-        if self.segment:
-            enlarge = nn.Upsample(args.image_size, mode="bilinear")
-            self.head = nn.Sequential(nn.Conv2d(self.width, num_classes, 1), enlarge)
-        self.train().to(memory_format=torch.channels_last)  # faster convolutions
-
-    def expect(self, split):
-        """Take pictures normalised as those of `split`, and normalise them anew; returns self."""
-        if self.statistics:
-            mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in self.statistics)
-            self.scale.copy_(split.std.cpu() / std)
-            self.shift.copy_((split.mean.cpu() - mean) / std)
-            print(f"{self.name} expects pixels of mean, deviation {self.statistics}")
-        return self
-
-    def features(self, images):
-        """What the head sees: (B, D), or of masks (B, D, H', W')."""
-        images = images * self.scale + self.shift if self.statistics else images
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, self.size, mode="bilinear")
-        if self.segment:
-            return self.body(images)
-        ways = [images] if self.training or self.ways == 1 else all_flips(images)[: self.ways]
-        return sum(self.body(way).flatten(1) for way in ways) / len(ways)
-
-    def forward(self, images):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            feats = self.features(images)
-        feats = feats.float() if self.bf16 else feats  # the last layer is small
-        return feats, self.head(feats)  # (B, C), or (B, 2, H, W)
+# ===== 3. PLAIN TRAINING (shared) =================================================================
 
 
 def soft_dice(logits, masks):

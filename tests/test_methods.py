@@ -17,6 +17,7 @@ from forked import SCRIPTS, run_script, small
 from PIL import Image
 
 import metrics
+import networks
 from data import DATASETS, InputError, batches, load, put_back, restore
 
 KINDS = [name for name in DATASETS if name != "toy-source"]  # that one is for pre-training alone
@@ -409,16 +410,15 @@ def test_a_teacher_that_sees_pictures_answers_once(sees, here, tmp_path, asked):
     images = next(batches(data["train"], 999)).images
     with torch.no_grad():
         network.eval()
-        ways = ckd.all_flips(images) if sees == "flips" else [images]
+        ways = networks.all_flips(images) if sees == "flips" else [images]
         expected = torch.stack([network(way)[0] for way in ways]).mean(0)
     same = [f.shape == expected.shape and torch.allclose(f, expected, atol=1e-5) for f in kept]
     assert sum(same) == 1
 
 
 def test_all_flips_are_the_eight_of_a_square():
-    ckd = importlib.import_module("ckd")
     picture = torch.arange(9.0).view(1, 1, 3, 3)
-    ways = ckd.all_flips(picture)
+    ways = networks.all_flips(picture)
     turns = [picture.rot90(k, (2, 3)) for k in range(4)]
     turns += [turn.flip(3) for turn in turns]
     ours, theirs = ({str(way.flatten().tolist()) for way in both} for both in (ways, turns))
