@@ -300,6 +300,8 @@ class PlainTraining:
 
 # ===== 4. THE METHOD ==============================================================================
 
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 
 def kd_loss(logits_s, logits_t, temperature):
     """Eq. (2): T² · KL(teacher ‖ student) of the softened outputs, averaged over the batch.
@@ -406,6 +408,7 @@ class Method(PlainTraining):
         size, number = min(64, len(self.meta)), (batch.epoch + 1) * 100_003 + batch.step
         return next(batches(self.meta, size, self.args.seed, number, augment=True, balance=True))
 
+    @sdpa_kernel(SDPBackend.MATH)  # attention that PyTorch can differentiate twice
     def step(self, batch):
         """One batch: forward, losses, backward, update. Returns the losses by name."""
         args, phi, meta = self.args, self.gates["phi"], self.meta_batch(batch)

@@ -523,10 +523,10 @@ class Method(PlainTraining):
             found = gain(said, other, data["val"].subset(own[1][1]), 100 if args.smoke else 1000)
             points = "{difference:+.2%} [{low:+.2%}, {high:+.2%}]".format(**found)
             gains[name] = {k: None if math.isnan(value) else value for k, value in found.items()}
-            print(f"teacher of {name}: val {what} {now:.1%}, was {was:.1%}; gain {points}")
+            print(f"teacher of {name}: val {what} {now:.1%}, was {was:.1%}; its gain {points}")
         self.heads.requires_grad_(False)
         if not any((found["low"] or 0) > 0 for found in gains.values()):
-            print("no teacher gains on its group over one of everybody: step 2 only distils step 0")
+            print("no teacher gains over one of everybody: step 2 is no more than distilling step 0")
 
     def taught(self, feats, groups):
         """What each picture's own teacher says, (B, C): here the group comes in, and only here."""

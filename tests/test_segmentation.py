@@ -679,6 +679,14 @@ def test_bird_s_penalty_is_the_gap_of_soft_dice(stars):
     assert want > 0.1 and gap.item() == pytest.approx(want.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["unet2", "transunet2", "lraspp_mobilenet_v3_large"])
+def test_bird_differentiates_every_network_twice(stars, name):
+    method = method_of(bird, stars, networks=("unet4", name))
+    method.student.train()
+    losses = method.step(next(batches(method.split, 32, seed=0, augment=True)))
+    assert losses["phi_grad"] > 0 and torch.isfinite(losses["loss"])
+
+
 def test_the_adversary_sees_the_mean_of_the_features(stars):
     method, seen = method_of(adversarial_kd, stars), []
     forward = type(method.adversary).forward
