@@ -300,6 +300,7 @@ class PlainTraining:
 
 # ===== 4. THE METHOD ==============================================================================
 
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 

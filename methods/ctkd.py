@@ -281,6 +281,8 @@ class PlainTraining:
 
 # ===== 4. THE METHOD ==============================================================================
 
+from torch import nn
+
 
 def kd_loss(logits_s, logits_t, temperature):
     """Eq. (2): T² · KL(teacher ‖ student) of the softened outputs, averaged over the batch.

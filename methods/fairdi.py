@@ -293,6 +293,8 @@ class PlainTraining:
 
 import copy
 
+from torch import nn
+
 
 def kd_loss(logits_s, logits_t, temperature):
     """Eq. (2): T² · KL(teacher ‖ student) of the softened outputs, averaged over the batch.
@@ -478,8 +480,9 @@ class Method(PlainTraining):
         if args.step0 != "fis" and not student.segment:
             raise InputError(f"--step0 {args.step0} weighs a Dice loss: it needs --task segment")
         ## Step 0, made once for all runs that share it; its states are reported as FIS.
-        others = "alpha temperature teacher teacher_epochs teacher_lr train_backbone".split()
-        recipe = {k: v for k, v in chosen(args).items() if k not in others}
+        others = ("alpha", "temperature", "train_backbone")  # and the teachers' settings
+        known = [k for k in chosen(args) if k not in others and not k.startswith("teacher")]
+        recipe = {k: getattr(args, k) for k in known}
         pictures = data.hash("train", "val")  # validation chooses the epoch
         folder = data_folder(args) / "fairdi" / f"step0-{digest([recipe, pictures])}"
 
@@ -526,7 +529,7 @@ class Method(PlainTraining):
             print(f"teacher of {name}: val {what} {now:.1%}, was {was:.1%}; its gain {points}")
         self.heads.requires_grad_(False)
         if not any((found["low"] or 0) > 0 for found in gains.values()):
-            print("no teacher gains over one of everybody: step 2 is no more than distilling step 0")
+            print("no teacher gains over one of everybody: step 2 only distils step 0")
 
     def taught(self, feats, groups):
         """What each picture's own teacher says, (B, C): here the group comes in, and only here."""

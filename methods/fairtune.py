@@ -298,6 +298,8 @@ from datetime import datetime
 import optuna
 from data import Diverged
 from filelock import FileLock, Timeout
+from torch import nn
+
 
 ## Learning rates of all searches, even in their logarithms. The authors' end at 1e-3, but a head
 ## alone, which --mask none and a mask of zeros leave, learns best at rates ten times as high.

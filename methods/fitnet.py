@@ -274,6 +274,7 @@ class PlainTraining:
 import copy
 
 from data import near
+from torch import nn
 
 
 def kd_loss(logits_s, logits_t, temperature):

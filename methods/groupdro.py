@@ -279,6 +279,8 @@ class PlainTraining:
 
 # ===== 4. THE METHOD ==============================================================================
 
+from torch import nn
+
 
 def group_losses(losses, groups, num_groups):
     """Eq. (1): the mean loss of each group in the batch, m (G,); 0 where the batch has none of it.
