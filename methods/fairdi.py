@@ -403,12 +403,10 @@ class Frozen:
     """φ, which learns no more: the features of a split's pictures."""
 
     def __init__(self, network, split):
-        self.network, self.split, self.kept = copy.deepcopy(network).eval(), split, None
-        self.network.requires_grad_(False)
+        self.network, self.split = copy.deepcopy(network).eval().requires_grad_(False), split
         ## Features (N, D) are computed once, without augmentation. Maps of all pictures would not
         ## fit into memory, and are computed whenever they are asked for.
-        if not network.segment:
-            self.kept = torch.cat([self.network(b.images)[0] for b in batches(split, 256)])
+        self.kept = None if network.segment else outputs(self.network, split)[0]
 
     def of(self, batch):
         """Features of a batch, (B, D), or maps of its very views, (B, D, H', W')."""
@@ -480,9 +478,8 @@ class Method(PlainTraining):
         if args.step0 != "fis" and not student.segment:
             raise InputError(f"--step0 {args.step0} weighs a Dice loss: it needs --task segment")
         ## Step 0, made once for all runs that share it; its states are reported as FIS.
-        others = ("alpha", "temperature", "train_backbone")  # and the teachers' settings
-        known = [k for k in chosen(args) if k not in others and not k.startswith("teacher")]
-        recipe = {k: getattr(args, k) for k in known}
+        later = r"alpha|temperature|teacher.*|train_backbone"  # settings of steps 1 and 2
+        recipe = {k: v for k, v in chosen(args).items() if not re.fullmatch(later, k)}
         pictures = data.hash("train", "val")  # validation chooses the epoch
         folder = data_folder(args) / "fairdi" / f"step0-{digest([recipe, pictures])}"
 
