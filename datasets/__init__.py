@@ -210,7 +210,7 @@ def decode(file, size, box=None, grey=False, white=None, ranges=None):
             pixels = np.asarray(image)
             own = grey_range(pixels)
             if white and own > white:
-                raise ValueError(f"its grey goes up to {pixels.max():g}, where {white} is white")
+                raise ValueError(f"its grey goes up to {pixels.max():g}, where {white:g} is white")
             if ranges is not None:
                 ranges[file] = own, float(pixels.max())
             levels = (pixels * (255 / (white or own))).round()
