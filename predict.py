@@ -231,11 +231,12 @@ def main():
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
     csv.writer(table := io.StringIO()).writerow(header)
-    known, logits, bad = [], [], []
+    known, logits, bad, ranges = [], [], [], {}
     white = saved.get("notes", {}).get(WHITE)  # as in training
     for file, row in files.items():
         try:
-            pixels = torch.tensor(decode(file, saved["size"], white=white)).permute(2, 0, 1)
+            pixels = decode(file, saved["size"], white=white, ranges=ranges)
+            pixels = torch.tensor(pixels).permute(2, 0, 1)  # (3, H, W) uint8
         except Exception as why:  # decoders raise all kinds of errors
             bad.append(f"{file} cannot be read as a picture ({why})")
             print(bad[-1], file=sys.stderr)
@@ -250,6 +251,11 @@ def main():
         if row:
             known.append(row)
             logits.append(z.numpy())
+    if ranges and not white:
+        print(
+            f"{len(ranges)} pictures are grey of more than 8 bits, as none was in training: white "
+            "is the end of each one's own range, so that they may differ in brightness"
+        )
     if args.csv:
         save(args.csv, table.getvalue())
     if args.labels and known:

@@ -380,6 +380,7 @@ def read_table(
         if flat:
             table.notes["pictures of nearly one colour"] = flat
         if grey:
+            grey = [int(level) if level == int(level) else level for level in grey]
             table.notes[WHITE], table.notes["the brightest level of these pictures"] = grey
         table.refuse_gaps(name)
     elif size != table.images.shape[1]:

@@ -238,6 +238,10 @@ def test_grey_of_more_than_8_bits_is_spread_as_in_training(run, main, tmp_path):
         for name in ("dark", "meant")
     )
     assert dark.partition(": ")[2] == meant.partition(": ")[2]
+    told = "1 pictures are grey of more than 8 bits, as none was in training: white is the end of"
+    assert told in main(run, tmp_path / "dark.png") and told not in main(
+        run, tmp_path / "meant.png"
+    )
     saved["notes"][datasets.WHITE] = 255.0
     torch.save(saved, tmp_path / "other.pt")
     with pytest.raises(InputError, match="its grey goes up to 3200, where 255 is white"):
