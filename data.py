@@ -73,7 +73,7 @@ def files_of(*settings):
 
     So another content under the same name is another run.
     """
-    paths = [Path(re.sub(r"\.py:\w+$", ".py", str(setting))) for setting in settings]
+    paths = [Path(re.sub(r"\.py:\w+(@\d+)?$", ".py", str(setting))) for setting in settings]
     sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
     return {"files": sums} if sums else {}
 

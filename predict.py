@@ -11,9 +11,11 @@ are cut to a square and scaled as in training. The student is not told to which 
 belongs. Each picture has two answers: the class with the largest output, and, corrected, the class
 that would be most likely if all were equally frequent (see metrics.py).
 
-A table of labels has the columns file, label, group and, if there, subject; without PICTURES all
-its files are read. metrics.py reads what --csv writes then, to compare two models. --export writes
-a folder with student.pt2 (torch.export), student.onnx and a card that says what they are.
+A table of labels has the columns file, label, group and, if there, subject, patient_id or the like;
+where file, label or group lack, those are taken by which the student was trained. Without PICTURES
+all its files are read. A picture that cannot be read is named and left out. metrics.py reads what
+--csv writes then, to compare two models. --export writes a folder with student.pt2 (torch.export),
+student.onnx and a card that says what they are.
 
 A student of --task segment says which pixels are inside, as NAME-mask.png (0 and 255, as large as
 the picture), and draws its outline into NAME-outline.png, the centre square, which is all it sees.
@@ -24,6 +26,7 @@ import csv
 import importlib
 import io
 import json
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,9 +37,19 @@ from PIL import Image
 from torch import nn
 
 import metrics
-from data import InputError, name_codes, outlined, put_back, restore, save
-from datasets import decode, upright_size
-from datasets._tables import locate, missing, place, read_rows
+from data import InputError, files_of, name_codes, outlined, put_back, restore, save
+from datasets import WHITE, decode, upright_size
+from datasets._tables import (
+    attribute,
+    forms,
+    locate,
+    missing,
+    place,
+    read_rows,
+    refuse_repeated,
+    require,
+    subject_column,
+)
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
 RULES = ("last", "best_overall", "best_worst_group")
@@ -70,21 +83,44 @@ def load_student(path, rule="last", module=None):
     if not file.is_file():
         like = next((f", such as {p.parent}" for p in Path(path).rglob("student.pt")), "")
         raise InputError(f"{file} does not exist: name it or the folder of a finished run{like}")
-    saved = restore(file)
+    advice = "pass the student.pt of a finished run, or its folder"
+    try:
+        saved = restore(file)
+    except InputError:  # which would advise to delete it
+        raise InputError(f"{file} is damaged, no student, or holds code: {advice}") from None
     complete = isinstance(saved, dict) and saved.keys() >= {*KEYS.split()}
     if not complete or saved["method"] not in METHODS or rule not in saved["states"]:
-        raise InputError(f"{file} is not a student of a script in methods/, or of an older one")
+        raise InputError(
+            f"{file} is no student that this version reads (it is another file, such as a "
+            f"teacher's, or an older version wrote it): {advice}"
+        )
     if ".py:" in saved["network"] and not module:
         raise InputError(
             f"the network of {file} is the code {saved['network']}, which is run only if you name "
             "it: --student-module FILE.py:FUNCTION"
         )
+    if module:
+        ## Another code of the same shapes would give other answers, and nothing would show it.
+        same = module.rpartition(":")[2] == saved["network"].rpartition(":")[2]
+        sums = files_of(module).get("files")
+        if not same or sums and sums[0] not in saved["settings"].get("files", sums):
+            raise InputError(
+                f"{module} is not what {file} was trained with, {saved['network']} as it was "
+                "then: pass that"
+            )
     sys.path.insert(0, str(METHODS[saved["method"]].parent))
     script = importlib.import_module(saved["method"])
     args = argparse.Namespace(**{"task": "classify"} | saved["settings"] | {"compile": False})
     saved.setdefault("outputs", saved["classes"])  # of a student that is older than masks
     network = script.Network(args, module or saved["network"], len(saved["outputs"]), load=False)
-    put_back(network, saved["states"][rule], file)
+    try:
+        put_back(network, saved["states"][rule], file)
+    except InputError as error:  # which would advise to delete it
+        reason = str(error).partition(": another version")[0]
+        raise InputError(
+            f"{reason}: it was trained with {saved['network']}, which has changed or is not what "
+            f"{module or 'this version'} makes"
+        ) from None
     return Student(network, saved["mean"], saved["std"]).eval(), saved
 
 
@@ -97,18 +133,44 @@ def pictures_in(path):
     return inside or [path]
 
 
-def label_rows(table, files, classes):
-    """{picture: its row in the table of labels, or None}; without files, all of the table."""
-    rows = {row["file"]: row for row in read_rows(table, ["file", "label", "group"]).values()}
-    known = {k: r for k, r in rows.items() if not missing(r["label"]) and not missing(r["group"])}
-    for name in [name for name, row in known.items() if row["label"] not in classes]:
-        label = known[name]["label"]
-        raise InputError(f"{table}: {name} is {label!r}, no class of it: {', '.join(classes)}")
+def label_rows(table, files, saved):
+    """{picture: its row in the table of labels, or None}; without files, all of the table.
+
+    The columns are file, label, group or, where one is not there, that of the student's training.
+    """
+    rows = [*read_rows(table, [], unique=False).values()]
+    header, trained = [*rows[0]], saved["settings"] if saved["settings"]["dataset"] == "csv" else {}
+    used = {"file": "file_column", "label": "target", "group": "sensitive"}
+    used = {k: k if k in header else trained.get(setting) or k for k, setting in used.items()}
+    used["file"] = used["file"].lower()
+    require(table, header, [used["file"]])
+    (labels, _), (groups, _) = (attribute(table, rows, used[name]) for name in ("label", "group"))
+    subject = (trained.get("subject") or "").lower()
+    used["subject"] = subject if subject in header else subject_column(header)
+    print(f"{table}:", ", ".join(f"{k} is the column {v}" for k, v in used.items() if v))
+    for row, label, group in zip(rows, labels, groups):
+        row |= {"file": row[used["file"]], "label": label, "group": group}
+        row["subject"] = row.get(used["subject"], "")
+    refuse_repeated(table, [row["file"] for row in rows])
+    rows = {row["file"]: row for row in rows}
+    known = {name: row for name, row in rows.items() if row["label"] and row["group"]}
+    for name in [name for name, row in known.items() if row["label"] not in saved["classes"]]:
+        label, classes = known[name]["label"], ", ".join(saved["classes"])
+        raise InputError(f"{table}: {name} is {label!r}, no class of it: {classes}")
     found = {} if files else {p: known.get(k) for k, p in locate(table.parent, rows, table).items()}
-    for file in files:  # the longest end of its path that the table names
+    index = {}  # {(how lax, form): names in the table}
+    for name in rows:
+        for key in enumerate(forms(name)):
+            index.setdefault(key, []).append(name)
+    for file in files:  # the longest end of its path that the table names, if need be in a lax form
         steps = file.resolve().parts
         ends = [str(file), *("/".join(steps[k:]) for k in range(1, len(steps)))]
-        found[file] = next((known[end] for end in ends if end in known), None)
+        exact = [end for end in ends if end in rows]
+        laxer = ((how, form) for how, each in enumerate(zip(*map(forms, ends))) for form in each)
+        names = exact[:1] or next((index[key] for key in laxer if key in index), [None])
+        if len(names) > 1:
+            raise InputError(f"{table}: {file} can be {names[0]} or {names[1]}: write its ending")
+        found[file] = known.get(names[0])
     names = [row["file"] for row in found.values() if row]
     if len(set(names)) < max(len(names), 1):
         what = "two pictures are the same row" if names else "it says nothing about these pictures"
@@ -212,16 +274,20 @@ def main():
         if args.labels or args.csv:
             raise InputError(f"{args.student} answers with masks: leave out --labels and --csv")
         return draw_masks(student, saved, files, args.masks)
-    files = label_rows(args.labels, files, classes) if args.labels else files
+    files = label_rows(args.labels, files, saved) if args.labels else files
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
     csv.writer(table := io.StringIO()).writerow(header)
-    known, logits = [], []
+    known, logits, bad, ranges = [], [], [], {}
+    white = saved.get("notes", {}).get(WHITE)  # as in training
     for file, row in files.items():
         try:
-            pixels = torch.tensor(decode(file, saved["size"])).permute(2, 0, 1)  # (3, H, W) uint8
+            pixels = decode(file, saved["size"], white=white, ranges=ranges)
+            pixels = torch.tensor(pixels).permute(2, 0, 1)  # (3, H, W) uint8
         except Exception as why:  # decoders raise all kinds of errors
-            raise InputError(f"{file} cannot be read as a picture ({why})") from None
+            bad.append(f"{file} cannot be read as a picture ({why})")
+            print(bad[-1], file=sys.stderr)
+            continue
         z = student(pixels[None])[0]  # (C,)
         likely, corrected = (classes[scores.argmax()] for scores in (z, z - log_shares))
         shares = z.softmax(0).tolist()
@@ -232,9 +298,14 @@ def main():
         if row:
             known.append(row)
             logits.append(z.numpy())
+    if ranges and not white:
+        print(
+            f"{len(ranges)} pictures are grey of more than 8 bits, as none was in training: white "
+            "is the end of each one's own range, so that they may differ in brightness"
+        )
     if args.csv:
         save(args.csv, table.getvalue())
-    if args.labels:
+    if args.labels and known:
         print(f"\n{len(known)} of {len(files)} pictures have a label and a group")
         names = [[row["file"], Path(row["file"]).name] for row in known]
         again = sum(torch.isin(name_codes(both), saved["trained_on"]).any() for both in names)
@@ -256,9 +327,13 @@ def main():
             clusters=subjects,
         )
         print(metrics.show({"student": result}, classes, groups))
+    if bad:
+        raise InputError(f"{len(bad)} of {len(files)} pictures are left out, the first: {bad[0]}")
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     try:
         main()
     except (InputError, KeyboardInterrupt) as error:

@@ -216,7 +216,7 @@ def decode(file, size, box=None, grey=False, white=None, ranges=None):
             pixels = np.asarray(image)
             own = grey_range(pixels)
             if white and own > white:
-                raise ValueError(f"its grey goes up to {pixels.max():g}, where {white} is white")
+                raise ValueError(f"its grey goes up to {pixels.max():g}, where {white:g} is white")
             if ranges is not None:
                 ranges[file] = own, float(pixels.max())
             levels = (pixels * (255 / (white or own))).round()
@@ -453,7 +453,8 @@ def read_table(
         if found["flat"]:
             table.notes["pictures of nearly one colour"] = found["flat"]
         if found["grey"]:
-            table.notes[WHITE], table.notes["the brightest level of these pictures"] = found["grey"]
+            grey = [int(level) if level == int(level) else level for level in found["grey"]]
+            table.notes[WHITE], table.notes["the brightest level of these pictures"] = grey
         table.refuse_gaps(name)
     elif size != table.images.shape[1]:
         side = table.images.shape[1]

@@ -17,7 +17,7 @@ empty, ?, -, NA, NaN, none, null, missing or unknown are missing: --skip-bad lea
 and counts them.
 SPLIT. The column split with train, val and test, or else 70/10/20 percent by subject, or --fold 0
 to 4, with equal shares of every class x group. So another --target or --sensitive is another split:
-a student of one has seen test pictures of the other. The column split keeps one for all of them.
+the training of one has seen test pictures of the other. The column split keeps one for all.
 Pictures of one subject, such as one patient, stay in one split: --subject names the column, else
 one called subject, patient_id, lesion_id, person or the like is taken, which the notes say.
 Pictures without a subject are each their own, and all are with --subject file.

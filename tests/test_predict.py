@@ -19,9 +19,10 @@ from conftest import read_table, write_table
 from forked import ROOT, run_script
 from PIL import Image
 
+import datasets
 import metrics
 import predict
-from data import InputError
+from data import InputError, files_of
 from datasets import decode
 
 SMALL = "--smoke --device cpu --image-size 16 --epochs 2 --teacher convnet4".split()
@@ -175,7 +176,105 @@ def test_pictures_find_their_rows_by_the_end_of_their_paths(run, originals, main
     write_table(table, rows)
     printed = main(run, folder / "pictures", "--labels", table)
     assert "8 of 96 pictures have a label and a group" in printed
+    for name in (lambda f: f[:-4], lambda f: f"{int(f[:-4])}.PNG", str.upper):  # as people write
+        write_table(table, [{**row, "file": name(row["file"])} for row in rows])
+        lax = main(run, folder / "pictures", "--labels", table)
+        assert lax == printed
+    write_table(table, [{**rows[0], "file": f"000.{ending}"} for ending in ("gif", "bmp")])
+    with pytest.raises(InputError, match="000.png can be 000.gif or 000.bmp: write its ending"):
+        main(run, folder / "pictures/000.png", "--labels", table)
     assert main(run, "--labels", folder / "labels.csv").count(", corrected ") == 96
+
+
+def test_the_table_of_the_training_is_read_by_the_settings_of_the_training(
+    run, originals, main, tmp_path
+):
+    folder = shutil.copytree(originals / "csv", tmp_path / "pictures")
+    before = main(run, "--labels", folder / "labels.csv", "--csv", tmp_path / "before.csv")
+    names = {"file": "image", "label": "finding", "group": "place", "subject": "Patient No"}
+    rows = read_table(folder / "labels.csv")
+    write_table(folder / "labels.csv", [{names.get(k, k): row[k] for k in row} for row in rows])
+    saved = torch.load(run / "student.pt", weights_only=True)
+    saved["settings"] |= {"file_column": "image", "target": "finding", "sensitive": "place"}
+    torch.save(saved, tmp_path / "other.pt")
+    after = main(
+        tmp_path / "other.pt", "--labels", folder / "labels.csv", "--csv", tmp_path / "after.csv"
+    )
+    told = "file is the column image, label is the column finding, group is the column place, "
+    assert f"{told}subject is the column patient no\n" in after
+    assert after.partition("\n")[2] == before.partition("\n")[2]  # patients are clusters, too
+    assert read_table(tmp_path / "after.csv") == read_table(tmp_path / "before.csv")
+    assert read_table(tmp_path / "after.csv")[3]["subject"] == "p1"
+    saved["settings"]["sensitive"] = "age:7,20"
+    torch.save(saved, tmp_path / "other.pt")
+    assert "auroc, 7<age<=20" in main(tmp_path / "other.pt", "--labels", folder / "labels.csv")
+
+
+def test_bad_pictures_are_named_and_the_others_are_answered(run, originals, tmp_path):
+    folder = shutil.copytree(originals / "csv", tmp_path / "pictures")
+    (folder / "pictures/003.jpg").write_text("no picture")
+    (folder / "pictures/009.jpg").unlink()
+    flags = ["--labels", folder / "labels.csv", "--csv", "answers.csv"]
+    done = run_script(Path(predict.__file__), run, *flags, cwd=tmp_path)
+    first, second, last = done.stderr.splitlines()
+    assert "003.jpg cannot be read as a picture" in first
+    assert "009.jpg cannot be read as a picture" in second and "No such file" in second
+    assert last.startswith("predict.py: 2 of 96 pictures are left out, the first: ")
+    assert done.returncode == 1 and "94 of 96 pictures have a label and a group" in done.stdout
+    assert "auroc_gap" in done.stdout and len(read_table(tmp_path / "answers.csv")) == 94
+
+
+def test_grey_of_more_than_8_bits_is_spread_as_in_training(run, main, tmp_path):
+    """A picture alone does not show in which range its data set lies."""
+    levels = np.linspace(0, 200, 256).reshape(16, 16)
+    Image.fromarray((levels * 16).astype(np.uint16)).save(tmp_path / "bright.png")
+    Image.fromarray(levels.astype(np.uint16)).save(tmp_path / "dark.png")
+    Image.fromarray((levels / 16).astype(np.uint8)).save(tmp_path / "meant.png")
+    saved = torch.load(run / "student.pt", weights_only=True)
+    saved["notes"] |= {datasets.WHITE: 4095.0}
+    torch.save(saved, tmp_path / "other.pt")
+    assert np.ptp(decode(tmp_path / "dark.png", 16, white=4095)) == 12
+    dark, meant = (
+        main(tmp_path / "other.pt", tmp_path / f"{name}.png", "--csv", tmp_path / "t.csv")
+        for name in ("dark", "meant")
+    )
+    assert dark.partition(": ")[2] == meant.partition(": ")[2]
+    told = "1 pictures are grey of more than 8 bits, as none was in training: white is the end of"
+    assert told in main(run, tmp_path / "dark.png") and told not in main(
+        run, tmp_path / "meant.png"
+    )
+    saved["notes"][datasets.WHITE] = 255.0
+    torch.save(saved, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="its grey goes up to 3200, where 255 is white"):
+        main(tmp_path / "other.pt", tmp_path / "bright.png")
+
+
+def test_the_code_of_a_network_must_be_that_of_the_training(run, main, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    body = "import torch\ndef {}(size):\n    return torch.nn.Sequential(torch.nn.Flatten(), {})\n"
+    linear, code = "torch.nn.Linear(3 * size * size, 1)", Path("net.py")
+    code.write_text(body.format("head", linear) + body.format("other", linear))
+    folder = with_student(run, tmp_path / "run", ckd, f"{code}:head")
+    saved = torch.load(folder / "student.pt", weights_only=True)
+    saved["settings"] |= files_of(f"{code}:head")
+    torch.save(saved, folder / "student.pt")
+    Image.new("RGB", (30, 20)).save("picture.png")
+    said = main(folder, "picture.png", "--student-module", "net.py:head")
+    shutil.copy(code, "moved.py")
+    assert main(folder, "picture.png", "--student-module", "moved.py:head") == said
+    refused = "is not what run/student.pt was trained with, net.py:head as it was then: pass that"
+    for module in ("net.py:other", "changed.py:head"):
+        code.with_name("changed.py").write_text(code.read_text() + "\n")
+        with pytest.raises(InputError, match=f"{module} {refused}"):
+            main("run", "picture.png", "--student-module", module)
+    del saved["settings"]["files"]  # of an older version: then shapes alone can tell
+    torch.save(saved, folder / "student.pt")
+    code.write_text(
+        body.format("head", "torch.nn.Linear(3 * size * size, 9), torch.nn.Linear(9, 1)")
+    )
+    with pytest.raises(InputError, match="does not fit .* what net.py:head makes") as error:
+        main("run", "picture.png", "--student-module", "net.py:head")
+    assert "delete" not in str(error.value)
 
 
 def with_student(run, folder, module, name, **settings):
@@ -250,20 +349,29 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
     "text": ({}, ["text.png"], ["text.png cannot be read as a picture"]),
     "empty folder": ({}, ["empty"], ["empty holds no picture"]),
     "unwritable": ({}, ["picture.png", "--csv", "text.png/table.csv"], ["text.png"]),
-    "damaged": ("damaged", [], ["student.pt", "delete it"]),
-    "code": (Code(), [], ["student.pt", "delete it"]),
-    "a list": ([1], [], ["student.pt"]),
-    "no states": ({"states": None}, [], ["student.pt is not a student of a script in methods/"]),
-    "an older one": ({"class_shares": None}, [], ["student.pt is not a student of", "older one"]),
-    "a rule less": ({"states": {}}, [], ["student.pt is not a student of a script in methods/"]),
+    "damaged": ("damaged", [], ["student.pt is damaged, no student, or", "pass the"]),
+    "code": (Code(), [], ["student.pt is damaged, no student, or holds code: pass the student"]),
+    "a list": ([1], [], ["student.pt is no student"]),
+    "no states": ({"states": None}, [], ["student.pt is no student that this version reads"]),
+    "an older one": ({"class_shares": None}, [], ["student.pt is no student", "an older version"]),
+    "a rule less": ({"states": {}}, [], ["student.pt is no student", "such as a teacher's"]),
     "its own code": ({"network": "net.py:f"}, [], ["net.py:f", "--student-module FILE.py:FUNC"]),
     "labels without a group": ({}, ["--labels", "few.csv"], ["few.csv has no column 'group'"]),
     "labels of others": ({}, ["picture.png", "--labels", "other.csv"], ["nothing about these"]),
     "an unknown class": ({}, ["--labels", "bird.csv"], ["'bird', no class of it: cat, dog, fox"]),
     "two of one name": ({}, ["picture.png", "more", "--labels", "good.csv"], ["are the same row"]),
     "a lost picture": ({}, ["--labels", "other.csv"], ["no.png cannot be read as a picture"]),
-    "another method": ({"method": "os"}, [], ["student.pt is not a student of a script"]),
-    "another network": ({"network": "convnet4"}, [], ["student.pt does not fit"]),
+    "another method": ({"method": "os"}, [], ["student.pt is no student that this version"]),
+    "another network": (
+        {"network": "convnet4"},
+        [],
+        ["student.pt does not fit", "trained with convnet4"],
+    ),
+    "not its code": (
+        {},
+        ["picture.png", "--student-module", "net.py:f"],
+        ["net.py:f is not what run/student.pt was trained with, convnet2 as it was then"],
+    ),
 }
 
 
@@ -296,7 +404,8 @@ def test_what_is_wrong_is_said_in_one_sentence(run, fault, main, tmp_path, monke
     with pytest.raises(InputError) as error:
         main("run", *(arguments or ["picture.png"]))
     message = str(error.value)
-    assert all(word in message for word in words) and "\n" not in message and len(message) < 300
+    assert all(word in message for word in words) and "\n" not in message and len(message) < 350
+    assert "delete" not in message  # a student is what the whole training was for
     assert not Path("trap").exists()
 
 
@@ -310,8 +419,8 @@ def test_as_a_user_starts_it(run, originals, tmp_path):
     done = run_script(program, run, picture, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith(f"{picture}: ") and not done.stderr
     done = run_script(program, run, "nothing.png", cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith("predict.py: nothing.png cannot be")
-    assert len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1 and done.stderr.startswith("nothing.png cannot be read as a pic")
+    assert done.stderr.splitlines()[1].startswith("predict.py: 1 of 1 pictures are left out")
     done = run_script(program, run, cwd=tmp_path)
     assert done.returncode == 2 and "name pictures" in done.stderr
 
