@@ -46,9 +46,9 @@ SEGMENT = {  # what --task segment has instead
     "student": "unet8",
     "target": "dx",
     "epochs": 6,
-    "lr": 0.1,
+    "lr": 0.2,
     "teacher_epochs": 6,
-    "teacher_lr": 0.1,
+    "teacher_lr": 0.2,
 }
 PAGE = "https://doi.org/10.7910/DVN/DBW86T"
 SERVER = "https://dataverse.harvard.edu/api/access/datafile/"
