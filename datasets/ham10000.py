@@ -178,7 +178,11 @@ def read(root, target, sensitive, fold, download):
             float(row["age"]) == 0 for row, u in zip(rows, used) if u
         ),
     }
-    masks = "HAM10000_segmentations_lesion_tschandl"
+
+    def masks():
+        names, folder = [f"{i}_segmentation" for i in ids], "HAM10000_segmentations_lesion_tschandl"
+        return [found.get(name, root / folder / f"{name}.png") for name in names]
+
     return Table(
         [found.get(i, root / f"{i}.jpg") for i in ids],
         ids,
@@ -190,8 +194,6 @@ def read(root, target, sensitive, fold, download):
         group_names,
         notes,
         incomplete=incomplete,
-        mask_files=[
-            found.get(f"{i}_segmentation", root / masks / f"{i}_segmentation.png") for i in ids
-        ],
+        mask_files=masks,
         inside="lesion",
     )

@@ -382,7 +382,7 @@ def test_a_row_without_a_mask_and_a_table_without_masks(masked):
     with pytest.raises(InputError, match="1 of 96 pictures have no mask.*no mask is named"):
         load("csv", masked, 16, task="segment")
     write_table(masked / "labels.csv", [{k: r[k] for k in r if k != "mask"} for r in rows])
-    with pytest.raises(InputError, match="needs masks, but .* names none: see FILES at the top of"):
+    with pytest.raises(InputError, match="labels.csv has no column 'mask': choose or write one"):
         load("csv", masked, 16, task="segment")
 
 
