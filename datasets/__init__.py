@@ -60,7 +60,7 @@ class Table:
     group_names: list
     notes: dict = field(default_factory=dict)  # what was left out and why, with counts
     images: np.ndarray = None  # (N, H, W, 3) uint8 where no picture file is to be decoded
-    mask_files: list = None  # as `files`, None for a picture without a mask
+    mask_files: object = None  # a function to a list as `files`, None for a picture without a mask
     masks: np.ndarray = None  # (N, H, W) uint8, above 0 inside, where no file is to be decoded
     inside: str = "inside"  # what is inside of a mask
     views: list = None  # N tuples, what `decode` is told besides file and size: (box, in grey?)
@@ -418,9 +418,8 @@ def read_table(
     table = reader.read(root, target, sensitive, fold, download, **own)
     if task != "segment":
         table.masks = table.mask_files = None
-    elif table.masks is None and not table.mask_files:
-        why = f"--task segment needs masks, but {root} names none"
-        raise InputError(f"{why}: see FILES at the top of datasets/{name.replace('-', '_')}.py")
+    elif table.mask_files:  # looked for only now, because nobody else cares for their column
+        table.mask_files = table.mask_files()
     what, total = "label or group missing", len(table.incomplete) + len(table.ids)
     refuse_faults(table.incomplete, total, skip_bad, f"rows have a {what}", "fill them in")
     table.leave_out(what, table.incomplete)

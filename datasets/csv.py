@@ -162,11 +162,13 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
                     f"{table}: subject {subject!r} is in {where[subject]} and in {part}: keep each "
                     "subject in one split"
                 )
-    masks = None
-    if "mask" in rows[0]:
-        named_masks = [row["mask"] for row in rows if not missing(row["mask"])]
-        places = locate(root, named_masks, table)
-        masks = [places.get(row["mask"]) for row in rows]
+
+    def masks():
+        require(table, rows[0], ["mask"])
+        names = [row["mask"] for row in rows if not missing(row["mask"])]
+        places = locate(root, names, table)
+        return [places.get(row["mask"]) for row in rows]
+
     return Table(
         [found[row[named]] for row in rows],
         [row[named] for row in rows],

@@ -49,9 +49,9 @@ SEGMENT = {  # what --task segment has instead
     "student": "unet8",
     "target": "dx",
     "epochs": 6,
-    "lr": 0.1,
+    "lr": 0.2,
     "teacher_epochs": 6,
-    "teacher_lr": 0.1,
+    "teacher_lr": 0.2,
 }
 PAGE = "https://doi.org/10.7910/DVN/DBW86T"
 SERVER = "https://dataverse.harvard.edu/api/access/datafile/"
@@ -193,7 +193,11 @@ def read(root, target, sensitive, fold, download):
             float(row["age"]) == 0 for row, u in zip(rows, used) if u
         ),
     }
-    masks = "HAM10000_segmentations_lesion_tschandl"
+
+    def masks():
+        names, folder = [f"{i}_segmentation" for i in ids], "HAM10000_segmentations_lesion_tschandl"
+        return [found.get(name, root / folder / f"{name}.png") for name in names]
+
     return Table(
         [found.get(i, root / "**" / f"{i}.jpg") for i in ids],  # looked for at any depth
         ids,
@@ -205,8 +209,6 @@ def read(root, target, sensitive, fold, download):
         group_names,
         notes,
         incomplete=incomplete,
-        mask_files=[
-            found.get(f"{i}_segmentation", root / masks / f"{i}_segmentation.png") for i in ids
-        ],
+        mask_files=masks,
         inside="lesion",
     )

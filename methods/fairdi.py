@@ -12,8 +12,8 @@ CHANGES RELATIVE TO ckd.py.
 
 EQUATIONS. l_i: loss; a_i: group; u_g: losses of B pictures of group g, u: of all B · G; φ: the
 network up to its features; h_g: teacher's head; c, t: of FIS; z, α, T: as in ckd.py (the paper has
-λ for α and τ for T). Of FEBS, p: probabilities, m: masks, one-hot; E_g: Dice loss of a group's
-pictures in the batch, summed over classes; Ē: its running mean over batches that hold the group.
+λ for α and τ for T). Of FEBS, p: probabilities, m: masks, one-hot; E_g: Dice loss of group g in the
+batch, over classes; Ē_g: running mean of 1 - soft Dice of its pictures, over batches that hold it.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                         kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)     kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD, in step 2                  Method.step
@@ -438,8 +438,8 @@ def score(answers, labels, weights=None):
 
 def gain(said, control, split, replicates):
     """By how much the score of answers `said` is above that of `control`, with its interval."""
-    labels, subjects = split.labels.cpu().numpy(), split.subjects
-    weights = metrics.bootstrap_weights(n=len(split), replicates=replicates, clusters=subjects)
+    labels, many = split.labels.cpu().numpy(), {"n": len(split), "replicates": replicates}
+    weights = metrics.bootstrap_weights(**many, clusters=split.subjects)
     points = {"point_a": score(said, labels), "point_b": score(control, labels)}
     draws = {"draws_a": score(said, labels, weights), "draws_b": score(control, labels, weights)}
     return metrics.paired_difference(**points, **draws)
@@ -506,26 +506,26 @@ class Method(PlainTraining):
         plain.epochs, plain.lr = args.teacher_epochs, args.teacher_lr
         plain.optimizer = args.teacher_optimizer
         self.phi, phi_val = (Frozen(student, data[part]) for part in ("train", "val"))
-        self.heads, gains = nn.ModuleList(), self.extra.setdefault("gains", {})
+        self.heads, gains = nn.ModuleList(), self.extra.setdefault("gains", [])
         for g, name in enumerate(data.group_names):
             own = [(phi, (phi.split.groups == g).nonzero()[:, 0]) for phi in (self.phi, phi_val)]
             self.heads.append(copy.deepcopy(student.head))
-            classes = min(len(phi.split.labels[index].unique()) for phi, index in own)
-            if classes < 2 and not student.segment:
+            number, classes = len(own[0][1]), [phi.split.labels[index] for phi, index in own]
+            if min(len(labels.unique()) for labels in classes) < 2 and not student.segment:
                 print(f"teacher of {name}: one class only, step 0 stands in for it")
                 continue
+            said, now, was = train_head(plain, data, self.heads[g], *own, number)
             ## Is it worth having? A control sees as many pictures, but of everybody; its best
             ## epoch, too, is chosen on this group. What is left is the gain of a teacher's own.
-            control, number = copy.deepcopy(student.head), len(own[0][1])
-            every = torch.arange(len(data["train"]), device=own[0][1].device)
-            said, now, was = train_head(plain, data, self.heads[g], *own, number)
-            other, *_ = train_head(plain, data, control, (self.phi, every), own[1], number)
+            every = self.phi, torch.arange(len(data["train"]), device=own[0][1].device)
+            other, *_ = train_head(plain, data, copy.deepcopy(student.head), every, own[1], number)
             found = gain(said, other, data["val"].subset(own[1][1]), 100 if args.smoke else 1000)
             points = "{difference:+.2%} [{low:+.2%}, {high:+.2%}]".format(**found)
-            gains[name] = {k: None if math.isnan(value) else value for k, value in found.items()}
+            numbers = {k: None if math.isnan(v) else v for k, v in found.items()}
+            gains.append({"group": name} | numbers)
             print(f"teacher of {name}: val {what} {now:.1%}, was {was:.1%}; its gain {points}")
         self.heads.requires_grad_(False)
-        if not any((found["low"] or 0) > 0 for found in gains.values()):
+        if not any((found["low"] or 0) > 0 for found in gains):
             print("no teacher gains over one of everybody: step 2 only distils step 0")
 
     def taught(self, feats, groups):
@@ -960,7 +960,7 @@ def train_and_test(args, data, folder, about):
         save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
         truth |= {"labels_val": val.labels.cpu(), "groups_val": val.groups.cpu()}
-        kind = np.int32 if args.task == "segment" else np.float16
+        kind = np.int32 if args.task == "segment" else np.float16  # `areas`, or logits
         arrays = {name: values.astype(kind) for name, values in logits.items()}
         np.savez_compressed(packed := io.BytesIO(), **arrays, **truth, subjects=test.subjects)
         save(folder / "logits.npz", packed.getvalue())

@@ -956,7 +956,7 @@ def train_and_test(args, data, folder, about):
         save(folder / "student.pt", about | weights)
         truth = {"labels": test.labels.cpu(), "groups": test.groups.cpu(), "ids": test.ids}
         truth |= {"labels_val": val.labels.cpu(), "groups_val": val.groups.cpu()}
-        kind = np.int32 if args.task == "segment" else np.float16
+        kind = np.int32 if args.task == "segment" else np.float16  # `areas`, or logits
         arrays = {name: values.astype(kind) for name, values in logits.items()}
         np.savez_compressed(packed := io.BytesIO(), **arrays, **truth, subjects=test.subjects)
         save(folder / "logits.npz", packed.getvalue())

@@ -189,6 +189,8 @@ def test_a_group_of_one_class_is_named_and_step_0_stands_in(toy, tmp_path, capsy
     method = make(data, tmp_path)
     said = capsys.readouterr().out
     assert "teacher of alone: one class only" in said and "teacher of outlined: val auroc" in said
+    assert [found["group"] for found in method.extra["gains"]] == ["filled", "outlined"]
+    assert all(found["low"] <= found["high"] for found in method.extra["gains"])
     alone = data["train"].groups == 2
     with torch.no_grad():
         logits_t = method.taught(method.phi.kept, data["train"].groups)
