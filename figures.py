@@ -124,7 +124,7 @@ def over(runs, pooled=False):
     """What values and intervals are over, as a text."""
     if pooled:
         return f"N = {len(results.folds_of(runs))} folds, intervals over all their test pictures"
-    few = ", too few for intervals" if 1 < len(runs) < FEWEST else ""
+    few = " (dots), too few for intervals" if 1 < len(runs) < FEWEST else ""
     return f"N = {len(runs)} runs{few}" if len(runs) > 1 else "one run, intervals over its pictures"
 
 
@@ -165,11 +165,8 @@ def two_points(rows, pooled, where, path):
     for axes, (words, metric, group, more) in zip(all_axes, panels):
         for y, (name, runs) in enumerate(rows.items()):
             for rule, shift in zip(RULES, (-0.17, 0.17)):
-                value, bad = (
-                    measured(runs, metric, rule, group, pooled),
-                    number_collapsed(runs, rule),
-                )
-                put(axes, value, y + shift, name, bad, hollow=shift > 0)
+                value = measured(runs, metric, rule, group, pooled)
+                put(axes, value, y + shift, name, number_collapsed(runs, rule), shift > 0)
         axes.set_xlabel(better(words, more))
         axes.margins(x=0.08)
     axes.set(yticks=range(len(rows)), yticklabels=labels_of(rows), ylim=(len(rows) - 0.5, -0.5))
@@ -377,24 +374,24 @@ ALONG = {  # what is varied: the method, its symbol and name, and the metrics th
 
 
 def sweep(rows, kind, where, path):
-    """A setting against accuracy and unfairness, and both of them in space, as in the slides."""
+    """A setting against accuracy and unfairness."""
     if not results.comparable(rows):
         return None
     (method, symbol, words, shown), end = ALONG[kind], results.main_rule(rows)
-    style, places, first = look(method), np.arange(len(rows)), next(iter(rows))
+    colour, places, first = look(method)["color"], np.arange(len(rows)), next(iter(rows))
     bad = [value for value, runs in rows.items() if number_collapsed(runs)]
     *_, last = (value for value in rows if value not in bad or value == first)
-    figure, (axes, space) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
-    space.remove()
-    space, told, lines = figure.add_subplot(1, 2, 2, projection="3d"), [], []
+    size = {"figsize": (11 if kind == "sweep" else 7, 4.8), "layout": "constrained"}
+    figure, told, lines = plt.figure(**size), [], []
+    axes = figure.add_subplot(1, 2 if kind == "sweep" else 1, 1)
     for ls, (metric, label) in zip(("-", "--", ":"), shown.items()):
         values = [measured(runs, metric + end) for runs in rows.values()]
         lines.append([value.point for value in values])
-        axes.plot(places, lines[-1], ls, color=style["color"], label=label, zorder=2)
+        axes.plot(places, lines[-1], ls, color=colour, label=label, zorder=2)
         for place, value, (name, runs) in zip(places, values, rows.items()):
             put(axes, value, place, method, name in bad, upright=True)
             single = results.values(runs, metric + end) if 1 < len(runs) < FEWEST else []
-            axes.plot([place + 0.12] * len(single), single, ".", color=style["color"], ms=3)
+            axes.plot([place + 0.12] * len(single), single, ".", color=colour, ms=3)
         put(axes, measured(rows[first], metric + end, "teacher"), -0.35, "teacher", upright=True)
         change = results.change(rows[last], rows[first], metric + end)
         told.append(f"{label} {effect(change, 'falls', 'rises')} ({change.point:+.1f} points)")
@@ -402,24 +399,32 @@ def sweep(rows, kind, where, path):
     axes.set_xticks(places, rows)
     axes.set(xlabel=words, ylabel="accuracy (%, better ↑)\nunfairness (points, better ↓)")
     axes.set(ylim=(-6, 106), xlim=(-0.7, len(rows) - 0.5))
-    for place, name, x, y in zip(places, rows, *lines[:2]):
-        space.plot([place] * 2, [x] * 2, [0, y], ":", color="0.3", lw=1.2)  # a drop line
-        space.plot([place], [x], [y], **style)
-        if name in bad:
-            cross_out(space, place, x, y)
-        space.text(place, x, y + 3, f"   {symbol} = {name}")
-    space.plot(places, *lines[:2], color=style["color"], lw=0.8)
-    space.set(xticks=places, xticklabels=rows, xlabel=symbol, ylabel="accuracy (%)")
-    space.set(zlabel=f"{[*shown.values()][1]} (points)", zlim=(0, max(lines[1]) + 8))
-    space.view_init(20, -60)
-    space.set_box_aspect(None, zoom=0.9)
+    if kind == "sweep":
+        in_space(figure.add_subplot(1, 2, 2, projection="3d"), method, rows, bad, lines)
     sentence = f"From {symbol} = {first} to {last}, {' and '.join(told[:2])}"
     sentence += f"; at {', '.join(bad)} students collapse" if bad else ""
     save(figure, path, sentence.replace("-", "−").replace("mean−DEO", "mean-DEO"), where)
     return (
-        f"The {words} against {', '.join(shown.values())} ({DECISIONS[end]}), and in space, with "
-        f"lines down to the floor; {over(rows[first])} (dots); in the title the paired change."
+        f"The {words} against {', '.join(shown.values())} ({DECISIONS[end]}); {over(rows[first])}; "
+        "in the title the paired change."
     )
+
+
+def in_space(axes, method, rows, bad, lines):
+    """The slides' view: strength, accuracy and disparity in space, with lines down to the floor."""
+    style, places = look(method), np.arange(len(rows))
+    for place, name, x, y in zip(places, rows, *lines):
+        axes.plot([place] * 2, [x] * 2, [0, y], ":", color="0.3", lw=1.2)
+        axes.plot([place], [x], [y], **style)
+        axes.text(place, x, y + 3, f"   λ = {name}")
+        if name in bad:
+            cross_out(axes, place, x, y)
+    axes.plot(places, *lines, color=style["color"], lw=0.8)
+    axes.set(xlabel="λ", xticks=places, xticklabels=[], ylabel="accuracy (%)")
+    axes.set(zlabel="disparity (points)", zlim=(0, max(lines[1]) + 8))
+    axes.locator_params("y", nbins=5)
+    axes.view_init(20, -60)
+    axes.set_box_aspect(None, zoom=0.9)
 
 
 def curves(rows, name, part=None):
@@ -479,8 +484,8 @@ def training(rows, where, path):
         sentence += f"{worst} with the highest ({last[worst]:.1f} %)"
     save(figure, path, sentence, where)
     return (
-        f"Fairness ({DECISIONS[end]}) and use on validation along training, CTKD's temperature and "
-        f"BIRD's gates; N = {most} runs, bands: 95 % over at least {FEWEST} runs."
+        f"Fairness ({DECISIONS[end]}) and use on validation along training; N = {most} a method; "
+        f"bands are 95 % intervals over at least {FEWEST} runs."
         + listed("Left out, their logs not kept", labels_of(every, but=rows))
     )
 
@@ -538,7 +543,7 @@ def fairtune_masks(rows, where, path):
     part.axvline(0, color="0.6", zorder=0)
     part.set(ylim=grid.get_ylim(), yticks=[])
     part.margins(x=0.08)
-    part.set_xlabel(better(f"{objective}, tuned − frozen (epoch 1)", good))
+    part.set_xlabel(better(f"{objective},\ntuned − frozen (epoch 1)", good))
     sentence = f"Tuning is shown to matter for {shown or 'none'} of the {len(names)} parts of "
     sentence += "FairTune's network"
     save(figure, path, sentence, where)
