@@ -51,7 +51,8 @@ FEWEST = 4  # runs, for an interval over runs
 
 def look(name):
     """Colour, marker and line of a row; a variant has its method's, a reader's own script CKD's."""
-    return next(LOOK[n] for n in (name, name.partition(",")[0], "CKD") if n in LOOK)
+    method = name.partition(" (")[0].partition(",")[0]
+    return LOOK.get(method, LOOK["CKD"])
 
 
 def chosen(rows, methods):
@@ -124,7 +125,7 @@ def over(runs, pooled=False):
     """What values and intervals are over, as a text."""
     if pooled:
         return f"N = {len(results.folds_of(runs))} folds, intervals over all their test pictures"
-    few = " (dots), too few for intervals" if 1 < len(runs) < FEWEST else ""
+    few = ", too few for intervals" if 1 < len(runs) < FEWEST else ""
     return f"N = {len(runs)} runs{few}" if len(runs) > 1 else "one run, intervals over its pictures"
 
 
@@ -137,7 +138,7 @@ def save(figure, path, sentence, where):
         columns = min(len(named), letters // (8 + max(map(len, named))))
         place = {"loc": "outside lower center", "ncols": max(columns, 1)}
         figure.legend(named.values(), named.keys(), **place)
-    lines = (sentence[0].upper() + sentence[1:], where)
+    lines = [line[0].upper() + line[1:] for line in (sentence, where)]
     figure.suptitle("\n".join(textwrap.fill(line, letters) for line in lines))
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -231,10 +232,12 @@ def critical_difference(names, scores, lost, title, path):
     axes.set_yticks(range(k), [f"{names[m]}: {mean[m]:.1f}" for m in order])
     axes.set(ylim=(k - 0.5, -0.5), xlabel=better(f"mean rank of {k} methods", False))
     axes.margins(x=0.05)
-    sentence = f"In {title}, {names[order[0]]} ranks best; {behind} of {k - 1} others are shown to "
-    sentence = (
-        f"{sentence}rank lower" if p < 0.05 else f"No method is shown to rank best in {title}"
-    )
+    sentence = f"No method is shown to rank best in {title}"
+    if p < 0.05:
+        sentence = (
+            f"In {title}, {names[order[0]]} ranks best; {behind} of {k - 1} others are shown "
+        )
+        sentence += "to rank lower"
     save(figure, path, sentence, f"N = {n} repetitions, Friedman's test: p = {p:.2g}")
     return (
         f"Mean ranks over N = {n} repetitions (seeds, or folds, of which the attributes are "
@@ -255,9 +258,9 @@ def three_models(rows):
     if "CKD" not in rows or not debiased:
         return {}, []
     row = [*useful, *debiased][0]
-    models = {"teacher": ("CKD", "teacher"), "CKD": ("CKD", "last")}
-    others = labels_of(debiased, but=[row])
-    return models | {results.label(row, rows[row]): (row, "last")}, others
+    shown = (("teacher", "CKD", "teacher"), ("CKD", "CKD", "last"), (row, row, "last"))
+    models = {results.label(name, rows[r], rule): (r, rule) for name, r, rule in shown}
+    return models, labels_of(debiased, but=[row])
 
 
 def effect(change, less="lowers", more="raises"):
@@ -270,8 +273,8 @@ def per_class(rows, where, path):
     models, others = three_models(rows)
     if not models:
         return None
-    first, metric = next(iter(rows["CKD"].values())), f"disparity{results.main_rule(rows)}"
-    pooled, undefined = first["settings"]["fold"] is not None, {}
+    first, end = next(iter(rows["CKD"].values())), results.main_rule(rows)
+    pooled, metric, undefined = first["settings"]["fold"] is not None, f"disparity{end}", {}
     classes, groups = ([*map(said, first[name])] for name in ("classes", "group_names"))
     figure, axes = plt.subplots(figsize=(7, 2 + 0.5 * len(classes)), layout="constrained")
     for n, (name, (row, rule)) in enumerate(models.items()):
@@ -295,15 +298,10 @@ def per_class(rows, where, path):
     save(figure, path, sentence, where)
     return (
         "Disparity of each class for the teacher, the student distilled from it, and a debiased "
-        f"student ({decided(metric)}); {over(rows['CKD'], pooled)}; in the title its mean size."
+        f"student ({DECISIONS[end]}); {over(rows['CKD'], pooled)}; in the title its mean size."
         + listed("Other debiased students, not shown", others)
         + listed("Undefined, because a group lacks the class", undefined)
     )
-
-
-def decided(metric):
-    """The rule of decisions behind a metric, in words."""
-    return DECISIONS["_corrected" if metric.endswith("_corrected") else ""]
 
 
 def gallery(rows, data_dir, where, path):
@@ -405,8 +403,8 @@ def sweep(rows, kind, where, path):
     sentence += f"; at {', '.join(bad)} students collapse" if bad else ""
     save(figure, path, sentence.replace("-", "−").replace("mean−DEO", "mean-DEO"), where)
     return (
-        f"The {words} against {', '.join(shown.values())} ({DECISIONS[end]}); {over(rows[first])}; "
-        "in the title the paired change."
+        f"The {words} against {', '.join(shown.values())} ({DECISIONS[end]}); {over(rows[first])}"
+        f"{', each a dot' if 1 < len(rows[first]) < FEWEST else ''}; in the title: paired changes."
     )
 
 
@@ -463,7 +461,7 @@ def training(rows, where, path):
         text += f" ({len(runs)} runs)" if len(runs) < most else ""
         text += f" ({bad} of {len(runs)} collapsed)" if bad else ""
         for key, metric in (("fair", f"mean_deo{end}"), ("useful", "auroc")):
-            curve = 100 * curves(runs, metric, "val")
+            curve = np.clip(100 * curves(runs, metric, "val"), 0, 100)  # Student's t has no limits
             band(panels[key], curve, name, text)
             put(panels[key], Value(curve[-1, 0]), len(curve), name, bad, upright=True)
             last |= {text: curve[-1, 0]} if key == "fair" and not bad else {}
@@ -519,10 +517,7 @@ def fairtune_masks(rows, where, path):
         layout="constrained",
     )
     value, grid, part = (axes[name] for name in ("value", "grid", "effect"))
-    for which, fill, words in (
-        (ended, INDIGO, "trained to the end"),
-        (~ended, "none", "stopped"),
-    ):
+    for which, fill, words in ((ended, INDIGO, "trained to the end"), (~ended, "none", "stopped")):
         value.plot(order[which], last[which], "o", color=INDIGO, mfc=fill, label=words)
     value.set(ylabel=better(f"{objective}\n(validation)", good, True), xticks=[])
     value.set_xlim(-0.5, len(trials) - 0.5)
@@ -544,8 +539,10 @@ def fairtune_masks(rows, where, path):
     part.set(ylim=grid.get_ylim(), yticks=[])
     part.margins(x=0.08)
     part.set_xlabel(better(f"{objective},\ntuned − frozen (epoch 1)", good))
-    sentence = f"Tuning is shown to matter for {shown or 'none'} of the {len(names)} parts of "
-    sentence += "FairTune's network"
+    sentence = (
+        f"For {shown or 'none'} of {len(names)} parts, trials of FairTune that tune it differ "
+    )
+    sentence += "after one epoch from those that do not"
     save(figure, path, sentence, where)
     return (
         f"FairTune's search (N = {len(trials)} trials, one run): objective, tuned parts, and the "

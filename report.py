@@ -56,7 +56,8 @@ class Table:
     def add(self, name, cells, runs=(), rule="last", ranked=True):
         """A row. The name says how many of `runs` have collapsed; an unranked row is never bold."""
         bad, place = results.number_collapsed(dict(runs), rule), len(self.rows)
-        name += f" ({results.pretrained(runs)})" if runs and results.pretrained(runs) else ""
+        learnt = results.pretrained(dict(runs), rule) if runs else ""
+        name += f" ({learnt})" if learnt else ""
         name += f" ({bad} of {len(runs)} collapsed)" if bad and len(runs) > 1 else ""
         name += " (collapsed)" if bad and len(runs) == 1 else ""
         self.ranked |= {place} if ranked else set()

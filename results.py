@@ -268,10 +268,13 @@ def weight_words(setting, value):
     return f", {SYMBOLS[setting]} = {value:g}"
 
 
-def pretrained(runs):
+def pretrained(runs, rule="last"):
     """What of a row starts from weights that were learnt elsewhere, in words, or ""."""
     first = next(iter(runs.values()))
     settings = first.get("settings", {})
+    if rule == "teacher":
+        learnt = settings.get("pretrained") or settings.get("teacher_weights")
+        return "pre-trained" if learnt else ""
     if first["method"] in OWN_NETWORKS or settings.get("pretrained") or settings.get("weights"):
         return "pre-trained"
     taught = "teacher" in first and settings.get("alpha") != 0
@@ -288,10 +291,10 @@ def variant(rows, method):
     return method if method in rows else next(weights, None)
 
 
-def label(name, runs):
+def label(name, runs, rule="last"):
     """A row's name with its weight, if that is not the usual one, and whether it is pre-trained."""
-    name += weight_of(runs) if "," not in name else ""
-    return f"{name} ({pretrained(runs)})" if pretrained(runs) else name
+    name += "" if "," in name or rule == "teacher" else weight_of(runs)
+    return f"{name} ({pretrained(runs, rule)})" if pretrained(runs, rule) else name
 
 
 SAID = {"not Male": "women", "Male": "men", "female": "women", "male": "men", "group": ""}

@@ -17,6 +17,7 @@ from mpl_toolkits.mplot3d import proj3d
 import figures
 import report
 import results
+from data import load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -160,6 +161,24 @@ def test_the_gallery_shows_how_each_model_answered(by_place, tmp_path, monkeypat
     assert titles[-1].startswith(f"Adversarial KD {counts}{broken.sum()} of its ")
 
 
+def test_the_gallery_shows_real_pictures_too(celeba, tmp_path, monkeypatch):
+    """With their folder; from all answers of a distilled and a debiased student."""
+    chosen, titles = {"target": "Attractive", "sensitive": "Male"}, titles_of(monkeypatch)
+    test = load("celeba", celeba, 16, **chosen)["test"]
+    truth, path = test.labels.numpy(), tmp_path / "logits.npz"
+    plain, fair = np.arange(len(truth)) % 2, (np.arange(len(truth)) // 2) % 2
+    np.savez(path, plain=np.eye(2)[plain], fair=np.eye(2)[fair], ids=np.array(test.ids))
+    settings, rows = {"dataset": "celeba", "image_size": 16, "fold": None} | chosen, {}
+    for name, answers in (("CKD", "plain"), ("BIRD", "fair")):
+        (key, run), *_ = put_runs({}).items()
+        places = {"teacher": "fair", "last": answers, "ids": "ids"}
+        rows[name] = {key: run | {"settings": settings, "arrays": (path, places)}}
+    assert figures.gallery(rows, None, "x", tmp_path / "gallery.png") is None
+    assert figures.gallery(rows, celeba, "x", tmp_path / "gallery.png")
+    repaired = ((plain != truth) & (fair == truth)).sum()
+    assert f"repairs {repaired} of the {(plain != truth).sum()} errors" in titles[-1]
+
+
 def titles_of(monkeypatch):
     """A list of the titles of all figures from now on."""
     titles, write = [], figures.plt.Figure.suptitle
@@ -180,7 +199,7 @@ def test_titles_fit(by_place, monkeypatch):
     def checked(figure, path, **_):
         figure.draw_without_rendering()
         box = figure._suptitle.get_window_extent()
-        assert where in figure.get_suptitle() and 0 <= box.x0 and box.x1 <= figure.bbox.x1, path
+        assert where[1:] in figure.get_suptitle() and 0 <= box.x0 and box.x1 <= figure.bbox.x1, path
         drawn.append(path)
 
     monkeypatch.setattr(figures.plt.Figure, "savefig", checked)
@@ -359,7 +378,7 @@ def test_every_method_has_one_look_of_its_own():
     methods = {name.partition(",")[0] for name in results.NAMES.values()}
     assert methods | {"teacher"} == set(figures.LOOK)
     assert len({tuple(look.values()) for look in figures.LOOK.values()}) == len(figures.LOOK)
-    assert figures.look("adversarial KD, λ = 5") == figures.look("adversarial KD")
+    assert figures.look("BIRD, μ = 3 (pre-trained teacher)") == figures.look("BIRD")
 
 
 def test_intervals_are_the_tables_own_and_none_is_over_three_runs(everything):
