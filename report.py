@@ -56,6 +56,8 @@ class Table:
     def add(self, name, cells, runs=(), rule="last", ranked=True):
         """A row. The name says how many of `runs` have collapsed; an unranked row is never bold."""
         bad, place = results.number_collapsed(dict(runs), rule), len(self.rows)
+        learnt = results.pretrained(dict(runs), rule) if runs else ""
+        name += f" ({learnt})" if learnt else ""
         name += f" ({bad} of {len(runs)} collapsed)" if bad and len(runs) > 1 else ""
         name += " (collapsed)" if bad and len(runs) == 1 else ""
         self.ranked |= {place} if ranked else set()
@@ -632,7 +634,7 @@ COMMITTED = (  # the figures of the packed results; your own results get all of 
 
 
 def rank_blocks(by_place, metric):
-    """Names and (N, k) values, higher is better, of the rows of RANKED that every block has.
+    """Names and (N, k) values, higher is better, of the rows of RANKED in every block; the others.
 
     A block is a seed or a fold of a data set: the mean over its attributes (sex and age), which
     share pictures and, of methods that look at no group, networks. FairDi's paper claims the best
@@ -643,8 +645,8 @@ def rank_blocks(by_place, metric):
     for place, rows in by_place.items():
         name_of, sign = metric_of(metric, results.main_rule(rows)), METRICS[metric][1]
         like = [part for part in place[1].split("-") if not part.startswith("sensitive_")]
-        for name in [name for name in RANKED if name in rows]:
-            for key, result in rows[name].items():
+        for name, row in {name: results.variant(rows, name) for name in RANKED}.items():
+            for key, result in rows.get(row, {}).items():
                 (value,) = sign * results.values({key: result}, name_of)
                 useless = metric in results.HARD and result["last"]["test"]["collapsed"]
                 block = blocks.setdefault((place[0], *like, key), {}).setdefault(name, [])
@@ -655,7 +657,8 @@ def rank_blocks(by_place, metric):
     every = [{n for n, v in rows.items() if len(v) == m} for rows, m in zip(blocks, most)]
     names = [name for name in RANKED if all(name in there for there in every)]
     scores = [[np.mean(rows[name]) for name in names] for rows in blocks]
-    return names, np.array(scores).reshape(len(blocks), len(names))
+    lost = [name for name in RANKED if name not in names and any(name in rows for rows in blocks)]
+    return names, np.array(scores).reshape(len(blocks), len(names)), lost
 
 
 def draw(by_place, folder, wanted, data_dir):
@@ -674,19 +677,20 @@ def draw(by_place, folder, wanted, data_dir):
             return
 
     for place, rows in by_place.items():
-        stem, where = "-".join(filter(None, place)), named(*place)
+        stem, where = "-".join(filter(None, place)), results.scene(rows)
         stem = re.sub(r'[<>:"/\\|?*]', "_", stem)  # which Windows forbids in names of files
-        useful = {n: r for n, r in rows.items() if results.number_collapsed(r) < len(r)}
-        make(place, f"{stem}-gallery.png", figures.gallery, useful, data_dir, where)
-        make(place, f"{stem}-disparity.png", figures.per_class, useful, where)
-        make(place, f"{stem}-training.png", figures.training, rows, where)
-        make(place, f"{stem}-masks.png", figures.fairtune_masks, rows, where)
-        make(place, f"{stem}-two-points.png", figures.two_points, rows, in_folds(place), where)
+        usual, pooled = without_sweeps(rows), in_folds(place)
+        make(place, f"{stem}-gallery.png", figures.gallery, usual, data_dir, where)
+        make(place, f"{stem}-disparity.png", figures.per_class, usual, where)
+        make(place, f"{stem}-training.png", figures.training, usual, where)
+        make(place, f"{stem}-masks.png", figures.fairtune_masks, usual, where)
+        make(place, f"{stem}-two-points.png", figures.two_points, usual, pooled, where)
         for kind in SWEEPS:
             make(place, f"{stem}-{kind}.png", figures.sweep, swept(rows, kind), kind, where)
     for metric in ("AUROC", "worst group", "mean-DEO"):
         name = f"ranks-{metric.replace(' ', '-')}.png"
-        make("all", name, figures.critical_difference, *rank_blocks(by_place, metric), metric)
+        words = "AUROC of the worst group" if metric == "worst group" else metric
+        make("all", name, figures.critical_difference, *rank_blocks(by_place, metric), words)
     return captions
 
 

@@ -21,6 +21,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +75,8 @@ GRID = {
 ## Settings that the rows of a table share; all others make rows.
 CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained weights".split()
 CONDITIONS += "teacher_weights epochs teacher_epochs batch_size lr teacher_lr".split()
-CONDITIONS += "weight_decay precision compile smoke".split()
+CONDITIONS += "weight_decay precision compile smoke optimizer teacher_optimizer turns".split()
+CONDITIONS += "statistics teacher_statistics teacher_train teacher_sees".split()
 NETWORKS = {"teacher", "student", "epochs", "teacher_epochs", "batch_size"}
 SAME = ["pictures", "image_size", "target", "sensitive", *sorted(NETWORKS)]
 ## It tunes a transformer of its own at a budget of its own, whatever student the others train.
@@ -101,8 +103,8 @@ UTILITY = ("top-1", "recall", "precision", "F1", "AUROC")
 HARD = (*UTILITY[:4], "mean-DEO", "max-DEO", "disparity", "parity")  # those of decisions
 DECISIONS = {"": "decisions: largest output", "_corrected": "decisions: prior-corrected"}
 GAPS = ("gap", "mean-DEO", "disparity", "parity")  # mean sizes of what has a sign, of two groups
-## Rows of figures: debiased students, of which the first that is there is shown beside CKD; rows
-## whose log is drawn; rows that are shown at two chosen epochs, which SWAD's averages have not.
+## Rows of figures: debiased students, of which one is shown beside CKD; rows whose log is drawn;
+## rows that are shown at two chosen epochs, which SWAD's averages have not. See `variant`.
 DEBIASED = ("adversarial KD", "BIRD")
 TRAINING = ("ERM", "CKD", "CTKD", "BIRD", "adversarial KD")
 TWO_POINTS = ("ERM", "re-balancing", "GroupDRO", "FIS", "FairDi", "FairTune", "CKD")
@@ -158,6 +160,8 @@ def decided(test):
     """What the counts of a packed test give: the metrics of decisions, None if not known."""
     both = {end: test.get(f"counts{end}", test["counts"]) for end in metrics.ENDS}
     made = {f"counts{end}": counts for end, counts in both.items()}
+    if both["_corrected"]:  # what it was called when it was packed does not count
+        made["collapsed"] = metrics.has_collapsed(counts=np.array(both["_corrected"]))
     for end, counts in both.items():
         hard = metrics.decisions(counts=np.array(counts)) if counts else {}
         made |= {metric_of(name, end): hard.get(METRICS[name][0]) for name in HARD}
@@ -271,6 +275,64 @@ def row_name(result):
 def weight_words(setting, value):
     """How the name of a row with another weight than its method's ends."""
     return f", {SYMBOLS[setting]} = {value:g}"
+
+
+def pretrained(runs, rule="last"):
+    """What of a row starts from weights that were learnt elsewhere, in words, or ""."""
+    first = next(iter(runs.values()))
+    settings = first.get("settings", {})
+    if rule == "teacher":
+        learnt = settings.get("pretrained") or settings.get("teacher_weights")
+        return "pre-trained" if learnt else ""
+    if first["method"] in OWN_NETWORKS or settings.get("pretrained") or settings.get("weights"):
+        return "pre-trained"
+    taught = "teacher" in first and settings.get("alpha") != 0
+    return "pre-trained teacher" if taught and settings.get("teacher_weights") else ""
+
+
+def variant(rows, method):
+    """The row of a method that every figure shows: the tables' own choice, see `tuned`.
+
+    Where that left several weights, none of which is the usual one, it is the first. None if the
+    method has no row.
+    """
+    weights = (n for n in rows if n.startswith(f"{method}, ") and n == method + weight_of(rows[n]))
+    return method if method in rows else next(weights, None)
+
+
+def label(name, runs, rule="last"):
+    """A row's name with its weight, if that is not the usual one, and whether it is pre-trained."""
+    name += "" if "," in name or rule == "teacher" else weight_of(runs)
+    return f"{name} ({pretrained(runs, rule)})" if pretrained(runs, rule) else name
+
+
+SAID = {"not Male": "women", "Male": "men", "female": "women", "male": "men", "group": ""}
+SAID |= {"celeba": "CelebA", "ham10000": "HAM10000", "cifar10s": "CIFAR10-S", "label": ""}
+SAID |= {"wider": "WIDER", "csv": "own pictures"}
+
+
+def said(name):
+    """The name of a class, a group, an attribute or a data set as people say it."""
+    if ", " in name:  # groups that are crossed
+        return ", ".join(map(said, name.split(", ")))
+    years = re.fullmatch(r"(?:(\d+)<)?age(<=|>)(\d+)", name)
+    if years:
+        low, sign, high = years.groups()
+        return (
+            f"over {high}" if sign == ">" else f"{low} to {high}" if low else f"{high} or younger"
+        )
+    plain = name.replace("_", " ").replace("<=", " up to ").replace(">", " over ")
+    return SAID.get(name, plain if name.isupper() else plain.lower())
+
+
+def scene(rows):
+    """Data set, what is recognised, and what makes the groups: "CelebA: blond hair, by sex"."""
+    first = next(iter(next(iter(rows.values())).values()))
+    settings, groups = first["settings"], first["group_names"]
+    by = {"Male": "sex", "gender": "sex"}.get(settings["sensitive"], said(settings["sensitive"]))
+    by = f"by {by}" if by else f"of {' and '.join(map(said, groups))}"
+    data, target = said(settings["dataset"]), said(settings["target"])
+    return f"{data}{target and ': '}{target}, groups {by}"
 
 
 def shared_settings(result, but=()):
@@ -565,7 +627,8 @@ def cell(runs, metric, rule="last", group=None, pooled=False):
         return over_runs(values(runs, metric, rule, group))
     (result,) = runs.values()
     test = result[rule]["test"]
-    parts = [test[metric], *test["interval"].get(metric, [])]
+    test = test if group is None else test["groups"][group]  # which have no interval
+    parts = [test[metric], *test.get("interval", {}).get(metric, [])]
     return in_percent(*np.array(parts, float))  # where None becomes NaN
 
 

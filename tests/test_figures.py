@@ -1,14 +1,23 @@
-"""The statistics behind the figures against other sources; every figure is drawn."""
+"""The statistics behind the figures against other sources; every figure is drawn and looked at.
 
+What can mislead in a figure is tested here: texts over texts, markers on the frame or hidden, empty
+panels, colours that look alike, intervals of two runs, collapsed runs that look like victories, and
+titles that do not say what the tables say.
+"""
+
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.transforms import Bbox
+from mpl_toolkits.mplot3d import proj3d
 
 import figures
 import report
 import results
+from data import load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,15 +48,41 @@ def test_friedman_written_out(k):
     assert figures.friedman(np.ones((5, k))) == 1
 
 
-def test_cliques_are_the_longest_stretches():
-    assert figures.cliques([1, 2, 2.5, 4, 6], 1.6) == [(0, 2), (2, 3)]
-    assert figures.cliques([1, 3, 5], 1) == []
+def test_bars_of_ranks_overlap_where_no_difference_is_shown(tmp_path, monkeypatch):
+    """Two methods differ if their mean ranks differ by more than Nemenyi's distance."""
+    drawn, scores = noted_values(monkeypatch), np.arange(5) + np.zeros((12, 1))
+    caption = figures.critical_difference("abcde", scores, ["left"], "AUROC", tmp_path / "r.png")
+    assert caption.endswith("lack them: left.") and "N = 12" in caption
+    for (one, _, _), (two, _, _) in itertools.combinations(drawn, 2):
+        apart = one.high < two.low or two.high < one.low
+        assert apart == (abs(one.point - two.point) > figures.nemenyi(5, 12))
+    drawn.clear()
+    figures.critical_difference("abc", np.ones((4, 3)), [], "AUROC", tmp_path / "r.png")
+    assert all(np.isnan(value.low) for value, _, _ in drawn)  # Friedman's test finds nothing
+
+
+def noted_values(monkeypatch):
+    """A list of (value, place, name) of all points that are drawn from now on."""
+    calls, put = [], figures.put
+
+    def draw(axes, value, at, name, *rest, **more):
+        calls.append((value, at, name))
+        return put(axes, value, at, name, *rest, **more)
+
+    monkeypatch.setattr(figures, "put", draw)
+    return calls
 
 
 @pytest.fixture(scope="module")
-def by_place():
+def everything():
+    """All committed results."""
+    return results.collect(ROOT / "results")
+
+
+@pytest.fixture(scope="module")
+def by_place(everything):
     """The toy results that the README shows."""
-    by_place = results.collect(ROOT / "results")
+    by_place = everything
     if ("toy", "") not in by_place:
         pytest.skip("results/ has no toy at its present defaults")
     return {("toy", ""): by_place["toy", ""]}
@@ -66,10 +101,10 @@ def test_every_figure_is_drawn(by_place, tmp_path):
         assert f"]({name})\n\n*{caption}*" in "".join(texts.values())
 
 
-def test_sweeps_are_drawn(tmp_path):
+def test_sweeps_are_drawn(everything, tmp_path):
     """From the committed results: strengths on CelebA, temperatures on HAM10000."""
     drawn = set()
-    for place, rows in results.collect(ROOT / "results").items():
+    for place, rows in everything.items():
         for kind in report.SWEEPS:
             path = tmp_path / f"{place[0]}-{kind}.png"
             if figures.sweep(report.swept(rows, kind), kind, "here", path):
@@ -97,19 +132,63 @@ def test_no_figure_of_what_is_not_there_or_not_comparable(by_place, tmp_path):
 
 
 def test_the_gallery_shows_how_each_model_answered(by_place, tmp_path, monkeypatch):
-    """Above each picture: its class, and the answers, which must be those of the logits."""
-    rows, titles = by_place["toy", ""], []
-    monkeypatch.setattr(figures.plt.Axes, "set_title", lambda axes, text, **_: titles.append(text))
+    """Above each picture its class and the answers of the logits; repaired, then broken ones."""
+    rows, texts, titles = by_place["toy", ""], [], titles_of(monkeypatch)
+    write = figures.plt.Axes.annotate
+
+    def annotate(axes, text, *at, **more):
+        texts.append((text, more["color"]))
+        return write(axes, text, *at, **more)
+
+    monkeypatch.setattr(figures.plt.Axes, "annotate", annotate)
     figures.gallery(rows, None, "toy", tmp_path / "gallery.png")
-    run = rows["CKD"][0, 0]
-    logits, truth = results.arrays(run, ("last", "labels"))
-    answers = logits.argmax(1)
-    assert len(titles) == 15
-    for title in titles:
-        lines = title.splitlines()
-        said = run["classes"].index(lines[2].partition(": ")[2])
-        true = run["classes"].index(lines[0].partition(",")[0])
-        assert (answers[truth == true] == said).any() and lines[2].startswith("✓✗"[said != true])
+    run, other = (rows[name][0, 0] for name in ("CKD", "adversarial KD"))
+    (logits, truth), (fair,) = (
+        results.arrays(run, ("last", "labels")),
+        results.arrays(other, ["last"]),
+    )
+    plain, fair = logits.argmax(1), fair.argmax(1)
+    repaired, broken = (plain != truth) & (fair == truth), (plain == truth) & (fair != truth)
+    assert len(texts) == 4 * 12  # lines of twelve pictures, from below
+    for n in range(0, len(texts), 4):
+        (debiased, _), (ckd, colour), _, (first, _) = texts[n : n + 4]
+        said = run["classes"].index(ckd.partition(": ")[2])
+        true = run["classes"].index(first.partition(",")[0])
+        assert (plain[truth == true] == said).any() and ckd.startswith("✓✗"[said != true])
+        assert colour == (figures.RIGHT if said == true else figures.WRONG)
+        assert debiased[0] + ckd[0] == ("✓✗" if n < 24 else "✗✓")
+    counts = f"repairs {repaired.sum()} of the {(plain != truth).sum()} errors of CKD and breaks "
+    assert titles[-1].startswith(f"Adversarial KD {counts}{broken.sum()} of its ")
+
+
+def test_the_gallery_shows_real_pictures_too(celeba, tmp_path, monkeypatch):
+    """With their folder; from all answers of a distilled and a debiased student."""
+    chosen, titles = {"target": "Attractive", "sensitive": "Male"}, titles_of(monkeypatch)
+    test = load("celeba", celeba, 16, **chosen)["test"]
+    truth, path = test.labels.numpy(), tmp_path / "logits.npz"
+    plain, fair = np.arange(len(truth)) % 2, (np.arange(len(truth)) // 2) % 2
+    np.savez(path, plain=np.eye(2)[plain], fair=np.eye(2)[fair], ids=np.array(test.ids))
+    settings, rows = {"dataset": "celeba", "image_size": 16, "fold": None} | chosen, {}
+    for name, answers in (("CKD", "plain"), ("BIRD", "fair")):
+        (key, run), *_ = put_runs({}).items()
+        places = {"teacher": "fair", "last": answers, "ids": "ids"}
+        rows[name] = {key: run | {"settings": settings, "arrays": (path, places)}}
+    assert figures.gallery(rows, None, "x", tmp_path / "gallery.png") is None
+    assert figures.gallery(rows, celeba, "x", tmp_path / "gallery.png")
+    repaired = ((plain != truth) & (fair == truth)).sum()
+    assert f"repairs {repaired} of the {(plain != truth).sum()} errors" in titles[-1]
+
+
+def titles_of(monkeypatch):
+    """A list of the titles of all figures from now on."""
+    titles, write = [], figures.plt.Figure.suptitle
+
+    def suptitle(figure, text, **more):
+        titles.append(text)
+        return write(figure, text, **more)
+
+    monkeypatch.setattr(figures.plt.Figure, "suptitle", suptitle)
+    return titles
 
 
 def test_titles_fit(by_place, monkeypatch):
@@ -120,7 +199,7 @@ def test_titles_fit(by_place, monkeypatch):
     def checked(figure, path, **_):
         figure.draw_without_rendering()
         box = figure._suptitle.get_window_extent()
-        assert where in figure.get_suptitle() and 0 <= box.x0 and box.x1 <= figure.bbox.x1, path
+        assert where[1:] in figure.get_suptitle() and 0 <= box.x0 and box.x1 <= figure.bbox.x1, path
         drawn.append(path)
 
     monkeypatch.setattr(figures.plt.Figure, "savefig", checked)
@@ -148,50 +227,253 @@ def test_the_search_of_fairtune_is_drawn(tmp_path):
     assert figures.fairtune_masks({"FairTune": {0: search}}, "toy", path) is None
 
 
-def put_runs(tests, names=("a", "b"), shares=(0.5, 0.5)):
-    """{(0, 0): result} of one run whose networks have this test."""
-    part = {"test": tests, "class_shares": list(shares)}
+def put_runs(tests, names=("a", "b"), shares=(0.5, 0.5), runs=2):
+    """{(0, seed): result} of runs whose networks have this test."""
+    part = {"test": tests | {"collapsed": False}, "class_shares": list(shares)}
     run = {"group_names": list(names), "classes": ["benign", "malignant"], "method": "x"}
-    return {(0, 0): run | dict.fromkeys(("teacher", "last", *results.RULES), part)}
-
-
-def noted(monkeypatch, name):
-    """A list to which each call of a drawing method of the axes adds its positional arguments."""
-    calls, method = [], getattr(figures.plt.Axes, name)
-
-    def draw(axes, *given, **more):
-        calls.append(given)
-        return method(axes, *given, **more)
-
-    monkeypatch.setattr(figures.plt.Axes, name, draw)
-    return calls
+    run |= {"changed": {}, "settings": {"fold": None}}
+    run |= dict.fromkeys(("teacher", "last", *results.RULES), part)
+    return {(0, seed): run for seed in range(runs)}
 
 
 @pytest.mark.parametrize("areas", [(None, 0.8, 0.9), (0.8, None, 0.9), (0.8, None), (None, None)])
 def test_two_points_with_an_undefined_auroc(areas, tmp_path, monkeypatch):
-    """A group without one class: the best and the worst of the others are shown."""
-    known, drawn = [area for area in areas if area], noted(monkeypatch, "plot")
+    """A group without one class: the worst of the others is shown, and of two groups the known."""
+    known, drawn = [area for area in areas if area], noted_values(monkeypatch)
     test = {"auroc": 0.85, "auroc_gap": 0.1 if len(known) > 1 else None}
-    test["groups"] = [{"auroc": area} for area in areas]
+    test |= {"groups": [{"auroc": area} for area in areas], "auroc_worst_group": 0.8}
     rows = {name: put_runs(test, "abc"[: len(areas)]) for name in ("ERM", "CKD", "BIRD")}
     assert figures.two_points(rows, False, "x", tmp_path / "two.png")
-    if len(areas) == 3:
-        assert np.allclose(drawn[0], (90, 80))
+    points = [value.point for value, _, _ in drawn[:: 2 * len(rows)]]  # the first of each panel
+    middle = (80,) if len(areas) == 3 else tuple(100 * area if area else np.nan for area in areas)
+    gap = 10 if len(known) > 1 else np.nan
+    assert np.allclose(points, (85, *middle, gap), equal_nan=True)
 
 
 def test_an_undefined_disparity_is_not_drawn_as_fairness(tmp_path, monkeypatch):
     """Group b has no malignant picture; a recall of 0 would be another thing."""
-    drawn = noted(monkeypatch, "errorbar")
-    counts = [[[40, 10], [10, 40]], [[50, 0], [0, 0]]]
-    rows = dict.fromkeys(("CKD", "BIRD"), put_runs({"counts": counts, "counts_corrected": counts}))
-    assert "largest output" in figures.per_class(rows, "x", tmp_path / "classes.png")
-    assert np.allclose(drawn[0][0], [20, np.nan], equal_nan=True)
+    drawn, counts = noted_values(monkeypatch), [[[40, 10], [10, 40]], [[50, 0], [0, 0]]]
+    test = {"counts": counts, "counts_corrected": counts, "disparity": 0.2}
+    caption = figures.per_class(dict.fromkeys(("CKD", "BIRD"), put_runs(test)), "x", tmp_path / "c")
+    assert "largest output" in caption and "a group lacks the class: malignant." in caption
+    assert np.allclose([value.point for value, _, _ in drawn[:2]], [20, np.nan], equal_nan=True)
 
 
 def test_where_a_class_is_rare_figures_show_the_corrected_decisions(tmp_path, monkeypatch):
-    drawn = noted(monkeypatch, "errorbar")
+    drawn = noted_values(monkeypatch)
     plain, corrected = ([[[40, 10], [r, 50 - r]], [[40, 10], [10, 40]]] for r in (50, 20))
-    test = {"counts": plain, "counts_corrected": corrected}
+    test = {"counts": plain, "counts_corrected": corrected, "disparity_corrected": 0.1}
     rows = dict.fromkeys(("CKD", "BIRD"), put_runs(test, shares=(0.8, 0.2)))
     assert "prior-corrected" in figures.per_class(rows, "x", tmp_path / "classes.png")
-    assert np.allclose(drawn[0][0], [0, 20])
+    assert np.allclose([value.point for value, _, _ in drawn[:2]], [0, 20])
+
+
+# ----- what can mislead ---------------------------------------------------------------------------
+
+BLOND = "celeba", "target_Blond_Hair-teacher_convnet16-student_convnet8-epochs_5-teacher_epochs_5"
+SWEPT = "celeba", "image_size_32-teacher_convnet16-student_convnet8-epochs_6-teacher_epochs_6"
+STYLES = "cifar10s", "teacher_convnet16-student_convnet8-epochs_5-teacher_epochs_5"
+FOLDED = "ham10000", "folds-teacher_convnet16-student_convnet8-epochs_6-teacher_epochs_6"
+LOOKED_AT = [("toy", ""), BLOND, SWEPT, STYLES, pytest.param(FOLDED, marks=pytest.mark.slow)]
+
+
+def boxes(figure):
+    """(text, box) of all that is written in a figure, but for the axes of a view in space."""
+    texts = [text for part in (figure, *figure.subfigs) for text in part.texts]
+    texts += [text for legend in figure.legends for text in legend.get_texts()]
+    for axes in figure.axes:
+        texts += [axes.title, *axes.texts]
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison and axes.name != "3d" else ():
+            texts.append(axis.label)
+            low, high = sorted(axis.get_view_interval())
+            texts += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+    shown = []
+    for text in [text for text in texts if text.get_text().strip() and text.get_visible()]:
+        box = text.get_window_extent()
+        if hasattr(text, "get_position_3d"):  # whose box lies where it was before the projection
+            space = text.axes
+            x, y, _ = proj3d.proj_transform(*text.get_position_3d(), space.get_proj())
+            box = Bbox.from_bounds(*space.transData.transform((x, y)), box.width, box.height)
+        shown.append((text.get_text(), box))
+    return shown
+
+
+def look_at(figure, path, **_):
+    """What nobody wants to see in a figure."""
+    figure.draw_without_rendering()
+    assert figure.get_suptitle().strip(), path
+    written = boxes(figure)
+    for text, box in written:
+        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1
+        assert inside and box.y1 <= figure.bbox.y1, f"{path}: {text} is cut"
+    for (one, a), (two, b) in itertools.combinations(written, 2):
+        wide = min(a.x1, b.x1) - max(a.x0, b.x0)
+        assert wide < 1 or min(a.y1, b.y1) - max(a.y0, b.y0) < 1, f"{path}: {one} over {two}"
+    for axes in figure.axes:
+        assert axes.lines or axes.images, f"{path}: an empty panel"
+        marked = [line for line in axes.lines if line.get_marker() not in ("None", "", None)]
+        filled = []
+        for line in marked if axes.name != "3d" else ():
+            places = line.get_transform().transform(line.get_xydata()).reshape(-1, 2)
+            places, size = (
+                places[np.isfinite(places).all(1)],
+                line.get_markersize() / 72 * figure.dpi,
+            )
+            low, high = axes.bbox.min + size / 2, axes.bbox.max - size / 2
+            assert ((low <= places) & (places <= high)).all(), f"{path}: a marker on the frame"
+            if line.get_marker() not in ("x", ".") and "training" not in str(path):
+                filled += [(*place, line.get_markerfacecolor()) for place in places]
+        for (x1, y1, one), (x2, y2, two) in itertools.combinations(filled, 2):
+            hidden = np.hypot(x1 - x2, y1 - y2) < 3 and one == two
+            assert not hidden, f"{path}: a marker over another"
+
+
+@pytest.mark.parametrize("place", LOOKED_AT)
+def test_nothing_is_cut_hidden_empty_or_over_another(everything, place, tmp_path, monkeypatch):
+    seen = []
+
+    def look(figure, path, **more):
+        look_at(figure, path)
+        seen.append(path.name)
+
+    monkeypatch.setattr(figures.plt.Figure, "savefig", look)
+    rows = {place: everything[place]}
+    report.draw(rows, tmp_path, (), None)
+    assert any("two-points" in name or "sweep" in name for name in seen)
+
+
+def seen_by(colour, kind):
+    """CIE Lab of a colour as a person without one kind of cone sees it (Machado et al., 2009)."""
+    values = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    values = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175]]
+    to_xyz += [[0.0193339, 0.119192, 0.9503041]]
+    xyz = to_xyz @ (kind @ values).clip(0, 1) / [0.95047, 1, 1.08883]
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+KINDS = {
+    "all": np.eye(3),
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216]]
+    + [[-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413]]
+    + [[-0.01182, 0.04294, 0.968881]],
+    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602]]
+    + [[0.004733, 0.691367, 0.3039]],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_colours_differ_whatever_cones_a_reader_has(kind):
+    """Okabe and Ito's red and orange, which look alike without green cones, are 18 apart."""
+    for one, two in itertools.combinations(figures.FAMILIES, 2):
+        apart = np.linalg.norm(
+            np.subtract(*(seen_by(c, np.array(KINDS[kind])) for c in (one, two)))
+        )
+        assert apart > 20, (one, two)
+
+
+def test_every_method_has_one_look_of_its_own():
+    methods = {name.partition(",")[0] for name in results.NAMES.values()}
+    assert methods | {"teacher"} == set(figures.LOOK)
+    assert len({tuple(look.values()) for look in figures.LOOK.values()}) == len(figures.LOOK)
+    assert figures.look("BIRD, μ = 3 (pre-trained teacher)") == figures.look("BIRD")
+
+
+def test_intervals_are_the_tables_own_and_none_is_over_three_runs(everything):
+    three, five = everything[SWEPT]["adversarial KD"], everything[STYLES]["CKD"]
+    assert np.isnan(figures.measured(three, "accuracy").low)
+    assert not np.isnan(results.cell(three, "accuracy").low)
+    assert figures.measured(five, "accuracy") == results.cell(five, "accuracy")
+    one = everything[BLOND]["CKD"]
+    assert figures.measured(one, "mean_deo_corrected") == results.cell(one, "mean_deo_corrected")
+    for value in figures.ahead(one, "disparity_corrected", "last", False):
+        assert value.low < value.point < value.high
+
+
+def test_collapsed_runs_are_crossed_out_in_every_figure(everything, tmp_path, monkeypatch):
+    """λ = 5 ends on one answer for everybody, and a mean-DEO of nearly 0."""
+    crossed, titles, cross = [], titles_of(monkeypatch), figures.cross_out
+    monkeypatch.setattr(figures, "cross_out", lambda axes, *at: crossed.append(cross(axes, *at)))
+    rows, path = everything[BLOND], tmp_path / "figure.png"
+    log = {"log": rows["CKD"][0, 0]["log"]}  # its own is not kept
+    bad = {key: run | log for key, run in rows["adversarial KD, λ = 5"].items()}
+    rows = {"ERM": rows["ERM"], "CKD": rows["CKD"], "adversarial KD": bad}
+    for draw in (figures.per_class, figures.training):
+        crossed.clear()
+        assert draw(rows, "blond", path) and crossed, draw.__name__
+    assert "has collapsed" in titles[0] and "lowers" not in titles[0]
+    assert titles[1].startswith("On validation ERM ends with the lowest mean-DEO")
+    assert "adversarial" not in titles[1]
+    crossed.clear()
+    assert figures.sweep(report.swept(everything[SWEPT], "sweep"), "sweep", "x", path)
+    assert len(crossed) == 3 and "at 5 students collapse" in titles[2]  # two curves, and in space
+    bad = everything[BLOND]["AD"]
+    rows = {
+        n: {k: r | dict.fromkeys(results.RULES, r["last"]) for k, r in bad.items()} for n in rows
+    }
+    crossed.clear()
+    assert figures.two_points(rows, False, "x", path) and len(crossed) == 3 * 2 * 4
+
+
+def test_captions_name_what_is_left_out(everything, tmp_path):
+    rows, path = report.without_sweeps(everything[BLOND]), tmp_path / "figure.png"
+    assert figures.training(rows, "x", path).endswith("logs not kept: adversarial KD.")
+    rows = everything[FOLDED] | {}
+    lost = {key: run | {"arrays": (0, {})} for key, run in rows["CKD"].items()}
+    rows = {"ERM": rows["ERM"], "FIS": rows["FIS"], "FairDi": rows["FairDi"], "CKD": lost}
+    few = {name: {key: runs[key] for key in sorted(runs)[:1]} for name, runs in rows.items()}
+    caption = figures.two_points(few, True, "x", path)
+    assert "N = 3 methods" in caption and caption.endswith("epochs not kept: CKD.")
+    names, scores, others = report.rank_blocks(everything, "AUROC")
+    assert "adversarial KD" in others and not {*names} & {*others}
+    caption = figures.critical_difference(names, scores, others, "AUROC", path)
+    assert f"N = {len(scores)} " in caption and ", ".join(others) in caption
+
+
+def test_titles_say_what_the_tables_say(everything, tmp_path, monkeypatch):
+    titles, path = titles_of(monkeypatch), tmp_path / "figure.png"
+    figures.per_class(everything[STYLES], "x", path)
+    table = report.layout_table("slides", results.complete(everything[STYLES])[0])
+    rows = {row[0]: dict(zip(table.header, row)) for row in table.rows}
+    ends = [f"{rows[name]['disparity'].point:.1f}" for name in ("CKD", "adversarial KD")]
+    assert (
+        "Adversarial KD lowers the disparity of CKD (from {} to {} points)".format(*ends)
+        in titles[0]
+    )
+    swept = report.swept(everything[SWEPT], "sweep")
+    figures.sweep(swept, "sweep", "x", path)
+    table = report.layout_table("sweep", swept)
+    (row,) = [dict(zip(table.header, row)) for row in table.rows if row[0] == "2"]
+    paid, bought = (-row[f"{name}, λ − 0"].point for name in ("top-1", "disparity"))
+    assert f"accuracy falls (−{paid:.1f} points) and disparity falls (−{bought:.1f} " in titles[1]
+
+
+def test_names_are_those_that_people_say(everything):
+    assert results.scene(everything[BLOND]) == "CelebA: blond hair, groups by sex"
+    assert results.scene(everything[STYLES]) == "CIFAR10-S, groups of colour and grey"
+    assert list(map(results.said, ("age<=60", "age>60", "30<age<=50", "female, age>60"))) == [
+        "60 or younger",
+        "over 60",
+        "30 to 50",
+        "women, over 60",
+    ]
+
+
+def test_the_variant_of_a_figure_is_that_of_the_tables():
+    runs = {(0, 0): {"method": "bird", "changed": {"fair_weight": 0.1}, "settings": {}}}
+    other = {(0, 0): {"method": "bird", "changed": {"phi_lr": 0.0}, "settings": {}}}
+    rows = {"BIRD, gates fixed": other, "BIRD, μ = 0.1": runs}
+    assert results.variant(rows, "BIRD") == "BIRD, μ = 0.1" and not results.variant(rows, "MFD")
+    assert results.variant(rows | {"BIRD": runs}, "BIRD") == "BIRD"
+    assert results.label("BIRD", runs) == "BIRD, μ = 0.1"
+    assert results.label("FairTune", {0: {"method": "fairtune", "changed": {}}}).endswith(
+        "(pre-trained)"
+    )
+
+
+def test_names_of_files_are_those_that_windows_allows(by_place, tmp_path):
+    rows = {("toy", "teacher_timm:a*"): by_place["toy", ""]}
+    report.draw(rows, tmp_path, {"toy-teacher_timm_a_-disparity.png"}, None)
+    assert len([*tmp_path.iterdir()]) == 1

@@ -186,6 +186,33 @@ def test_collapsed_runs_are_marked_and_never_the_fairest(folder, bad):
     assert ("**20.0 ± 0.0**" in line) == bad  # RKD's disparity is lower
 
 
+def test_rows_that_are_pretrained_say_so(folder):
+    """Their students, or the teachers of students that have one; `weights` alone is the student."""
+    for seed in range(3):
+        put(folder, result("ckd", seed, alpha=0.0, teacher_weights="x.pt"), "plain")
+        put(folder, result("ckd", seed, teacher_weights="x.pt"), "taught")
+        put(folder, result("groupdro", seed, teacher_weights="x.pt", weights="y.pt"), "started")
+        put(folder, result("fairtune", seed, teacher_weights="x.pt"))
+    names = set()
+    for rows in results.collect(folder).values():
+        names |= {row[0] for row in report.layout_table("overview", rows).rows}
+    assert {"ERM", "CKD", "RKD", "CKD (pre-trained teacher)", "GroupDRO (pre-trained)"} <= names
+    assert {"FairTune (pre-trained)", "*the teacher* (pre-trained)"} <= names
+    assert "FairTune" not in names
+
+
+def test_collapsed_is_what_the_counts_say_not_what_was_packed(tmp_path):
+    """Results that were packed by an earlier definition have their own answer."""
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    made = result("ckd", counts=USELESS)
+    line = results.lean(made, False) | {"arrays": {}}
+    line["last"]["test"]["collapsed"] = False
+    (packed / "toy.jsonl").write_text(json.dumps(line) + "\n")
+    (run,) = results.read(packed)
+    assert run["last"]["test"]["collapsed"] is True
+
+
 def test_relative_change_is_fieller_s():
     """At both ends of the interval, the interval of the mean of y - ρx just touches 0."""
     rng = np.random.default_rng(0)
@@ -741,8 +768,8 @@ def test_ranks_are_of_the_methods_that_every_run_has(tmp_path):
             made = result(script, seed, dataset="cifar10s", **own)
             put(tmp_path, changed_test(made, auroc=n / 10), f"{len(own)}")
         put(tmp_path, result(script, dataset="toy"))
-    names, scores = report.rank_blocks(results.collect(tmp_path), "AUROC")
-    assert names == ["CKD", "RKD", "FairDi"]
+    names, scores, others = report.rank_blocks(results.collect(tmp_path), "AUROC")
+    assert names == ["CKD", "RKD", "FairDi"] and others == ["AT"]
     assert np.allclose(scores, [[0, 10, 20]] * 3)
 
 
@@ -760,7 +787,7 @@ def test_a_fold_is_one_block_whatever_makes_its_groups(tmp_path):
             result("ckd", dataset="ham10000", fold=fold, temperature=1.0, **own),
             f"T{fold}{own}",
         )
-    names, scores = report.rank_blocks(results.collect(tmp_path), "worst group")
+    names, scores, _ = report.rank_blocks(results.collect(tmp_path), "worst group")
     assert names == ["CKD", "FairDi"] and np.allclose(scores, [[5, 15]] * 2)
 
 
