@@ -289,6 +289,7 @@ def flags_of(name, value):
 def test_another_setting_is_another_folder(here):
     """Its name tells what was changed, and no two settings have the same digest."""
     ckd = importlib.import_module("ckd")
+    Path("mine.pt").touch()
     args = ckd.parse(small("ckd"))
     data = ckd.load_pictures(args)
     folder, about = folder_of("ckd", *small("ckd"), data=data)
