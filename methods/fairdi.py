@@ -734,9 +734,7 @@ class Method(PlainTraining):
             print(f"teacher of {name}: val {what} {now:.1%}, was {was:.1%}; its gain {points}")
         self.heads.requires_grad_(False)
         if not any((found["low"] or 0) > 0 for found in gains):
-            print(
-                "no teacher gains over one of everybody: step 2 is no more than distilling step 0"
-            )
+            print("no teacher gains over one of everybody: step 2 only distils step 0")
 
     def taught(self, feats, groups):
         """What each picture's own teacher says, (B, C): here the group comes in, and only here."""
