@@ -22,6 +22,8 @@ classes among what a network was trained on:
 
 Where a class is rare, the first hardly ever names it, and a gap in its recall is small because the
 recall is small. The second has nothing to tune: logit adjustment (Menon et al., ICLR 2021).
+
+Masks (--task segment) have a section of their own, and every metric there is one of their areas.
 """
 
 import argparse
@@ -772,7 +774,7 @@ def main():
     print(show(models, *names[:2]))
     for b in others:
         print(f"\n{b} minus {a}, in percent, from the same resamples of subjects")
-        for key in SHOWN:
+        for key in main_ones(models[a]):
             points = {"point_a": models[b][key], "point_b": models[a][key]}
             if None not in points.values():
                 drawn = {"draws_a": draws[b][key], "draws_b": draws[a][key]}

@@ -293,6 +293,8 @@ def decode_into(path, table, views, shape, skip_bad, masks):
                 os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
 
         def decode_one(n, white=None):
+            if masks and table.mask_files[n] is None:
+                return  # known before, and left out
             try:
                 if masks:
                     images[n] = decode_mask(table.mask_files[n], shape[1], table.files[n])

@@ -9,7 +9,8 @@ CHANGES RELATIVE TO ckd.py. None, this is the hub: every other script is a copy 
 header, settings of its own (end of section 2) and another section 4. A method's own imports stand
 in its section 4, so that section 1 is the same everywhere.
 
-EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α: weight.
+EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α: weight. Of
+masks (--task segment) means are over pixels, too, and CE is `label_loss`: half CE, half soft Dice.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                        kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                            Method.step
@@ -274,7 +275,7 @@ class PlainTraining:
 def kd_loss(logits_s, logits_t, temperature):
     """Eq. (2): T² · KL(teacher ‖ student) of the softened outputs, averaged over the batch.
 
-    logits_s, logits_t: (B, C). Returns a scalar, at least 0; 0 where both say the same.
+    Logits are (B, C), of masks (B, C, H, W). A scalar, at least 0; 0 where both say the same.
     """
     # Eq. (1), as logarithms: the quotient of Eq. (2) becomes a difference that cannot overflow
     log_p_s = F.log_softmax(logits_s / temperature, dim=1)  # (B, C)

@@ -299,7 +299,7 @@ from torch import nn
 def kd_loss(logits_s, logits_t, temperature):
     """Eq. (2): T² · KL(teacher ‖ student) of the softened outputs, averaged over the batch.
 
-    logits_s, logits_t: (B, C). Returns a scalar, at least 0; 0 where both say the same.
+    Logits are (B, C), of masks (B, C, H, W). A scalar, at least 0; 0 where both say the same.
     """
     # Eq. (1), as logarithms: the quotient of Eq. (2) becomes a difference that cannot overflow
     log_p_s = F.log_softmax(logits_s / temperature, dim=1)  # (B, C)

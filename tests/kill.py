@@ -13,6 +13,7 @@ program that was itself interrupted goes on from it.
 import argparse
 import json
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -86,9 +87,13 @@ def equal(a, b):
 
 
 def files(folder):
-    """The files that runs have made in a folder, by name."""
-    found = (p for p in Path(folder).rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): p for p in found if p.suffix not in (".lock", ".txt")}
+    """The files that runs have made in a folder, by name, that of decoded pictures without digits:
+    they stand for the moment when the pictures were copied there."""
+    found = [
+        p for p in Path(folder).rglob("*") if p.is_file() and p.suffix not in (".lock", ".txt")
+    ]
+    names = [re.sub(r"(decoded-.*-)\w{16}\b", r"\1", str(p.relative_to(folder))) for p in found]
+    return dict(zip(names, found))
 
 
 def differences(folder, whole):

@@ -725,7 +725,7 @@ def regrouped(data, change, names):
 
 
 @pytest.mark.parametrize("flag", ["--no-train-backbone", "--train-backbone"])
-def test_fairdi_with_one_group_is_plain_distillation(stars, tmp_path, flag, monkeypatch):
+def test_fairdi_with_one_group_is_plain_distillation(stars, tmp_path, flag, monkeypatch, capsys):
     """One group, step 0 replaced by plain training: step 2 is ckd.py with that one teacher."""
     monkeypatch.setattr(fairdi, "FairScaling", fairdi.PlainTraining)
     data = regrouped(stars, lambda split: split.groups * 0, ["all"])
@@ -733,6 +733,7 @@ def test_fairdi_with_one_group_is_plain_distillation(stars, tmp_path, flag, monk
     args.epochs = args.teacher_epochs = 1
     torch.manual_seed(0)
     method = fairdi.Method(args, data, fairdi.Network(args, args.student, 2))
+    assert "no teacher gains over one of everybody" in capsys.readouterr().out
     assert method.extra["gains"][0]["difference"] == 0  # its group is everybody
     plain = ckd.Method(method.args, data, copy.deepcopy(method.student), None)
     plain.teacher = lambda batch: (None, method.taught(method.phi.of(batch), batch.groups))
