@@ -62,6 +62,7 @@ def test_bits_of_timms_small_transformer():
 
 
 @needs_timm
+@pytest.mark.slow
 def test_a_search_on_a_transformer_of_timm(originals, tmp_path):
     """It is pre-trained on another size of pictures, so that its positions are resampled."""
     shutil.copytree(originals / "csv", tmp_path / "pictures")
