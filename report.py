@@ -12,6 +12,8 @@ What a row is, and how two of them are compared, is in results.py. In a table:
     decisions            at the largest output or prior-corrected, as metrics.py says; where a class
                          is rare the corrected ones stand first
     train worst cell     recall of the worst class x group cell of the training pictures
+    (pre-trained)        a row whose student, or as said its teacher, starts from weights that were
+                         learnt elsewhere
     bold                 the best of a column. A collapsed run (a class never predicted, a group
                          answered with one class, or macro recall within 5 points of chance, all
                          with corrected decisions) is marked and cannot be best in fairness:

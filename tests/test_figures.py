@@ -261,10 +261,16 @@ def test_two_points_with_an_undefined_auroc(areas, tmp_path, monkeypatch):
 def test_an_undefined_disparity_is_not_drawn_as_fairness(tmp_path, monkeypatch):
     """Group b has no malignant picture; a recall of 0 would be another thing."""
     drawn, counts = noted_values(monkeypatch), [[[40, 10], [10, 40]], [[50, 0], [0, 0]]]
-    test = {"counts": counts, "counts_corrected": counts, "disparity": 0.2}
+    titles = titles_of(monkeypatch)
+    test = {"counts": counts, "counts_corrected": counts, "disparity": None}
     caption = figures.per_class(dict.fromkeys(("CKD", "BIRD"), put_runs(test)), "x", tmp_path / "c")
     assert "largest output" in caption and "a group lacks the class: malignant." in caption
     assert np.allclose([value.point for value, _, _ in drawn[:2]], [20, np.nan], equal_nan=True)
+    assert "(from undefined to undefined points)" in " ".join(titles[0].split())
+    log = {"log": [{"val": {"mean_deo": None, "auroc": 0.9}}]}
+    rows = {n: {k: r | log for k, r in put_runs({}).items()} for n in ("ERM", "CKD")}
+    assert figures.training(rows, "x", tmp_path / "training.png")
+    assert titles[1].endswith("or their mean-DEO is undefined\nX") and "nan" not in titles[1]
 
 
 def test_where_a_class_is_rare_figures_show_the_corrected_decisions(tmp_path, monkeypatch):
