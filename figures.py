@@ -439,7 +439,8 @@ def curves(rows, name, part=None):
 def band(axes, curve, name, label=None):
     """A row's line along the epochs, and its interval."""
     x = np.arange(1, len(curve) + 1)
-    axes.plot(x, curve[:, 0], label=label, ms=4, markevery=0.08, **look(name))
+    marks = {"ms": 4, "markevery": max(1, len(curve) // 12)}
+    axes.plot(x, curve[:, 0], label=label, **marks, **look(name))
     axes.fill_between(x, curve[:, 1], curve[:, 2], color=look(name)["color"], alpha=0.13, lw=0)
     axes.set_xlabel("epoch")
     axes.margins(x=0.04)
