@@ -185,8 +185,10 @@ def two_points(rows, pooled, where, path):
 def gap_sentence(rows, groups, pooled):
     """Which of two groups is served worse in AUROC, by how many methods, as intervals show it."""
     if len(groups) != 2:
-        gaps = {n: results.point(r, "auroc_gap", "best_overall") for n, r in rows.items()}
-        return f"The gap in AUROC is smallest with {min(gaps, key=gaps.get)}"
+        gaps = {results.point(r, "auroc_gap", "best_overall"): n for n, r in rows.items()}
+        gaps = {gap: name for gap, name in gaps.items() if not np.isnan(gap)}
+        smallest = f"is smallest with {gaps[min(gaps)]}" if gaps else "is undefined"
+        return f"The gap in AUROC {smallest}"
     signed = [ahead(r, "auroc_gap", "best_overall", pooled)[0] for r in rows.values()]
     first, second = [v.point for v in signed if v.low > 0], [-v.point for v in signed if v.high < 0]
     group, gaps = max(zip(groups, (first, second)), key=lambda pair: len(pair[1]))
@@ -293,7 +295,7 @@ def per_class(rows, where, path):
     axes.margins(x=0.08)
     verb = effect(results.change(rows[row], rows["CKD"], metric, pooled=pooled))
     verb = "has collapsed, which is no way to change" if bad else verb
-    ends = [f"{results.point(rows[r], metric, pooled=pooled):.1f}" for r in ("CKD", row)]
+    ends = [Value(results.point(rows[r], metric, pooled=pooled)) for r in ("CKD", row)]
     sentence = f"{name} {verb} the disparity of CKD (from {ends[0]} to {ends[1]} points)"
     save(figure, path, sentence, where)
     return (
@@ -392,7 +394,8 @@ def sweep(rows, kind, where, path):
             axes.plot([place + 0.12] * len(single), single, ".", color=colour, ms=3)
         put(axes, measured(rows[first], metric + end, "teacher"), -0.35, "teacher", upright=True)
         change = results.change(rows[last], rows[first], metric + end)
-        told.append(f"{label} {effect(change, 'falls', 'rises')} ({change.point:+.1f} points)")
+        points = "undefined" if np.isnan(change.point) else f"{change.point:+.1f} points"
+        told.append(f"{label} {effect(change, 'falls', 'rises')} ({points})")
     axes.plot([], [], "o", color="black", label="teacher")
     axes.set_xticks(places, rows)
     axes.set(xlabel=words, ylabel="accuracy (%, better ↑)\nunfairness (points, better ↓)")
@@ -436,7 +439,8 @@ def curves(rows, name, part=None):
 def band(axes, curve, name, label=None):
     """A row's line along the epochs, and its interval."""
     x = np.arange(1, len(curve) + 1)
-    axes.plot(x, curve[:, 0], label=label, ms=4, markevery=0.08, **look(name))
+    marks = {"ms": 4, "markevery": max(1, len(curve) // 12)}
+    axes.plot(x, curve[:, 0], label=label, **marks, **look(name))
     axes.fill_between(x, curve[:, 1], curve[:, 2], color=look(name)["color"], alpha=0.13, lw=0)
     axes.set_xlabel("epoch")
     axes.margins(x=0.04)
@@ -464,7 +468,8 @@ def training(rows, where, path):
             curve = np.clip(100 * curves(runs, metric, "val"), 0, 100)  # Student's t has no limits
             band(panels[key], curve, name, text)
             put(panels[key], Value(curve[-1, 0]), len(curve), name, bad, upright=True)
-            last |= {text: curve[-1, 0]} if key == "fair" and not bad else {}
+            defined = not np.isnan(curve[-1, 0])
+            last |= {text: curve[-1, 0]} if key == "fair" and defined and not bad else {}
     panels["fair"].set(ylabel=better("mean-DEO (%)", False, True), ylim=(-5, 105))
     panels["useful"].set(ylabel=better("AUROC (%)", True, True))
     panels["useful"].set_ylim(panels["useful"].get_ylim()[0], 104)
@@ -475,7 +480,7 @@ def training(rows, where, path):
         words = "temperature" if name.startswith("CTKD") else "mean gate"
         panels[name].set(ylabel=words + ", lowest, highest" * ("gate" in words))
         panels[name].set_title(f"The {words} of {name} ends at {curve[-1, 0]:.2f}")
-    sentence = "All of these students have collapsed"
+    sentence = "All of these students have collapsed, or their mean-DEO is undefined"
     if last:
         best, worst = min(last, key=last.get), max(last, key=last.get)
         sentence = f"On validation {best} ends with the lowest mean-DEO ({last[best]:.1f} %), "

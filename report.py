@@ -12,6 +12,8 @@ What a row is, and how two of them are compared, is in results.py. In a table:
     decisions            at the largest output or prior-corrected, as metrics.py says; where a class
                          is rare the corrected ones stand first
     train worst cell     recall of the worst class x group cell of the training pictures
+    (pre-trained)        a row whose student, or as said its teacher, starts from weights that were
+                         learnt elsewhere
     bold                 the best of a column. A collapsed run (a class never predicted, a group
                          answered with one class, or macro recall within 5 points of chance, all
                          with corrected decisions) is marked and cannot be best in fairness:
@@ -55,13 +57,10 @@ class Table:
 
     def add(self, name, cells, runs=(), rule="last", ranked=True):
         """A row. The name says how many of `runs` have collapsed; an unranked row is never bold."""
-        bad, place = results.number_collapsed(dict(runs), rule), len(self.rows)
-        learnt = results.pretrained(dict(runs), rule) if runs else ""
-        name += f" ({learnt})" if learnt else ""
-        name += f" ({bad} of {len(runs)} collapsed)" if bad and len(runs) > 1 else ""
-        name += " (collapsed)" if bad and len(runs) == 1 else ""
+        place = len(self.rows)
+        name += results.marks(dict(runs), rule)
         self.ranked |= {place} if ranked else set()
-        self.collapsed |= {place} if bad else set()
+        self.collapsed |= {place} if results.number_collapsed(dict(runs), rule) else set()
         if (
             runs and (weight := results.weight_of(runs)) and name[0].isalpha()
         ):  # no number of a sweep
@@ -368,8 +367,7 @@ def inflation_table(by_place):
             runs, text, end = rows.get(name, {}), "", results.main_rule(rows)
             if runs:
                 pair = (runs, runs, f"disparity{end}", "last", "teacher")
-                text = f"{results.change(*pair, pooled=in_folds(place))}"
-                text += " (collapsed)" if results.number_collapsed(runs) else ""
+                text = f"{results.change(*pair, pooled=in_folds(place))}{results.marks(runs)}"
             cells.append(text)
         if any(cells):
             table.add(name, cells)
@@ -393,9 +391,7 @@ def pairs_table(by_place):
     lines = []
     for pair, (place, rows) in itertools.product(PAIRS, by_place.items()):
         runs = [rows.get(name, {}) for name in pair]
-        names = [
-            f"{n} (collapsed)" if results.number_collapsed(r) else n for n, r in zip(pair, runs)
-        ]
+        names = [name + results.marks(r) for name, r in zip(pair, runs)]
         lines.append((" − ".join(names), place, *runs))
     shown = ["top-1", "AUROC", "worst group", "gap", "mean-DEO", "disparity"]
     return differences_table("pair", shown, lines)

@@ -290,6 +290,14 @@ def pretrained(runs, rule="last"):
     return "pre-trained teacher" if taught and settings.get("teacher_weights") else ""
 
 
+def marks(runs, rule="last"):
+    """What tables say of a row behind its name: pre-trained, and how many runs have collapsed."""
+    bad, words = number_collapsed(runs, rule), [pretrained(runs, rule)] if runs else []
+    if bad:
+        words.append(f"{bad} of {len(runs)} collapsed" if len(runs) > 1 else "collapsed")
+    return "".join(f" ({word})" for word in words if word)
+
+
 def variant(rows, method):
     """The row of a method that every figure shows: the tables' own choice, see `tuned`.
 

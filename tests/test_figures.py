@@ -210,7 +210,7 @@ def test_titles_fit(by_place, monkeypatch):
     assert len(drawn) == 4
 
 
-def test_the_search_of_fairtune_is_drawn(tmp_path):
+def test_the_search_of_fairtune_is_drawn(tmp_path, monkeypatch):
     """A figure for a search of masks; none where only the learning rate was searched."""
     rng = np.random.default_rng(0)
     trials = []
@@ -222,6 +222,14 @@ def test_the_search_of_fairtune_is_drawn(tmp_path):
     path = tmp_path / "masks.png"
     assert "trials" in figures.fairtune_masks({"FairTune": {0: search}}, "toy", path)
     assert path.stat().st_size > 10_000
+    few = [trial["params"] for trial in trials]
+    for n, params in enumerate(few):
+        params |= {"bit 02": int(n < 2), "bit 03": n % 2}
+    drawn = noted_values(monkeypatch)
+    caption = figures.fairtune_masks({"FairTune": {0: search}}, "toy", path)
+    places = {place for _, place, _ in drawn}
+    lost = caption.partition("on a side: ")[2]
+    assert 3 in places and 2 not in places and "1 MLP" in lost and "2 norms" not in lost
     for trial in trials:
         trial["params"] = {"lr": 0.1}
     assert figures.fairtune_masks({"FairTune": {0: search}}, "toy", path) is None
@@ -253,10 +261,16 @@ def test_two_points_with_an_undefined_auroc(areas, tmp_path, monkeypatch):
 def test_an_undefined_disparity_is_not_drawn_as_fairness(tmp_path, monkeypatch):
     """Group b has no malignant picture; a recall of 0 would be another thing."""
     drawn, counts = noted_values(monkeypatch), [[[40, 10], [10, 40]], [[50, 0], [0, 0]]]
-    test = {"counts": counts, "counts_corrected": counts, "disparity": 0.2}
+    titles = titles_of(monkeypatch)
+    test = {"counts": counts, "counts_corrected": counts, "disparity": None}
     caption = figures.per_class(dict.fromkeys(("CKD", "BIRD"), put_runs(test)), "x", tmp_path / "c")
     assert "largest output" in caption and "a group lacks the class: malignant." in caption
     assert np.allclose([value.point for value, _, _ in drawn[:2]], [20, np.nan], equal_nan=True)
+    assert "(from undefined to undefined points)" in " ".join(titles[0].split())
+    log = {"log": [{"val": {"mean_deo": None, "auroc": 0.9}}]}
+    rows = {n: {k: r | log for k, r in put_runs({}).items()} for n in ("ERM", "CKD")}
+    assert figures.training(rows, "x", tmp_path / "training.png")
+    assert titles[1].endswith("or their mean-DEO is undefined\nX") and "nan" not in titles[1]
 
 
 def test_where_a_class_is_rare_figures_show_the_corrected_decisions(tmp_path, monkeypatch):
@@ -390,6 +404,20 @@ def test_intervals_are_the_tables_own_and_none_is_over_three_runs(everything):
     assert figures.measured(one, "mean_deo_corrected") == results.cell(one, "mean_deo_corrected")
     for value in figures.ahead(one, "disparity_corrected", "last", False):
         assert value.low < value.point < value.high
+
+
+def test_folds_have_the_interval_of_all_their_pictures(everything, tmp_path, monkeypatch):
+    """As in the pooled tables, not Student's over the folds."""
+    rows, drawn = everything[FOLDED], noted_values(monkeypatch)
+    rows = {name: {k: rows[name][k] for k in [*rows[name]][:2]} for name in results.DEBIASED[:1]}
+    rows["CKD"] = {key: everything[FOLDED]["CKD"][key] for key in rows["adversarial KD"]}
+    caption = figures.per_class(rows, "x", tmp_path / "classes.png")
+    assert "N = 2 folds, intervals over all their test pictures" in caption
+    assert "adversarial KD, λ = 0.5" in {name for _, _, name in drawn}
+    whole, *draws = 100 * results.signed(rows["CKD"], "disparity_corrected", "last", True)
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    ckd = [value for value, _, name in drawn if name == "CKD"]
+    assert np.allclose([value[:3] for value in ckd], np.stack([whole, low, high], axis=1))
 
 
 def test_collapsed_runs_are_crossed_out_in_every_figure(everything, tmp_path, monkeypatch):
