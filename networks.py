@@ -247,8 +247,8 @@ def of_torchvision(name, size, started, pretrained, segment=False):
         net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     if name.startswith("squeezenet"):  # its classifier is a convolution, we need a linear layer
         net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1))
-    if getattr(net, "transform_input", False):  # its own normalisation beside ours
-        net.transform_input = False
+    if started and hasattr(net, "transform_input"):  # from ImageNet's statistics to its own
+        net.transform_input = True
     if getattr(net, "aux_logits", False):  # side outputs of googlenet and inception_v3
         net.aux_logits, net.AuxLogits, net.aux1, net.aux2 = False, None, None, None
     return net
@@ -304,11 +304,19 @@ def body(name, size, started=False, pretrained=False, segment=False):
 
 def usual_statistics(name, net):
     """Mean and deviation of the pixels that the weights of others expect, or None: the data's."""
-    if name.startswith(("convnet", "vit_tiny")):  # nobody else has weights for these
+    if name.startswith(("convnet", "unet", "transunet", "vit_tiny")):  # others have none for these
         return None
-    known = getattr(net, "pretrained_cfg", {})  # timm's networks have one
-    usual = STATISTICS["clip" if name.startswith("flava") else "imagenet"]
-    return (tuple(known["mean"]), tuple(known["std"])) if known else usual
+    if name == "flava":
+        return STATISTICS["clip"]
+    timm = getattr(getattr(net, "encoder", net), "pretrained_cfg", {})
+    if timm:
+        return tuple(timm["mean"]), tuple(timm["std"])
+    if ":" in name:
+        return STATISTICS["imagenet"]
+    from torchvision.models import get_model_weights
+
+    theirs = next(iter(get_model_weights(name))).transforms()
+    return tuple(theirs.mean), tuple(theirs.std)
 
 
 def resampled(state, net):
@@ -321,7 +329,8 @@ def resampled(state, net):
 
 
 def tensors_of(path, net):
-    """{name: tensor} in the file `path`, as `net` would name them if it came from its authors."""
+    """{name: tensor} in the file `path`, as `net` would name them; and whether a script of this
+    project has written it."""
     try:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file  # a package that few need
@@ -329,10 +338,13 @@ def tensors_of(path, net):
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+        both = {"state", "log"}, {"states", "class_shares"}  # of a teacher, of a student
+        ours = any(keys <= content.keys() for keys in both)
         for key in "state_dict_ema state_dict model state states last".split():  # who wraps them
             inner = content.get(key)
             content = inner if isinstance(inner, dict) else content
-        return resampled({k: v for k, v in content.items() if torch.is_tensor(v)}, net)
+        content = {k: v for k, v in content.items() if torch.is_tensor(v)}
+        return resampled(content, net), ours
     except Exception as error:  # no file, no package, a damaged file, code in it
         raise InputError(
             f"{path} gives no weights ({type(error).__name__}: {first_line(error)}): it must be a "
@@ -348,31 +360,38 @@ def bare(state):
 
 
 def start_from(net, path):
-    """Give the body `net` the weights in a file that others made, and say what was taken.
+    """Give the body `net` the weights in a file, and say what was taken.
 
-    They are taken by name, if nine in ten of the network's tensors are there, or else in order, if
-    the shapes of all agree, which finds a network that only names its parts otherwise. With fewer
+    Returns whether a script of this project has written the file. Weights are taken by name, if
+    nine in ten of the network's tensors are there, or else in order, if shapes and kinds (weight,
+    bias, ...) of all agree, which finds a network that only names its parts otherwise. With fewer
     it would start from random numbers, and nothing would show it. Raises InputError.
     """
     if isinstance(net, UNet) and not isinstance(net.encoder, Encoder):
         net = net.encoder  # others have weights of encoders, and decoders of their own
-    own, given = bare(net.state_dict()), bare(tensors_of(path, net))
+    given, ours = tensors_of(path, net)
+    own, given = bare(net.state_dict()), bare(given)
     named = [k for k in own if k in given and given[k].shape == own[k].shape]
     if len(named) >= 0.9 * len(own):
         for name in (own.keys() & given.keys()) - {*named}:  # such as positions of fewer patches
             raise InputError(
                 f"{path}: {name} is {[*given[name].shape]}, but {[*own[name].shape]} here: the "
-                "weights are for pictures of another size, such as 224: write NETWORK@224"
+                "weights are for pictures of another size, such as 224 (write NETWORK@224), or for "
+                "another network of this name"
             )
         how, taken = "by name", {k: given[k] for k in named}
         unused = [k for k in given if k not in taken]
     else:
         how, taken, unused = "in order", dict(zip(own, given.values())), [*given][len(own) :]
-        wrong = [k for k in own if k not in taken or taken[k].shape != own[k].shape]
+        ## Files in which names are sorted, such as .safetensors, have another order in each layer.
+        kinds = {"weight", "bias", "running_mean", "running_var"}
+        last = [[name.rpartition(".")[2] for name in names] for names in (own, given)]
+        sorted_anew = [k for k, a, b in zip(own, *last) if a != b and b in kinds]
+        wrong = [k for k in own if k not in taken or taken[k].shape != own[k].shape] + sorted_anew
         if wrong:
             raise InputError(
                 f"{path} is not for this network: {len(named)} of {len(own)} tensors agree in name "
-                f"and shape, and in order {wrong[0]} has another shape or is missing; the network "
+                f"and shape, and in order {wrong[0]} has another shape or kind; the network "
                 f"begins with {', '.join([*own][:2])}, the file with "
                 f"{', '.join([*given][:2]) or 'nothing'}"
             )
@@ -382,6 +401,7 @@ def start_from(net, path):
     for what, names in (("not used", unused), ("left random", random)):
         how += f", {what}: {', '.join(names[:4])}{' ...' if names[4:] else ''}" if names else ""
     print(f"{path}: {len(taken)} of {len(own)} tensors taken {how}")
+    return ours
 
 
 # ===== A BODY AND A HEAD ==========================================================================
@@ -408,14 +428,17 @@ class Network(nn.Module):
         self.segment = args.task == "segment"
         self.ways = 1  # of all_flips: in how many it sees each picture, except in training
         name, _, size = name.rpartition("@") if re.search(r"@\d+$", name) else (name, "", 0)
+        if 0 < int(size) < args.image_size:
+            raise InputError(f"{self.name} would shrink the pictures: choose an --image-size")
         self.size, started = int(size) or args.image_size, bool(args.pretrained or args.weights)
         fetch = args.pretrained and not args.weights and load
         self.body, self.width = body(name, self.size, started, fetch, self.segment)
         if args.compile:
             self.body.compile()
-        if args.weights and load:
-            start_from(self.body, args.weights)
-        self.statistics = usual_statistics(name, self.body) if started else None
+        if args.pretrained and not args.weights and re.match("convnet|(trans)?unet", name):
+            print(f"nobody offers weights of {name}: it starts from random ones")
+        ours = args.weights and load and start_from(self.body, args.weights)
+        self.statistics = usual_statistics(name, self.body) if started and not ours else None
         if args.statistics:
             self.statistics = STATISTICS[args.statistics]
         if self.statistics:  # NaN until `expect`, so that nobody can forget to call it

@@ -116,31 +116,31 @@ def settings():
     add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
     kinds = "torchvision's name, timm:NAME, flava, convnet<width>, unet<width>, transunet<width>, "
-    kinds += (
-        "FILE.py:FUNCTION (default: by data set); NAME@224 takes pictures enlarged to 224 pixels"
-    )
+    kinds += "FILE.py:FUNCTION (default: by data set); NAME@224 sees pictures of 224 pixels"
     add("--teacher", "--teacher-module", metavar="NETWORK", help=kinds)
     add("--student", "--student-module", metavar="NETWORK", help=kinds)
-    add("--pretrained", action=switch, default=False, help="start from torchvision's weights")
-    add("--weights", metavar="FILE", help="that the student starts from: .pt, .pth, .safetensors")
-    add("--teacher-weights", metavar="FILE", help="that the teacher starts from")
-    those = "mean and deviation of the pixels that %s first weights expect (default: by network)"
-    add("--statistics", choices=networks.STATISTICS, help=those % "the student's")
-    add("--teacher-statistics", choices=networks.STATISTICS, help=those % "the teacher's")
-    add(
-        "--teacher-train", default="all", choices=["all", "head"], help="head: its last layer alone"
-    )
-    sees = "what it answers to: each view of the student or, once for all epochs, the picture, or "
-    sees += "that in all its flips (and turns), of which it takes the mean"
+    fetched = "start both from torchvision's or timm's weights, where no file is given"
+    add("--pretrained", action=switch, default=False, help=fetched)
+    add("--weights", metavar="FILE", help="the student's first weights: .pt, .pth, .safetensors")
+    add("--teacher-weights", metavar="FILE", help="the teacher's first weights")
+    those = "how pixels were normalised where these weights come from; half: mean and deviation "
+    those += "0.5; data: as the training pictures here (default: as is usual for the network)"
+    add("--statistics", choices=networks.STATISTICS, help=those)
+    add("--teacher-statistics", choices=networks.STATISTICS, help="the same for the teacher")
+    trained = "all of it, or its last layer alone"
+    add("--teacher-train", default="all", choices=["all", "head"], help=trained)
+    sees = "what the teacher is shown: the student's view, the picture as it is, or all its flips "
+    sees += "(and turns), whose mean is its answer; the last two once for all epochs"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add("--turns", action=switch, help="views in all 8 flips and turns (default: by data set)")
     add("--epochs", type=count, help="passes over the pictures (default: by data set)")
     add("--batch-size", type=number(2, kind=int), help="pictures (default: by data set)")
-    add("--lr", type=number(1e-12), help="highest learning rate (default: by data set)")
+    rate = "highest learning rate (default: by data set; of adamw 5e-4)"
+    add("--lr", type=number(1e-12), help=rate)
     add("--teacher-epochs", type=count, help="the teacher's passes (default: by data set)")
     add("--teacher-lr", type=number(1e-12), help="the teacher's rate (default: by data set)")
-    kinds = "sgd with momentum 0.9; adamw tunes networks that start from weights sooner"
-    add("--optimizer", default="sgd", choices=["sgd", "adamw"], help=kinds)
+    ways = "sgd with momentum 0.9; adamw is sooner done with networks that start from weights"
+    add("--optimizer", default="sgd", choices=["sgd", "adamw"], help=ways)
     add("--teacher-optimizer", default="sgd", choices=["sgd", "adamw"], help="the teacher's")
     add("--weight-decay", type=weight, default=5e-4, help="of both (RepDistiller: 5e-4)")
     add("--alpha", type=share, default=0.9, help="α: weight of L_KD, CE has 1 - α (RepDistiller)")
@@ -152,7 +152,7 @@ def settings():
     add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
     add("--compile", action=switch, default=False, help="make networks faster on GPUs")
     add("--live-teacher", action=switch, default=False, help="keep no answers of the teacher")
-    add("--log", choices=["tensorboard"], help="write the student's epochs for it, too")
+    add("--log", choices=["tensorboard"], help="write losses and metrics of the student, too")
     add("--out", default="runs", help="folder for all that a run leaves behind")
     add("--restart", action=switch, default=False, help="make this run anew; its teacher stays")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
@@ -169,6 +169,9 @@ def settings():
 def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
     args = settings().parse_args(argv)
+    for which in ("", "teacher_"):
+        if getattr(args, f"{which}optimizer") == "adamw" and getattr(args, f"{which}lr") is None:
+            setattr(args, f"{which}lr", 5e-4)  # the rates of SGD would destroy what is learnt
     for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
@@ -185,6 +188,9 @@ def parse(argv=None):
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
     if args.task == "segment" and (args.teacher_sees, args.teacher_train) != ("view", "all"):
         raise InputError("--teacher-sees and --teacher-train are not for --task segment")
+    args.turns = bool(args.turns)  # None where the data set does not speak of them
+    if args.teacher_train == "head" and not (args.pretrained or args.teacher_weights):
+        raise InputError("--teacher-train head needs --teacher-weights FILE, or --pretrained")
     if args.live_teacher and args.teacher_sees != "view":
         raise InputError(f"--teacher-sees {args.teacher_sees} keeps answers: no --live-teacher")
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -385,7 +391,9 @@ def outputs(network, split, folder=None):
 
     if folder:
         body = {k: v for k, v in network.state_dict().items() if not k.startswith("head.")}
-        arithmetic = [torch.__version__, network.bf16, torch.get_num_threads(), network.ways]
+        ## Two networks with the same tensors can compute different things.
+        body |= {"name": network.name, "ways": network.ways} | files_of(network.name)
+        arithmetic = [torch.__version__, network.bf16, torch.get_num_threads()]
         key = digest([split.hash(), body, *arithmetic, str(split.labels.device)])
         feats = made_once(folder / f"features-{key}.pt", ask, split.labels.device)
     else:
@@ -502,6 +510,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None):
         for name, value in (losses | {f"val {k}": v for k, v in kept.items()}).items():
             if writer and value is not None:
                 writer.add_scalar(name, value, epoch + 1)
+                writer.flush()  # a run that is killed goes on after this epoch
         shown = "auroc auroc_worst_group mean_deo dice dice_worst_group dice_gap".split()
         shown = {name: kept[name] for name in shown if name in kept}
         words = [f"{k} {math.nan if v is None else v:.3f}" for k, v in (losses | shown).items()]
@@ -542,7 +551,7 @@ class Teacher:
     def __init__(self, network, folder=None):
         self.network = network.eval().requires_grad_(False)
         self.folder = folder  # of the answers; None: each step asks the network itself
-        self.split, self.views = None, None  # whose answers these are, and their digest
+        self.split, self.views = None, None  # whose answers these are; their digest, or they
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
@@ -558,7 +567,9 @@ class Teacher:
         One answer for each picture, (N, D') and (N, C), where the teacher does not see the views.
         """
         if args.teacher_sees != "view":
-            return outputs(self.network, split, self.folder)
+            if split is not self.split:
+                self.split, self.views = split, outputs(self.network, split, self.folder)
+            return self.views
         if not self.folder or self.network.segment:
             return None
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
@@ -567,7 +578,8 @@ class Teacher:
         if split is not self.split:  # only once, because it reads every pixel
             views = [split.hash(), args.batch_size, args.seed, args.balance, args.turns]
             arithmetic = [args.precision, args.compile, args.device, torch.get_num_threads()]
-            answers = [self.network.state_dict(), torch.__version__, *arithmetic]
+            own = [self.network.name, files_of(self.network.name), self.network.state_dict()]
+            answers = [*own, torch.__version__, *arithmetic]
             self.split, self.views = split, digest(views + answers)
 
         def ask():
@@ -587,7 +599,10 @@ class Teacher:
 
 
 def fit_head(network, split, folder, weight_decay):
-    """Train the last layer alone: logistic regression on features that are computed once."""
+    """Train the last layer W alone: logistic regression on features that are computed once.
+
+    Minimises the mean cross-entropy + weight_decay / 2 · |W|².
+    """
     feats, _ = outputs(network, split, folder)  # (N, D)
     weights = list(network.head.parameters())
     solver = torch.optim.LBFGS(weights, max_iter=500, line_search_fn="strong_wolfe")
@@ -600,6 +615,9 @@ def fit_head(network, split, folder, weight_decay):
         return value
 
     solver.step(loss)
+    check_finite({"the loss of the last layer": float(loss())}, "the teacher")
+    steepest = max(float(w.grad.abs().max()) for w in weights)
+    print(f"teacher: loss of the last layer {float(loss()):.4f}, steepest slope {steepest:.1e}")
 
 
 def get_teacher(args, data):
@@ -607,11 +625,17 @@ def get_teacher(args, data):
 
     It is trained now if no script has done so before.
     """
-    names = "task teacher image_size pretrained batch_size weight_decay precision turns"
-    names = [*names.split(), "teacher_train", "teacher_statistics"]
+    names = "task teacher image_size pretrained weight_decay precision".split()
     recipe = {name: getattr(args, name) for name in names}
-    names = ("epochs", "lr", "optimizer")  # a teacher has its own
-    recipe |= {name: getattr(args, f"teacher_{name}") for name in names}
+    recipe["teacher_statistics"] = args.teacher_statistics
+    head = args.teacher_train == "head"
+    ways = {"view": 1, "picture": 1, "flips": 8 if args.turns else 2}[args.teacher_sees]
+    if head:
+        recipe["ways"] = ways  # in which the last layer sees each picture
+    else:
+        recipe |= {"batch_size": args.batch_size, "turns": args.turns}
+        own = ("epochs", "lr", "optimizer")  # what a teacher has besides the student
+        recipe |= {name: getattr(args, f"teacher_{name}") for name in own}
     ## A seed of its own: else a teacher built like its student would start from the same weights
     ## and see the same views, and plain training would give the teacher once more.
     recipe["seed"] = args.seed + 1_000_003
@@ -623,17 +647,15 @@ def get_teacher(args, data):
     own = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
     own = argparse.Namespace(**vars(args) | own)
     network = Network(own, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
-    ways = {"view": 1, "picture": 1, "flips": 8 if args.turns else 2}[args.teacher_sees]
     ## Features of a body that is never trained are the same for all seeds.
-    answers = teachers / "frozen" if args.teacher_train == "head" else folder / "answers"
-    answers = None if args.live_teacher else answers
+    kept = None if args.live_teacher else teachers / "frozen" if head else folder / "answers"
 
     def train():
         ## Nothing but the recipe decides what it learns. --balance is for students alone, so that
         ## the teacher is as biased as its data.
-        if args.teacher_train == "head":
+        if head:
             start, network.ways = time.time(), ways
-            fit_head(network, data["train"], answers, args.weight_decay)
+            fit_head(network, data["train"], kept, args.weight_decay)
             return {"state": network.state_dict(), "log": [], "seconds": time.time() - start}
         plain = argparse.Namespace(**recipe, device=args.device, balance=False)
         method, checkpoint = PlainTraining(plain, data, network), folder / "checkpoint.pt"
@@ -644,7 +666,7 @@ def get_teacher(args, data):
     put_back(network, trained["state"], folder)
     print(f"the teacher, {args.teacher}, is ready in {folder}")
     network.ways = ways
-    return Teacher(network, answers), trained["seconds"]
+    return Teacher(network, kept), trained["seconds"]
 
 
 # ===== 7. MAIN (shared) ===========================================================================
@@ -720,10 +742,10 @@ def train_and_test(args, data, folder, about):
 
         ## The test split is touched here, once, when nothing is left to choose.
         result, logits, test, val = {}, {}, data["test"], data["val"]
-        networks = {"teacher": teacher.network} if teacher else {}
+        tested = {"teacher": teacher.network} if teacher else {}
         seen, taught = method.class_shares(), class_shares(data["train"], len(data.classes))
         measured = {}  # two rules often choose the same epoch, which is measured once
-        for name, network in (networks | method.reported | dict.fromkeys(states, student)).items():
+        for name, network in (tested | method.reported | dict.fromkeys(states, student)).items():
             if name in states:  # the student is tested with the weights of each rule
                 put_back(network, states[name], folder)
             twin = measured.setdefault(digest(network.state_dict()), name)
@@ -741,6 +763,7 @@ def train_and_test(args, data, folder, about):
             result[name] = {
                 "epoch": states.get(name, {}).get("epoch"),
                 "network": network.name,
+                "ways": network.ways,  # in which it sees each picture, whose mean is its answer
                 "parameters": sum(p.numel() for p in network.parameters()),
                 "megabytes": sum(t.numel() * t.element_size() for t in tensors) / 1e6,
                 "class_shares": shares,

@@ -1,5 +1,6 @@
 """Networks and weights of one's own; runs without a teacher; files that are of another kind."""
 
+import copy
 import importlib
 import json
 import os
@@ -270,6 +271,62 @@ def test_statistics_belong_to_the_weights(kind):
     torch.testing.assert_close(feats, network.body((pixels / 255 - mean) / std), atol=1e-4, rtol=0)
 
 
+def test_statistics_of_networks_that_have_others(tmp_path):
+    """Torchvision says of each network what its weights expect; encoders of timm say it, too."""
+    assert networks.usual_statistics("efficientnet_v2_l", None) == ((0.5,) * 3, (0.5,) * 3)
+    for name in ("convnet4", "unet4", "transunet4", "vit_tiny"):
+        assert networks.usual_statistics(name, None) is None
+    ## These two take ImageNet's statistics to their own by themselves.
+    for name in ("googlenet", "inception_v3"):
+        net, _ = networks.body(name, 96, started=True)
+        assert net.transform_input and networks.usual_statistics(name, net)[0][0] == 0.485
+
+
+@needs_timm
+def test_statistics_of_an_encoder_of_timm():
+    net, _ = networks.body("timm:resnet50_clip.openai", 64, segment=True)
+    usual = networks.usual_statistics("timm:resnet50_clip.openai", net)
+    assert round(usual[0][0], 4) == networks.STATISTICS["clip"][0][0]
+
+
+@pytest.mark.skipif(not find_spec("safetensors"), reason="safetensors is not installed")
+def test_names_in_another_order_are_not_taken_in_order(tmp_path):
+    """The format sorts names: bias, mean, variance and weight of a batch norm, all of one shape."""
+    save_file = importlib.import_module("safetensors.torch").save_file
+    state = network(1).body.state_dict().items()
+    state = {f"net.{k}": v.contiguous() for k, v in state if v.ndim}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="has another shape or kind"):
+        start_from(network(0).body, tmp_path / "w.safetensors")
+
+
+def test_files_of_these_scripts_know_the_data_s_pixels(tmp_path, folder):
+    """A student's first weights may be a student's last: it saw pixels as all students do."""
+    path, _, _ = run(folder)
+    flags = ["--weights", path / "student.pt"]
+    assert started("convnet2", *flags, size=16).statistics is None
+    torch.save({"state": torchvision.models.resnet18().state_dict(), "log": []}, tmp_path / "w.pt")
+    assert started("resnet18", "--weights", tmp_path / "w.pt").statistics is None
+
+
+def test_a_smaller_size_is_refused():
+    with pytest.raises(InputError, match="convnet2@16 would shrink the pictures"):
+        started("convnet2@16", size=32)
+
+
+def test_adamw_has_a_rate_of_its_own():
+    """0.05, as of SGD, would destroy what a network knows."""
+    args = ckd.parse(["--optimizer", "adamw", "--teacher-optimizer", "adamw"])
+    assert args.lr == args.teacher_lr == 5e-4
+    assert ckd.parse(["--optimizer", "adamw", "--lr", "0.01"]).lr == 0.01
+    assert ckd.parse([]).lr == ckd.parse(["--teacher-optimizer", "adamw"]).lr == 0.1
+
+
+def test_a_random_body_has_no_head_to_train():
+    with pytest.raises(InputError, match="--teacher-train head needs --teacher-weights"):
+        ckd.parse(["--teacher-train", "head"])
+
+
 def test_usual_statistics(tmp_path):
     """Without weights the data's; with them what the network's authors used, or ImageNet's."""
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
@@ -392,6 +449,42 @@ def test_a_teacher_of_which_the_head_is_trained(folder, monkeypatch):
         heads.append(state["head.weight"])
     assert len(heads) == 2 and not torch.equal(heads[0], source["head.weight"])
     torch.testing.assert_close(*heads, atol=0.02, rtol=0.02)  # one optimum for both seeds
+
+
+def test_features_of_networks_with_the_same_tensors_are_not_mixed_up(toy, tmp_path):
+    """Another size, or flips, is another network: its features are others."""
+    torch.manual_seed(0)
+    one = started("convnet2", size=32, classes=6)
+    two = started("convnet2@64", size=32, classes=6)
+    two.load_state_dict(one.state_dict())
+    three = copy.deepcopy(one)
+    three.ways = 2
+    found = [ckd.outputs(net, toy["val"], tmp_path)[0] for net in (one, two, three, one)]
+    assert len(list(tmp_path.glob("features-*.pt"))) == 3 and torch.equal(found[0], found[3])
+    for net, feats in zip((one, two, three), found):
+        assert torch.equal(feats, ckd.outputs(net, toy["val"])[0])
+
+
+def test_heads_for_other_views_are_other_teachers(folder):
+    first, _, _ = run(folder)
+    (teacher,) = folder.glob("runs/smoke/csv/teachers/*/teacher.pt")
+    shutil.copy(teacher, folder / "mine.pt")
+    flags = ["--teacher-train", "head", "--teacher-weights", "mine.pt", "--teacher-sees"]
+    for sees in ("picture", "flips"):
+        _, result, printed = run(folder, *flags, sees)
+        assert result["teacher"]["ways"] == (2 if sees == "flips" else 1)
+        assert "steepest slope" in printed
+    assert len(list(folder.glob("runs/smoke/csv/teachers/*/teacher.pt"))) == 3
+
+
+def test_step_0_of_fairdi_knows_the_file_that_it_starts_from(folder):
+    """Another content under the same name is another first step."""
+    first, _, _ = run(folder)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(ckd.networks.body("convnet2", 16)[0].state_dict(), folder / "mine.pt")
+        run(folder, "--weights", "mine.pt", script="fairdi")
+    assert len(list(folder.rglob("step0.pt"))) == 2
 
 
 def test_a_trained_head_is_scikit_learns(toy):
