@@ -7,8 +7,8 @@ Masks of the lesions, for --task segment, are in HAM10000_segmentations_lesion_t
 (10 MB, not fetched by --download; cite Tschandl et al., Nature Medicine, 2020): unpack that folder
 beside the others. They are called <image_id>_segmentation.png.
 LABELS. --target malignant: akiec or mel, as in MEDFAIR (Zong et al., 2023); malignant+bcc; or dx,
-the seven diagnoses, or none, one class for all. Of masks, classes only tell pictures apart, and dx
-is the usual target.
+the seven diagnoses, or none, one class for all. With --task segment a class is not learnt: it says
+inside which pictures groups are compared (standardised gaps), dx by default.
 GROUPS. --sensitive sex, age (up to 60, over 60), age in bins (age:30,50,70), localization (head and
 neck, trunk, upper and lower extremity; elsewhere or unknown is left out, also acral, palms/soles
 and oral/genital, which fit two), or such crossed, as in sex+age. Pictures with unknown sex or
