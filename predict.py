@@ -19,6 +19,7 @@ student.onnx and a card that says what they are.
 
 A student of --task segment says which pixels are inside, as NAME-mask.png (0 and 255, as large as
 the picture), and draws its outline into NAME-outline.png, the centre square, which is all it sees.
+So the mask is 0 also where it does not look, outside of the centre square.
 """
 
 import argparse
@@ -110,7 +111,9 @@ def load_student(path, rule="last", module=None):
             )
     sys.path.insert(0, str(METHODS[saved["method"]].parent))
     script = importlib.import_module(saved["method"])
-    args = argparse.Namespace(**{"task": "classify"} | saved["settings"] | {"compile": False})
+    ## Settings of today with which a student was trained that is older than they are.
+    older = {"task": "classify", "weights": None, "statistics": None, "pretrained": False}
+    args = argparse.Namespace(**older | saved["settings"] | {"compile": False})
     saved.setdefault("outputs", saved["classes"])  # of a student that is older than masks
     network = script.Network(args, module or saved["network"], len(saved["outputs"]), load=False)
     try:
@@ -222,20 +225,36 @@ def export(student, saved, rule, folder):
     print(f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} into {folder}")
 
 
+def say_problems(files, bad, ranges, white):
+    """Print that grey pictures had no common white; InputError if pictures were left out."""
+    if ranges and not white:
+        print(
+            f"{len(ranges)} pictures are grey of more than 8 bits, as none was in training: white "
+            "is the end of each one's own range, so that they may differ in brightness"
+        )
+    if bad:
+        raise InputError(f"{len(bad)} of {len(files)} pictures are left out, the first: {bad[0]}")
+
+
 def draw_masks(student, saved, files, folder):
     """Write what is inside of the pictures, as masks and as outlines, into a folder."""
-    taken = {}
+    taken, bad, ranges = {}, [], {}
+    for file in files:  # before the first is written
+        if taken.setdefault(file.stem, file) != file:
+            both = f"{file} and {taken[file.stem]}"
+            raise InputError(f"{both} have one name: write them into two folders")
+    white = saved.get("notes", {}).get(WHITE)  # as in training
     for file in files:
-        stem = folder / file.stem
-        if taken.setdefault(stem, file) != file:
-            raise InputError(f"{file} and {taken[stem]} have one name: write them into two folders")
         try:
-            pixels = torch.tensor(decode(file, saved["size"])).permute(2, 0, 1)  # (3, H, W) uint8
+            pixels = decode(file, saved["size"], white=white, ranges=ranges)
+            pixels = torch.tensor(pixels).permute(2, 0, 1)  # (3, H, W) uint8
             width, height = upright_size(file)
             side = min(width, height)
-            square = Image.fromarray(decode(file, side))
+            square = Image.fromarray(decode(file, side, white=white))
         except Exception as why:  # decoders raise all kinds of errors
-            raise InputError(f"{file} cannot be read as a picture ({why})") from None
+            bad.append(f"{file} cannot be read as a picture ({why})")
+            print(bad[-1], file=sys.stderr)
+            continue
         left, top = (width - side) // 2, (height - side) // 2
         ## The logits are enlarged, not the answers: an outline of large squares would come of that.
         logits = nn.functional.interpolate(student(pixels[None]), side, mode="bilinear")[0]
@@ -246,7 +265,8 @@ def draw_masks(student, saved, files, folder):
             drawn.save(buffer := io.BytesIO(), "PNG")
             save(folder / f"{file.stem}-{name}.png", buffer.getvalue())
         share = f"{(inside > 0).mean():.1%} of the centre square is {saved['outputs'][1]}"
-        print(f"{file}: {share}, see {stem}-outline.png")
+        print(f"{file}: {share}, see {folder / file.stem}-outline.png")
+    say_problems(files, bad, ranges, white)
 
 
 @torch.no_grad()
@@ -258,13 +278,15 @@ def main():
     parser.add_argument("--rule", default="last", choices=RULES, help="which epoch's student")
     parser.add_argument("--labels", type=Path, help="table of the true label and the group")
     parser.add_argument("--csv", type=Path, help="table to write")
-    parser.add_argument("--masks", type=Path, default=Path("masks"), help="folder to write them to")
+    parser.add_argument("--masks", type=Path, help="folder to write them to (default: masks)")
     parser.add_argument("--export", action="store_true", help="write it for other programs")
     parser.add_argument("--student-module", metavar="FILE.py:FUNCTION", help="a network of yours")
     args = parser.parse_intermixed_args()  # flags may stand anywhere
     if not args.pictures and not args.export and not args.labels:
         parser.error("name pictures, or folders of pictures, or --labels, or --export")
     student, saved = load_student(args.student, args.rule, args.student_module)
+    if args.masks and not student.network.segment:
+        raise InputError(f"{args.student} answers with classes: leave out --masks")
     classes, log_shares = saved["classes"], torch.tensor(saved["class_shares"]).log()  # (C,)
     if args.export:
         folder = args.student if args.student.is_dir() else args.student.parent
@@ -273,7 +295,7 @@ def main():
     if student.network.segment:
         if args.labels or args.csv:
             raise InputError(f"{args.student} answers with masks: leave out --labels and --csv")
-        return draw_masks(student, saved, files, args.masks)
+        return draw_masks(student, saved, files, args.masks or Path("masks"))
     files = label_rows(args.labels, files, saved) if args.labels else files
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
@@ -298,11 +320,6 @@ def main():
         if row:
             known.append(row)
             logits.append(z.numpy())
-    if ranges and not white:
-        print(
-            f"{len(ranges)} pictures are grey of more than 8 bits, as none was in training: white "
-            "is the end of each one's own range, so that they may differ in brightness"
-        )
     if args.csv:
         save(args.csv, table.getvalue())
     if args.labels and known:
@@ -327,8 +344,7 @@ def main():
             clusters=subjects,
         )
         print(metrics.show({"student": result}, classes, groups))
-    if bad:
-        raise InputError(f"{len(bad)} of {len(files)} pictures are left out, the first: {bad[0]}")
+    say_problems(files, bad, ranges, white)
 
 
 if __name__ == "__main__":

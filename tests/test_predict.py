@@ -277,6 +277,23 @@ def test_the_code_of_a_network_must_be_that_of_the_training(run, main, tmp_path,
     assert "delete" not in str(error.value)
 
 
+def test_a_student_that_is_older_than_todays_settings_answers_as_before(
+    run, originals, main, tmp_path
+):
+    picture = originals / "csv" / "pictures" / "000.png"
+    saved = torch.load(run / "student.pt", weights_only=True)
+    for name in ("task", "weights", "statistics", "pretrained"):
+        del saved["settings"][name]
+    torch.save(saved, tmp_path / "old.pt")
+    assert main(tmp_path / "old.pt", picture) == main(run, picture)
+
+
+def test_a_folder_for_masks_is_refused_where_answers_are_classes(run, originals, main, tmp_path):
+    picture = originals / "csv" / "pictures" / "000.png"
+    with pytest.raises(InputError, match="answers with classes: leave out --masks"):
+        main(run, picture, "--masks", tmp_path / "masks")
+
+
 def with_student(run, folder, module, name, **settings):
     """A copy of a run in which a script's untrained network stands for the student."""
     shutil.copytree(run, folder)
