@@ -501,20 +501,21 @@ def iou(*, areas):
 def comparisons(*, name, overall, per_group):
     """Metrics of a score's means (...,) and (..., G), by names such as dice_gap.
 
-    The gap of two groups has a sign: second minus first. "es": equity-scaled, as `es_auc`. "sd":
-    standard deviation of the groups. "ser", skewed error ratio: (1 - lowest) / (1 - highest); both
-    are those of Puyol-Antón et al. (2021), the ratio from memory.
+    "difference", of two groups only: second minus first. "es": equity-scaled, as `es_auc`. "sd":
+    standard deviation of the groups. "ser", skewed error ratio: (1 - lowest) / (1 - highest). The
+    last two are named by Puyol-Antón et al. (2021); the formula of the ratio is ours.
     """
     lowest, highest = worst_group(values=per_group), -worst_group(values=-per_group)
-    two = per_group.shape[-1] == 2
-    signed = per_group[..., 1] - per_group[..., 0] if two else gap(values=per_group)
-    out = {name: overall, f"group_{name}": per_group, f"{name}_gap": signed}
+    out = {name: overall, f"group_{name}": per_group}
+    if name == "iou":  # it says what Dice says: two rows of the table are enough
+        return out | {"es_iou": es_auc(overall=overall, per_group=per_group)}
+    out[f"{name}_gap"] = gap(values=per_group)
+    if per_group.shape[-1] == 2:
+        out[f"{name}_difference"] = per_group[..., 1] - per_group[..., 0]
     if name == "failure":  # the only score of which less is better
         return out | {"failure_worst_group": highest}
-    out |= {
-        f"{name}_worst_group": lowest,
-        f"es_{name}": es_auc(overall=overall, per_group=per_group),
-    }
+    out[f"{name}_worst_group"] = lowest
+    out[f"es_{name}"] = es_auc(overall=overall, per_group=per_group)
     out[f"{name}_sd"] = psd(overall=np.ones_like(overall), per_group=per_group)[0]
     return out | {f"{name}_ser": _ratio(1 - lowest, 1 - highest)}
 
@@ -524,8 +525,10 @@ def headline_masks(*, areas, labels, groups, num_classes, num_groups, weights=No
 
     Values are shaped as in `headline`. Each stands twice, the second time as name_standardised: the
     mean of a group is then Σ_c π_c D_gc, where D_gc is its mean in class c, and π_c the share of
-    class c among all pictures. So groups are compared inside classes: if one group has more of the
-    pictures that are hard for everybody, that is no gap. Classes that a group lacks are left out.
+    class c among the pictures of those classes that every group has. So groups are compared inside
+    classes: if one group has more of the pictures that are hard for everybody, that is no gap.
+    Weights do not change which classes these are, so that an interval is of one quantity: where a
+    resample lacks one of them in a group, the mean of this group is NaN.
     """
     labels = _codes("labels", labels, num_classes, len(areas))
     groups = _codes("groups", groups, num_groups, len(areas))
@@ -533,18 +536,17 @@ def headline_masks(*, areas, labels, groups, num_classes, num_groups, weights=No
     shape = *weights.shape[:-1], num_groups, num_classes
     cells = np.eye(num_groups * num_classes)[groups * num_classes + labels]  # (N, G · C)
     size = (weights @ cells).reshape(shape)  # (..., G, C) pictures
-    empty = size.sum(-1, keepdims=True) == 0  # (..., G, 1)
-    shares = size.sum(-2) * ((size > 0) | empty).all(-2)  # (..., C), π, 0 where a group lacks it
+    there = cells.sum(0).reshape(num_groups, num_classes) > 0  # whatever the weights are
+    common = there[there.any(1)].all(0)  # (C,), the classes that every group with pictures has
+    sizes = size[..., common].sum(-2)  # (..., c), which are π · their sum
     scores = {"dice": dice(areas=areas), "iou": iou(areas=areas)}
     scores["failure"] = (scores["dice"] < FAILED).astype(float)
     for name, values in scores.items():
         sums = ((weights * values) @ cells).reshape(shape)  # (..., G, C)
         raw = _ratio(sums.sum((-1, -2)), size.sum((-1, -2))), _ratio(sums.sum(-1), size.sum(-1))
-        of_class = np.nan_to_num(_ratio(sums.sum(-2), size.sum(-2)))  # (..., C)
-        inside = np.nan_to_num(_ratio(sums, size)) * shares[..., None, :]  # (..., G, C)
-        overall = _ratio((of_class * shares).sum(-1), shares.sum(-1))  # (...,)
-        per_group = _ratio(inside.sum(-1), shares.sum(-1)[..., None])  # (..., G)
-        alike = overall, np.where(empty[..., 0], np.nan, per_group)
+        overall = _ratio(sums[..., common].sum((-1, -2)), sizes.sum(-1))  # (...,)
+        inside = _ratio(sums, size)[..., common] * sizes[..., None, :]  # (..., G, c)
+        alike = overall, _ratio(inside.sum(-1), sizes.sum(-1)[..., None])
         for end, (mean, means) in zip(MASK_ENDS, (raw, alike)):
             found = comparisons(name=name, overall=mean, per_group=means)
             out |= {key + end: value for key, value in found.items()}
@@ -580,8 +582,11 @@ def evaluate_masks(
     of_class = [values[np.asarray(labels) == c] for c in range(num_classes)]
     out["classes"] = [{"dice": v.mean() if len(v) else None, "n": len(v)} for v in of_class]
     out |= {"n": len(areas), "pictures": size}
-    ## Nothing is found in half of the pictures, or the same number of pixels in all.
-    out["collapsed"] = bool(np.median(areas[:, 0]) == 0 or np.ptp(areas[:, 0]) == 0)
+    ## Nothing is found in half of the pictures, or the same number of pixels in all. Where nothing
+    ## is to be found, an empty mask is right.
+    said, true, _ = areas[areas[:, 1] > 0].T
+    same = np.ptp(said) == 0 < np.ptp(true) if len(said) else False
+    out["collapsed"] = bool(same or len(said) and np.median(said) == 0)
     out["undefined"] = [f"group {g} has no sample of class {c}" for g, c in np.argwhere(size == 0)]
     return _plain(out)
 
@@ -589,14 +594,12 @@ def evaluate_masks(
 # ----- show and time ------------------------------------------------------------------------------
 SHOWN = ["accuracy", "f1", "auroc", "auroc_worst_group", "auroc_gap", "es_auc"]
 SHOWN += ["mean_deo", "max_deo", "disparity"]
-SHOWN += ["dice", "dice_worst_group", "dice_gap", "es_dice", "dice_sd", "dice_ser"]
+SHOWN += ["dice", "dice_worst_group", "dice_gap", "dice_difference", "es_dice", "dice_sd"]
 SHOWN += ["iou", "es_iou", "failure", "failure_gap", "worst_cell"]  # `dice` and on: of masks
 ## Why a metric is undefined. Of others: there is no sample.
 UNDEFINED = {"auroc": "without samples of two classes there is no AUROC"}
 UNDEFINED["auroc_worst_group"] = UNDEFINED["auroc"]
 UNDEFINED |= dict.fromkeys(["auroc_gap", "es_auc"], "fewer than two groups have an AUROC")
-UNDEFINED |= dict.fromkeys(["dice_ser"], "one group has no error")
-
 UNDEFINED |= dict.fromkeys(
     ["mean_deo", "max_deo", "disparity"], "a class needs samples in two groups"
 )
@@ -612,7 +615,8 @@ def show(columns, class_names, group_names):
 
     columns: {"teacher": evaluate(...), "student": ...}. The rows are the metrics in SHOWN, then
     AUROC and accuracy of each group, then the signed disparity of each class; of masks the Dice.
-    Where both decisions differ, each metric of decisions has a second row, as those of masks have.
+    Where both decisions differ, each metric of decisions has a second row; a metric of masks has
+    one where standardising changes it.
     """
     models, masks = [*columns.values()], "dice" in [*columns.values()][0]
     rows = [(key, models, key) for key in SHOWN]  # first cell, the dicts that hold the value, key
@@ -627,29 +631,36 @@ def show(columns, class_names, group_names):
     for (first, parts, key), end in itertools.product(rows, ends):
         if key + end not in parts[0]:
             continue
-        cells.append([first + end.replace("_", ", ")])
+        row = [first + end.replace("_", ", ")]
         for part in parts:
             values = [part[key + end], *part.get("interval", {}).get(key + end, [])]
             value, *bounds = ["undefined" if v is None else f"{100 * v:.1f}" for v in values]
-            cells[-1].append(f"{value} [{', '.join(bounds)}]" if bounds else value)
+            row.append(f"{value} [{', '.join(bounds)}]" if bounds else value)
             if value == "undefined":
                 reasons.setdefault(UNDEFINED.get(key, "there is no sample"), {})[first] = None
             elif "undefined" in bounds:
                 reasons.setdefault("half of the resamples have no value", {})[first] = None
+        if not (masks and end) or row[1:] != cells[-1][1:]:
+            cells.append(row)
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     if two:
         lines.append("corrected: decisions by z - log π, π the shares of the classes in training")
     if masks:
-        lines.append("standardised: as if each class had the same share in every group")
-        lines.append("gaps: the second group minus the first; failure: masks with a Dice below 70")
+        if any("standardised" in row[0] for row in cells):
+            lines.append("standardised: as if each class had the same share in every group")
+        if "dice_difference" in models[0]:
+            lines.append("difference: the second group minus the first; gap: without its sign")
+        lines.append(f"failure: share of masks with a Dice below {FAILED:.0%}; sd: of the groups")
+        lines.append("es: equity-scaled, divided by 1 + the sum of the groups' distances from it")
     for reason, names in reasons.items():
         lines.append(f"undefined, because {reason}: {'; '.join(names)}")
     sizes = models[0]["pictures"] if masks else np.sum(models[0]["counts"], axis=-1)
     for g, c in np.argwhere(np.array(sizes) == 0):
         lines.append(f"no picture of {class_names[c]}, {group_names[g]}: means leave it out")
     why = "it gives up a class, gives a group one answer, or is about as good as chance"
-    why = "half of its masks are empty, or all are equally large" if masks else why
+    if masks:
+        why = "half of the masks that it should find are empty, or all are equally large"
     advice = "--balance, more --epochs, or less weight on fairness"
     for name, model in columns.items():
         if model["collapsed"]:

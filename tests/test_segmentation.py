@@ -99,7 +99,8 @@ def test_every_metric_of_masks_by_hand():
     group = [d[given["groups"] == g].mean() for g in (0, 1)]
     assert out["dice"] == pytest.approx(d.mean()) and out["loss"] == pytest.approx(1 - d.mean())
     np.testing.assert_allclose(out["group_dice"], group)
-    assert out["dice_gap"] == pytest.approx(group[1] - group[0])
+    assert out["dice_difference"] == pytest.approx(group[1] - group[0])
+    assert out["dice_gap"] == pytest.approx(abs(group[1] - group[0]))
     assert out["dice_worst_group"] == pytest.approx(min(group))
     spread = sum(abs(g - d.mean()) for g in group)
     assert out["es_dice"] == pytest.approx(d.mean() / (1 + spread))
@@ -108,7 +109,8 @@ def test_every_metric_of_masks_by_hand():
     failed = d < 0.7
     assert out["failure"] == pytest.approx(failed.mean())
     shares = [failed[given["groups"] == g].mean() for g in (0, 1)]
-    assert out["failure_gap"] == pytest.approx(shares[1] - shares[0])
+    assert out["failure_difference"] == pytest.approx(shares[1] - shares[0])
+    assert out["failure_gap"] == pytest.approx(abs(shares[1] - shares[0]))
     assert out["failure_worst_group"] == pytest.approx(max(shares))
     cells = [
         d[(given["groups"] == g) & (given["labels"] == c)].mean() for g in (0, 1) for c in range(3)
@@ -117,7 +119,8 @@ def test_every_metric_of_masks_by_hand():
     ## Standardised: the gap inside each class, weighted by the share of the class.
     pi = np.bincount(given["labels"]) / 40
     want = sum(pi[c] * (cells[3 + c] - cells[c]) for c in range(3))
-    assert out["dice_gap_standardised"] == pytest.approx(want)
+    assert out["dice_difference_standardised"] == pytest.approx(want)
+    assert out["dice_gap_standardised"] == pytest.approx(abs(want))
     assert out["dice_standardised"] == pytest.approx(d.mean())
 
 
@@ -128,7 +131,7 @@ def test_the_mix_of_classes_is_no_gap_when_standardised():
     areas = np.stack([np.full(80, 10), np.full(80, 10), hits], axis=1)
     given = {"labels": labels, "groups": groups, "num_classes": 2, "num_groups": 2}
     out = metrics.headline_masks(**given, areas=areas)
-    assert out["dice_gap"] == pytest.approx(-0.2)
+    assert out["dice_difference"] == pytest.approx(-0.2)
     assert out["dice_gap_standardised"] == pytest.approx(0, abs=1e-12)
     np.testing.assert_allclose(out["group_dice_standardised"], [0.7, 0.7])
     ## A class that a group lacks is left out, also of the shares.
@@ -137,6 +140,50 @@ def test_the_mix_of_classes_is_no_gap_when_standardised():
     out = metrics.headline_masks(**cut, areas=areas[some])
     np.testing.assert_allclose(out["group_dice_standardised"], [0.9, 0.9])
     assert out["dice_standardised"] == pytest.approx(0.9) and out["dice"] < 0.8
+
+
+def test_a_gap_of_masks_has_no_sign_and_only_two_groups_have_a_difference():
+    areas, given = masks_and_areas()[2], truth()
+    three = given | {"groups": np.arange(40) // 3 % 3, "num_groups": 3}
+    for each, two in ((given, True), (three, False)):
+        swapped = each | {"groups": each["num_groups"] - 1 - each["groups"]}
+        out, other = (metrics.headline_masks(**x, areas=areas) for x in (each, swapped))
+        for key in ("dice_gap", "dice_gap_standardised", "failure_gap"):
+            assert out[key] >= 0 and out[key] == pytest.approx(other[key])
+        assert ("dice_difference" in out) == two
+        names = ["a", "b", "c"][: each["num_groups"]]
+        text = metrics.show({"x": metrics.evaluate_masks(**each, areas=areas)}, "abc", names)
+        assert ("difference: the second group minus the first" in text) == two
+        assert ("dice_difference" in text) == two and "dice_gap" in text
+    assert out["dice_gap"] == pytest.approx(np.ptp(out["group_dice"]))
+
+
+def test_resamples_standardise_by_the_classes_of_the_measurement():
+    """Class 1 has one picture in group 0. Where a resample lacks it, the gap is not that of class
+    0 alone, which would be another quantity: there is none."""
+    labels, groups = np.array([0, 0, 1, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 1, 1])
+    hits = np.array([9, 9, 1, 9, 9, 5, 5])
+    areas = np.stack([np.full(7, 10), np.full(7, 10), hits], 1)
+    given = {"labels": labels, "groups": groups, "num_classes": 2, "num_groups": 2, "areas": areas}
+    weights = np.array([[1, 1, 1, 1, 1, 1, 1], [2, 1, 0, 1, 1, 1, 1]], float)
+    out = metrics.headline_masks(**given, weights=weights)
+    whole = metrics.headline_masks(**given)["dice_gap_standardised"]
+    assert out["dice_gap_standardised"][0] == whole == pytest.approx(0.4 * 3 / 7)
+    assert np.isnan(out["dice_gap_standardised"][1]) and out["dice_standardised"][1] > 0
+    assert np.isnan(out["group_dice_standardised"][1]).tolist() == [True, False]
+
+
+def test_a_perfect_model_has_not_collapsed_where_most_true_masks_are_empty():
+    size = np.array([0, 0, 0, 0, 5, 9, 7])
+    given = {"labels": 0 * size, "groups": np.arange(7) % 2, "num_classes": 1, "num_groups": 2}
+    for said, collapsed in ((size, False), (0 * size, True), (0 * size + 6, True)):
+        areas = np.stack([said, size, np.minimum(said, size)], 1)
+        out = metrics.evaluate_masks(**given, areas=areas, replicates=0)
+        assert out["collapsed"] is collapsed
+    for same in (0, 4):  # nothing to be found, or the same everywhere
+        areas = np.full((7, 3), same)
+        out = metrics.evaluate_masks(**given, areas=areas, replicates=0)
+        assert out["collapsed"] is False
 
 
 def test_the_mean_is_over_pictures_and_not_over_pixels():
@@ -178,9 +225,22 @@ def test_what_is_reported_of_masks_is_json_and_a_table():
     text = metrics.show({"student": out}, ["a", "b", "c"], ["women", "men"])
     for words in ("dice_gap, standardised", "failure, men", "dice, c", "standardised: as if each"):
         assert words in text
+    assert "failure: share of masks with a Dice below 70%; sd: " in text and "es: equity" in text
+    assert "ser" not in text and out["dice_ser"] >= 1  # a ratio, among percentages
+    assert out["dice"] == pytest.approx(out["dice_standardised"])
+    assert "\ndice, standardised" not in text  # a row that says the same
+    assert {k for k in out["interval"] if "iou" in k} == {
+        "iou",
+        "es_iou",
+        "iou_standardised",
+        "es_iou_standardised",
+    }
+    alike = given | {"labels": 0 * given["labels"], "num_classes": 1}
+    same = metrics.evaluate_masks(**alike, areas=areas, replicates=20)
+    assert "standardised" not in metrics.show({"student": same}, ["a"], ["women", "men"])
     nothing = np.stack([0 * areas[:, 0], areas[:, 1], 0 * areas[:, 0]], axis=1)
     out = metrics.evaluate_masks(**given, areas=nothing, replicates=0)
-    assert out["collapsed"] and "half of its masks are empty" in metrics.show(
+    assert out["collapsed"] and "half of the masks that it should find are empty" in metrics.show(
         {"x": out}, "abc", "gh"
     )
 
@@ -249,12 +309,28 @@ def test_the_toy_s_masks_are_the_inside_of_its_stars(stars):
     train = stars["train"]
     masks = (train.masks[train.rows] > 0).float()
     share = [masks[train.groups == g].mean().item() for g in (0, 1)]
-    assert abs(share[0] - share[1]) < 0.02 and 0.2 < np.mean(share) < 0.35
+    assert 0 < share[1] - share[0] < 0.05 and 0.2 < np.mean(share) < 0.35  # with its line
     filled = train.images[train.groups == 0].float().mean(1)
     inside = masks[train.groups == 0]
     bright = (filled * inside).sum() / inside.sum()
     assert bright > 1.3 * (filled * (1 - inside)).sum() / (1 - inside).sum()
     assert stars.outputs == ["background", "star"] and len(stars.classes) == 6
+
+
+def test_the_toy_s_masks_end_where_ink_is_half(stars):
+    """Of the ink just inside, little is left one pixel outside, for both groups."""
+    train = stars["train"]
+    masks = (train.masks[train.rows] > 0).float()[:, None]
+    wide, narrow = F.max_pool2d(masks, 3, 1, 1), 1 - F.max_pool2d(1 - masks, 3, 1, 1)
+    away = 1 - F.max_pool2d(masks, 9, 1, 4)
+    for g in (0, 1):
+        pixels = train.images[train.groups == g].float()
+
+        def mean(where, pixels=pixels, rows=train.groups == g):
+            return (pixels * where[rows]).sum() / where[rows].sum() / 3
+
+        edge, beyond, paper = mean(masks - narrow), mean(wide - masks), mean(away)
+        assert abs(beyond - paper) < 0.2 * abs(edge - paper), g
 
 
 def test_a_contact_sheet_shows_outlines(stars, tmp_path):
@@ -647,6 +723,32 @@ def test_predict_writes_masks_and_outlines(masked, tmp_path, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", ["predict.py", str(student), "wide.png", "b/wide.jpg"])
     with pytest.raises(InputError, match="have one name: write them into two folders"):
         predict.main()
+    ## A bad picture is named, and the others are answered.
+    (tmp_path / "bad.png").write_text("no picture")
+    flags = ["bad.png", "wide.png", "--masks", "two"]
+    monkeypatch.setattr("sys.argv", ["predict.py", str(student), *flags])
+    with pytest.raises(InputError, match="1 of 2 pictures are left out, the first: bad.png cannot"):
+        predict.main()
+    assert "bad.png cannot be read as a picture" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+        "wide-mask.png",
+        "wide-outline.png",
+    ]
+    ## Grey of more than 8 bits is spread as in training.
+    levels = np.linspace(0, 200, 256).reshape(16, 16)
+    Image.fromarray(levels.astype(np.uint16)).save("dark.png")
+    monkeypatch.setattr("sys.argv", ["predict.py", str(student), "dark.png"])
+    predict.main()
+    assert "1 pictures are grey of more than 8 bits, as none was" in capsys.readouterr().out
+    saved["notes"] |= {predict.WHITE: 4095.0}
+    torch.save(saved | {"states": torch.load(student, weights_only=True)["states"]}, "grey.pt")
+    seen, network = [], predict.Student.forward
+    monkeypatch.setattr(
+        predict.Student, "forward", lambda self, x: seen.append(x) or network(self, x)
+    )
+    monkeypatch.setattr("sys.argv", ["predict.py", "grey.pt", "dark.png"])
+    predict.main()
+    assert "more than 8 bits" not in capsys.readouterr().out and seen[0].max() == 12
 
 
 def test_reports_leave_results_of_masks_out(out, few, capsys):
@@ -733,7 +835,7 @@ def test_fairdi_with_one_group_is_plain_distillation(stars, tmp_path, flag, monk
     args.epochs = args.teacher_epochs = 1
     torch.manual_seed(0)
     method = fairdi.Method(args, data, fairdi.Network(args, args.student, 2))
-    assert "no teacher gains over one of everybody" in capsys.readouterr().out
+    assert "0 of 1 gains are above 0 (95 %)" in capsys.readouterr().out
     assert method.extra["gains"][0]["difference"] == 0  # its group is everybody
     plain = ckd.Method(method.args, data, copy.deepcopy(method.student), None)
     plain.teacher = lambda batch: (None, method.taught(method.phi.of(batch), batch.groups))
