@@ -533,7 +533,7 @@ class Method(PlainTraining):
             print(f"teacher of {name}: val {what} {after:.1%}, was {before:.1%}; its gain {points}")
         self.heads.requires_grad_(False)
         shown = sum((gained["low"] or 0) > 0 for gained in gains)
-        print(f"{shown} of {len(gains)} gains are shown (95 %): these pictures chose teachers, too")
+        print(f"{shown} of {len(gains)} gains are above 0 (95 %) on pictures that chose teachers")
 
     def taught(self, feats, groups):
         """What each picture's own teacher says, (B, C): here the group comes in, and only here."""

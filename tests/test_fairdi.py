@@ -3,6 +3,7 @@ group's teacher, and the student that learns from them."""
 
 import copy
 import math
+import re
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -164,19 +165,27 @@ def test_teachers_are_kept_at_their_best(usual):
     own, own_val = (method.phi, mine), (phi_val, seen.nonzero()[:, 0])
     args = copy.copy(method.args)
     args.epochs = 5
-    said, best, first = fairdi.train_head(args, data, head, own, own_val, len(mine))
+    answers, best, first = fairdi.train_head(args, data, head, own, own_val, len(mine))
     assert first == pytest.approx(frozen["groups"][1]["auroc"], abs=2e-3)  # float16 there
     assert best >= first
     logits = head(phi_val.kept[seen]).detach()
-    assert np.array_equal(said, logits.numpy())
+    assert np.array_equal(answers, logits.numpy())
     labels = data["val"].labels[seen].numpy()
-    area = metrics.auroc(labels=labels, probs=torch.softmax(logits, 1).numpy())
+    area = metrics.auroc(labels=labels, probs=metrics.log_odds(logits.double().numpy()))
     assert area == pytest.approx(best, abs=1e-12)
     again = copy.deepcopy(method.student.head)
     fairdi.train_head(args, data, again, own, own_val, len(mine))
     assert torch.equal(head.weight, again.weight) and not head.weight.equal(
         method.student.head.weight
     )
+
+
+def test_teachers_that_are_sure_are_still_ranked():
+    """Margins of 20 and more: as float32 probabilities all answers would tie, an AUROC of 0.5."""
+    margins = np.array([20, 40, 60, 80], np.float32)
+    answers = np.stack([0 * margins, margins], 1)
+    assert len({*torch.from_numpy(answers).softmax(1)[:, 1].tolist()}) == 1
+    assert fairdi.score(answers, np.array([0, 0, 1, 1])) == 1
 
 
 def test_a_group_of_one_class_is_named_and_step_0_stands_in(toy, tmp_path, capsys):
@@ -188,9 +197,11 @@ def test_a_group_of_one_class_is_named_and_step_0_stands_in(toy, tmp_path, capsy
     data = regrouped(toy, lonely, ["filled", "outlined", "alone"])
     method = make(data, tmp_path)
     said = capsys.readouterr().out
+    told = r"\n[012] of 2 gains are above 0 \(95 %\) on pictures that chose teachers\n"
+    assert re.search(told, said)
     assert "teacher of alone: one class only" in said and "teacher of outlined: val auroc" in said
-    assert [found["group"] for found in method.extra["gains"]] == ["filled", "outlined"]
-    assert all(found["low"] <= found["high"] for found in method.extra["gains"])
+    assert [gained["group"] for gained in method.extra["gains"]] == ["filled", "outlined"]
+    assert all(gained["low"] <= gained["high"] for gained in method.extra["gains"])
     alone = data["train"].groups == 2
     with torch.no_grad():
         logits_t = method.taught(method.phi.kept, data["train"].groups)
