@@ -651,7 +651,8 @@ def show(columns, class_names, group_names):
             lines.append("standardised: as if each class had the same share in every group")
         if "dice_difference" in models[0]:
             lines.append("difference: the second group minus the first; gap: without its sign")
-        lines.append(f"failure: share of masks with a Dice below {FAILED:.0%}; sd: of the groups")
+        lines.append(f"failure: share of masks with a Dice below {FAILED:.0%}")
+        lines.append("sd: standard deviation of the groups")
         lines.append("es: equity-scaled, divided by 1 + the sum of the groups' distances from it")
     for reason, names in reasons.items():
         lines.append(f"undefined, because {reason}: {'; '.join(names)}")

@@ -225,7 +225,9 @@ def test_what_is_reported_of_masks_is_json_and_a_table():
     text = metrics.show({"student": out}, ["a", "b", "c"], ["women", "men"])
     for words in ("dice_gap, standardised", "failure, men", "dice, c", "standardised: as if each"):
         assert words in text
-    assert "failure: share of masks with a Dice below 70%; sd: " in text and "es: equity" in text
+    assert (
+        "failure: share of masks with a Dice below 70%\nsd: stan" in text and "es: equity" in text
+    )
     assert "ser" not in text and out["dice_ser"] >= 1  # a ratio, among percentages
     assert out["dice"] == pytest.approx(out["dice_standardised"])
     assert "\ndice, standardised" not in text  # a row that says the same
