@@ -114,6 +114,8 @@ def load_student(path, rule="last", module=None):
     ## Settings of today with which a student was trained that is older than they are.
     older = {"task": "classify", "weights": None, "statistics": None, "pretrained": False}
     args = argparse.Namespace(**older | saved["settings"] | {"compile": False})
+    ## Whether it normalises pixels anew is seen in its tensors, how stands in them.
+    args.statistics = "imagenet" if "scale" in saved["states"][rule] else "data"
     saved.setdefault("outputs", saved["classes"])  # of a student that is older than masks
     network = script.Network(args, module or saved["network"], len(saved["outputs"]), load=False)
     try:

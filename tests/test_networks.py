@@ -302,9 +302,13 @@ def test_names_in_another_order_are_not_taken_in_order(tmp_path):
 
 def test_files_of_these_scripts_know_the_data_s_pixels(tmp_path, folder):
     """A student's first weights may be a student's last: it saw pixels as all students do."""
-    path, _, _ = run(folder)
-    flags = ["--weights", path / "student.pt"]
-    assert started("convnet2", *flags, size=16).statistics is None
+    torch.save({"state": network(1).body.state_dict(), "log": []}, folder / "ours.pt")
+    for flags in ([], ["--statistics", "half"]):
+        path, _, _ = run(folder, "--weights", "ours.pt", *flags)
+        student, saved = predict.load_student(path)  # it is loaded as it was, with its statistics
+        scale = saved["states"]["last"].get("scale")
+        assert (scale is None) == (not flags)
+        assert scale is None or torch.equal(student.network.scale, scale)
     torch.save({"state": torchvision.models.resnet18().state_dict(), "log": []}, tmp_path / "w.pt")
     assert started("resnet18", "--weights", tmp_path / "w.pt").statistics is None
 
