@@ -94,7 +94,8 @@ class Table:
 
 def named(dataset, label):
     """A data set and conditions in words."""
-    return ", ".join(filter(None, [dataset, *label.split("-")])).replace("_", " ")
+    parts = re.split(f"-(?=(?:{'|'.join(results.CONDITIONS)})_)", label)  # names of files have "-"
+    return ", ".join(filter(None, [dataset, *parts])).replace("_", " ")
 
 
 # ----- tables of one data set ---------------------------------------------------------------------
