@@ -283,7 +283,8 @@ ELSEWHERE = {  # settings that change nothing but where files are and on what it
 
 def flags_of(name, value):
     flag = f"--{name.replace('_', '-')}"
-    return [flag] if value is True else [flag, value]
+    needed = ["--teacher-weights", "mine.pt"] if name == "teacher_train" else []
+    return [flag] if value is True else [flag, value, *needed]
 
 
 def test_another_setting_is_another_folder(here):
