@@ -594,9 +594,10 @@ def fit_head(network, split, folder, weight_decay):
         return value
 
     solver.step(loss)
-    check_finite({"the loss of the last layer": float(loss())}, "the teacher")
-    steepest = max(float(w.grad.abs().max()) for w in weights)
-    print(f"teacher: loss of the last layer {float(loss()):.4f}, steepest slope {steepest:.1e}")
+    value = loss().item()
+    check_finite({"the loss of the last layer": value}, "the teacher")
+    steepest = max(w.grad.abs().max().item() for w in weights)
+    print(f"teacher: loss of the last layer {value:.4f}, steepest slope {steepest:.1e}")
 
 
 def get_teacher(args, data):
