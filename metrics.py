@@ -386,13 +386,13 @@ def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=N
     return out
 
 
-def bootstrap(*, weights, measured=None, **data):
+def bootstrap(*, weights, measured=headline, **data):
     """`headline` of all resamples `weights` (R, N): {metric: (R,), "group_...": (R, G), ...}.
 
-    measured: another function than `headline`, namely `headline_masks`.
+    measured: `headline_masks`, where it is about masks.
     """
     few_rows = np.array_split(weights, 1 + weights.size // 2**21)  # few rows need little memory
-    parts = [(measured or headline)(**data, weights=rows) for rows in few_rows]
+    parts = [measured(**data, weights=rows) for rows in few_rows]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -165,6 +165,7 @@ def flava(size):
 
 
 OWN = {"flava": flava}  # {name: function of the pixels a side}: scripts may add some
+SMALL = re.compile(r"(convnet|unet|transunet)([1-9]\d*)")  # those of this file, and their widths
 
 
 def first_line(error):
@@ -201,13 +202,14 @@ def refuse_unknown(networks, files, segment=False):
 
     Nothing is built, so that it can be said before pictures are read.
     """
-    small = "(trans)?unet" if segment else "convnet"
     for name in networks:
         name = re.sub(r"@\d+$", "", name)
         module = name.rpartition(":")[0]
         if module not in ("", "timm") and not Path(module).is_file():
             raise InputError(f"there is no network {name} (No such file): it is FILE.py:FUNCTION")
-        if not module and name not in OWN and not re.fullmatch(rf"{small}[1-9]\d*", name):
+        small = SMALL.fullmatch(name)
+        ours = name in OWN or small and segment == (small[1] != "convnet")
+        if not module and not ours:
             from torchvision import models  # takes 1.6 seconds: only where it is needed
 
             known = models.list_models(module=models.segmentation if segment else models)
@@ -262,7 +264,7 @@ def body(name, size, started=False, pretrained=False, segment=False):
     segment       features are maps (B, D, H', W')
     Raises InputError where there is no such network, or where it cannot take such pictures.
     """
-    small = re.fullmatch(r"(convnet|unet|transunet)([1-9]\d*)", name)
+    small = SMALL.fullmatch(name)
     try:
         if name in OWN:
             net = OWN[name](size)
@@ -304,7 +306,7 @@ def body(name, size, started=False, pretrained=False, segment=False):
 
 def usual_statistics(name, net):
     """Mean and deviation of the pixels that the weights of others expect, or None: the data's."""
-    if name.startswith(("convnet", "unet", "transunet", "vit_tiny")):  # others have none for these
+    if SMALL.fullmatch(name) or name == "vit_tiny":  # others have no weights for these
         return None
     if name == "flava":
         return STATISTICS["clip"]
@@ -435,7 +437,7 @@ class Network(nn.Module):
         self.body, self.width = body(name, self.size, started, fetch, self.segment)
         if args.compile:
             self.body.compile()
-        if args.pretrained and not args.weights and re.match("convnet|(trans)?unet", name):
+        if args.pretrained and not args.weights and SMALL.fullmatch(name):
             print(f"nobody offers weights of {name}: it starts from random ones")
         ours = args.weights and load and start_from(self.body, args.weights)
         self.statistics = usual_statistics(name, self.body) if started and not ours else None

@@ -227,15 +227,35 @@ def export(student, saved, rule, folder):
     print(f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} into {folder}")
 
 
-def say_problems(files, bad, ranges, white):
+def white_of(saved):
+    """The level that was white in training, of grey of more than 8 bits, or None."""
+    return saved.get("notes", {}).get(WHITE)
+
+
+def say_problems(files, bad, ranges, saved):
     """Print that grey pictures had no common white; InputError if pictures were left out."""
-    if ranges and not white:
+    if ranges and not white_of(saved):
         print(
             f"{len(ranges)} pictures are grey of more than 8 bits, as none was in training: white "
             "is the end of each one's own range, so that they may differ in brightness"
         )
     if bad:
         raise InputError(f"{len(bad)} of {len(files)} pictures are left out, the first: {bad[0]}")
+
+
+def pixels_of(files, saved, bad, ranges):
+    """Each picture that can be read, and its pixels as in training, (3, H, W) uint8.
+
+    bad, ranges: a list of what is wrong with the others, and as of `decode`; both are filled.
+    """
+    for file in files:
+        try:
+            pixels = decode(file, saved["size"], white=white_of(saved), ranges=ranges)
+        except Exception as why:  # decoders raise all kinds of errors
+            bad.append(f"{file} cannot be read as a picture ({why})")
+            print(bad[-1], file=sys.stderr)
+        else:
+            yield file, torch.tensor(pixels).permute(2, 0, 1)
 
 
 def draw_masks(student, saved, files, folder):
@@ -245,18 +265,10 @@ def draw_masks(student, saved, files, folder):
         if taken.setdefault(file.stem, file) != file:
             both = f"{file} and {taken[file.stem]}"
             raise InputError(f"{both} have one name: write them into two folders")
-    white = saved.get("notes", {}).get(WHITE)  # as in training
-    for file in files:
-        try:
-            pixels = decode(file, saved["size"], white=white, ranges=ranges)
-            pixels = torch.tensor(pixels).permute(2, 0, 1)  # (3, H, W) uint8
-            width, height = upright_size(file)
-            side = min(width, height)
-            square = Image.fromarray(decode(file, side, white=white))
-        except Exception as why:  # decoders raise all kinds of errors
-            bad.append(f"{file} cannot be read as a picture ({why})")
-            print(bad[-1], file=sys.stderr)
-            continue
+    for file, pixels in pixels_of(files, saved, bad, ranges):
+        width, height = upright_size(file)
+        side = min(width, height)
+        square = Image.fromarray(decode(file, side, white=white_of(saved)))
         left, top = (width - side) // 2, (height - side) // 2
         ## The logits are enlarged, not the answers: an outline of large squares would come of that.
         logits = nn.functional.interpolate(student(pixels[None]), side, mode="bilinear")[0]
@@ -268,7 +280,7 @@ def draw_masks(student, saved, files, folder):
             save(folder / f"{file.stem}-{name}.png", buffer.getvalue())
         share = f"{(inside > 0).mean():.1%} of the centre square is {saved['outputs'][1]}"
         print(f"{file}: {share}, see {folder / file.stem}-outline.png")
-    say_problems(files, bad, ranges, white)
+    say_problems(files, bad, ranges, saved)
 
 
 @torch.no_grad()
@@ -303,15 +315,8 @@ def main():
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
     csv.writer(table := io.StringIO()).writerow(header)
     known, logits, bad, ranges = [], [], [], {}
-    white = saved.get("notes", {}).get(WHITE)  # as in training
-    for file, row in files.items():
-        try:
-            pixels = decode(file, saved["size"], white=white, ranges=ranges)
-            pixels = torch.tensor(pixels).permute(2, 0, 1)  # (3, H, W) uint8
-        except Exception as why:  # decoders raise all kinds of errors
-            bad.append(f"{file} cannot be read as a picture ({why})")
-            print(bad[-1], file=sys.stderr)
-            continue
+    for file, pixels in pixels_of(files, saved, bad, ranges):
+        row = files[file]
         z = student(pixels[None])[0]  # (C,)
         likely, corrected = (classes[scores.argmax()] for scores in (z, z - log_shares))
         shares = z.softmax(0).tolist()
@@ -346,7 +351,7 @@ def main():
             clusters=subjects,
         )
         print(metrics.show({"student": result}, classes, groups))
-    say_problems(files, bad, ranges, white)
+    say_problems(files, bad, ranges, saved)
 
 
 if __name__ == "__main__":

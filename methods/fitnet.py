@@ -362,9 +362,10 @@ class Method(PlainTraining):
 
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
-        ## Kept answers hold no maps: each step shows its views to a copy of the teacher.
-        self.seeing = copy.deepcopy(teacher.network)
-        self.seeing.ways = 1
+        self.seeing = teacher.network
+        if self.seeing.ways > 1:  # it would leave the maps of its last flip
+            self.seeing = copy.deepcopy(teacher.network)
+            self.seeing.ways = 1
         self.maps_s = keep_maps(student, args, args.hint_layer_student)
         self.maps_t = keep_maps(self.seeing, args, args.hint_layer_teacher)
         self.layer_s, self.layer_t = (
@@ -381,8 +382,9 @@ class Method(PlainTraining):
         """One batch: forward, losses, backward, update. Returns the losses by name."""
         _, logits_s = self.student(batch.images)  # (B, C)
         _, logits_t = self.teacher(batch)  # (B, C), without gradient
-        with torch.no_grad():
-            self.seeing(batch.images)  # puts its maps of these views where we find them
+        if batch.answers:  # which hold no maps: these views must be seen for them
+            with torch.no_grad():
+                self.seeing(batch.images)
         map_s, map_t = self.maps_s[self.layer_s].float(), self.maps_t[self.layer_t].float()
         loss_ce = label_loss(logits_s, batch.labels).mean()  # matched without temperature
         loss_kd = kd_loss(logits_s, logits_t, self.args.temperature)
@@ -527,10 +529,11 @@ def fit(args, data, method, label, checkpoint=None, rules=None):
         seconds.append(time.time() - start)
         kept = {name: validation[name] for name in LOGGED if name in validation}
         log.append({"epoch": epoch, **losses, "val": kept})
-        for name, value in (losses | {f"val {k}": v for k, v in kept.items()}).items():
-            if writer and value is not None:
-                writer.add_scalar(name, value, epoch + 1)
-                writer.flush()  # a run that is killed goes on after this epoch
+        if writer:
+            for name, value in (losses | {f"val {k}": v for k, v in kept.items()}).items():
+                if value is not None:
+                    writer.add_scalar(name, value, epoch + 1)
+            writer.flush()  # a run that is killed goes on after this epoch
         shown = "auroc auroc_worst_group mean_deo dice dice_worst_group dice_gap".split()
         shown = {name: kept[name] for name in shown if name in kept}
         words = [f"{k} {math.nan if v is None else v:.3f}" for k, v in (losses | shown).items()]

@@ -516,10 +516,11 @@ def fit(args, data, method, label, checkpoint=None, rules=None):
         seconds.append(time.time() - start)
         kept = {name: validation[name] for name in LOGGED if name in validation}
         log.append({"epoch": epoch, **losses, "val": kept})
-        for name, value in (losses | {f"val {k}": v for k, v in kept.items()}).items():
-            if writer and value is not None:
-                writer.add_scalar(name, value, epoch + 1)
-                writer.flush()  # a run that is killed goes on after this epoch
+        if writer:
+            for name, value in (losses | {f"val {k}": v for k, v in kept.items()}).items():
+                if value is not None:
+                    writer.add_scalar(name, value, epoch + 1)
+            writer.flush()  # a run that is killed goes on after this epoch
         shown = "auroc auroc_worst_group mean_deo dice dice_worst_group dice_gap".split()
         shown = {name: kept[name] for name in shown if name in kept}
         words = [f"{k} {math.nan if v is None else v:.3f}" for k, v in (losses | shown).items()]

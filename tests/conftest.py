@@ -3,12 +3,16 @@
 Every picture has one colour, a function of its number, so that a test can tell which one it got.
 """
 
+import contextlib
+import copy
 import csv
 import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import ckd
 import numpy as np
 import pytest
 import torch
@@ -254,8 +258,9 @@ torch.set_num_threads(1)  # these networks are small, and pytest-xdist keeps all
 
 
 def arguments(module, *flags):
-    """A script's settings in smoke mode on the CPU, for the toy's six classes."""
-    return module.settle(module.parse(["--smoke", "--device", "cpu", *flags]), 6)
+    """A script's settings in smoke mode on the CPU, for the toy's six classes, or its masks."""
+    args = module.parse(["--smoke", "--device", "cpu", *flags])
+    return module.settle(args, 2 if args.task == "segment" else 6)
 
 
 def random(*shape, seed=0):
@@ -278,7 +283,49 @@ def method_of(module, data, *flags, networks=("convnet4", "convnet2")):
     """The method, built like a run builds it, with an untrained teacher."""
     args = arguments(module, *flags)
     torch.manual_seed(1)
-    teacher = module.Teacher(module.Network(args, networks[0], 6))
+    teacher = module.Teacher(module.Network(args, networks[0], len(data.outputs)))
     torch.manual_seed(0)
-    student = module.Network(args, networks[1], 6)
+    student = module.Network(args, networks[1], len(data.outputs))
     return module.Method(args, data, student, teacher)
+
+
+def regrouped(data, change, names):
+    """The same pictures in other groups: change(split) gives their numbers."""
+    splits = {part: replace(split, groups=change(split)) for part, split in data.splits.items()}
+    return replace(data, group_names=names, splits=splits)
+
+
+@contextlib.contextmanager
+def stopping(kind):
+    """What trains by `kind`, such as a Method, is stopped in its second epoch, as by Ctrl-C."""
+    step = kind.step
+
+    def stop_late(self, batch):
+        if batch.epoch == 1 and batch.step == 2:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "step", stop_late)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def assert_step_2_is_plain_distillation(method, live, views):
+    """Step 2 of a FairDi with one group does to its student what ckd.py does with that teacher.
+
+    live: whether the backbone is trained, too; views: batches.
+    """
+    plain = ckd.Method(method.args, method.data, copy.deepcopy(method.student), None)
+    plain.teacher = lambda batch: (None, method.taught(method.phi.of(batch), batch.groups))
+    for half in (method, plain):
+        half.student.train(live)  # what is frozen is in evaluation mode
+    if not live:
+        plain.student.body.requires_grad_(False)
+    for batch in views:
+        ours, theirs = method.step(batch), plain.step(batch)
+        for name in ("loss", "loss_ce", "loss_kd"):
+            assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-4)
+    states = (half.student.state_dict() for half in (method, plain))
+    for (name, a), b in zip(next(states).items(), next(states).values()):
+        assert torch.allclose(a, b, atol=1e-5), name

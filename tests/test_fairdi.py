@@ -4,7 +4,6 @@ group's teacher, and the student that learns from them."""
 import copy
 import math
 import re
-from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -14,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import arguments, load_toy, random, write_table
+from conftest import (
+    arguments,
+    assert_step_2_is_plain_distillation,
+    load_toy,
+    random,
+    regrouped,
+    stopping,
+    write_table,
+)
 from PIL import Image
 from scipy.optimize import linprog
 
@@ -38,12 +45,6 @@ def make(data, out, *flags):
 def heads_of(method):
     """The weights of all teachers."""
     return method.heads.state_dict().values()
-
-
-def regrouped(data, change, names):
-    """The same pictures in other groups: change(split) gives their numbers."""
-    splits = {part: replace(split, groups=change(split)) for part, split in data.splits.items()}
-    return replace(data, group_names=names, splits=splits)
 
 
 @pytest.fixture(scope="module")
@@ -216,21 +217,9 @@ def test_with_one_group_it_is_plain_distillation(toy, tmp_path, flag, monkeypatc
     monkeypatch.setattr(fairdi, "FairScaling", fairdi.PlainTraining)
     data = regrouped(toy, lambda split: split.groups * 0, ["all"])
     method = make(data, tmp_path, flag)
-    plain = ckd.Method(method.args, data, copy.deepcopy(method.student), None)
-    plain.teacher = lambda batch: (None, method.taught(method.phi.of(batch), batch.groups))
     live = flag == "--train-backbone"
-    for half in (method, plain):
-        half.student.train(live)  # frozen features are those of evaluation mode
-    if not live:
-        plain.student.body.requires_grad_(False)
-    for batch in batches(data["train"], 32, seed=0, augment=live):
-        ours, theirs = method.step(batch), plain.step(batch)
-        for name in ("loss", "loss_ce", "loss_kd"):
-            assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-4)
-    for (name, a), b in zip(
-        method.student.state_dict().items(), plain.student.state_dict().values()
-    ):
-        assert torch.allclose(a, b, atol=1e-5), name
+    views = batches(data["train"], 32, seed=0, augment=live)
+    assert_step_2_is_plain_distillation(method, live, views)
 
 
 def test_frozen_or_not(usual):
@@ -274,7 +263,7 @@ def test_step_0_is_made_once_and_reported_as_fis(toy, usual, capsys):
     assert not torch.equal(other.phi.kept, usual.phi.kept)
 
 
-def test_a_killed_step_0_goes_on(toy, tmp_path, monkeypatch):
+def test_a_killed_step_0_goes_on(toy, tmp_path):
     """Stopped in its second epoch and started again: the same states, draws of groups included."""
 
     def states(out):
@@ -284,17 +273,9 @@ def test_a_killed_step_0_goes_on(toy, tmp_path, monkeypatch):
         (path,) = out.rglob("step0.pt")
         return restore(path) | {"seconds": {}}  # which differ
 
-    whole, step = states(tmp_path / "whole"), fairdi.FairScaling.step
-
-    def stop_late(self, batch):
-        if batch.epoch == 1 and batch.step == 2:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fairdi.FairScaling, "step", stop_late)
-        with pytest.raises(KeyboardInterrupt):
-            states(tmp_path / "killed")
+    whole = states(tmp_path / "whole")
+    with stopping(fairdi.FairScaling):
+        states(tmp_path / "killed")
     assert list((tmp_path / "killed").rglob("step0-*/checkpoint.pt"))
     again = states(tmp_path / "killed")
     assert not list((tmp_path / "killed").rglob("checkpoint.pt"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MAKERS, arguments
+from conftest import MAKERS, arguments, stopping
 from forked import SCRIPTS, run_script, small
 from PIL import Image
 
@@ -126,17 +126,9 @@ def test_a_run_as_a_user_starts_it(name, kind, copies, tmp_path):
     assert "is there already" in done.stdout and path.read_bytes() == before
     assert "student 1/2" not in done.stdout
 
-    step, other = module.Method.step, tmp_path / "stopped"
-
-    def stop_late(self, batch):
-        if batch.epoch == 1 and batch.step == 2:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Method, "step", stop_late)
-        with pytest.raises(KeyboardInterrupt):
-            run(name, *flags, "--out", other)
+    other = tmp_path / "stopped"
+    with stopping(module.Method):
+        run(name, *flags, "--out", other)
     assert not list(other.rglob("result.json")) and list(other.rglob("checkpoint.pt"))
     run(name, *flags, "--out", other)
     assert not list(other.rglob("checkpoint.pt"))

@@ -1,7 +1,6 @@
 """Masks: their metrics against scikit-learn, their loss against a loop, views, files, and networks;
 every script that has a meaning for --task segment, and the sentence of every one that has none."""
 
-import copy
 import importlib
 import json
 from dataclasses import replace
@@ -9,6 +8,7 @@ from dataclasses import replace
 import adversarial_kd
 import bird
 import ckd
+import conftest
 import fairdi
 import groupdro
 import numpy as np
@@ -16,7 +16,19 @@ import pytest
 import swad
 import torch
 import torch.nn.functional as F
-from conftest import add_masks, check_colours, load_toy, mask_of, number_of, read_table, write_table
+from conftest import (
+    add_masks,
+    arguments,
+    assert_step_2_is_plain_distillation,
+    check_colours,
+    load_toy,
+    mask_of,
+    number_of,
+    read_table,
+    regrouped,
+    stopping,
+    write_table,
+)
 from forked import SCRIPTS, run_script
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
@@ -45,17 +57,12 @@ def few(stars):
 
 def segmenting(module, *flags):
     """A script's settings in smoke mode on the CPU, for masks of the toy."""
-    return module.settle(module.parse(["--smoke", "--device", "cpu", *SEGMENT, *flags]), 2)
+    return arguments(module, *SEGMENT, *flags)
 
 
 def method_of(module, data, *flags, networks=("unet4", "unet2")):
-    """The method, built like a run builds it, with an untrained teacher."""
-    args = segmenting(module, *flags)
-    torch.manual_seed(1)
-    teacher = module.Teacher(module.Network(args, networks[0], 2))
-    torch.manual_seed(0)
-    student = module.Network(args, networks[1], 2)
-    return module.Method(args, data, student, teacher)
+    """The method, built like a run builds it, with an untrained teacher, for masks."""
+    return conftest.method_of(module, data, *SEGMENT, *flags, networks=networks)
 
 
 # ----- metrics ------------------------------------------------------------------------------------
@@ -659,20 +666,9 @@ def test_gradients_reach_the_student_and_never_the_teacher(name, stars, tmp_path
 @pytest.mark.parametrize("name", ["ckd", "fairdi"])
 def test_a_stopped_run_ends_the_same(name, tmp_path, few):
     module = importlib.import_module(name)
-    flags, step = (
-        flags_of(tmp_path, *(["--step0", "febs-mended"] * (name == "fairdi"))),
-        module.Method.step,
-    )
-
-    def stop_late(self, batch):
-        if batch.epoch == 1 and batch.step == 2:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Method, "step", stop_late)
-        with pytest.raises(KeyboardInterrupt):
-            run(name, few, *flags)
+    flags = flags_of(tmp_path, *(["--step0", "febs-mended"] * (name == "fairdi")))
+    with stopping(module.Method):
+        run(name, few, *flags)
     assert list(tmp_path.rglob("checkpoint.pt"))
     run(name, few, *flags)
     again, arrays = result_of(tmp_path, name)
@@ -822,12 +818,6 @@ def test_the_adversary_sees_the_mean_of_the_features(stars):
     assert torch.equal(seen[0][1], stars["train"].labels[batch.index])
 
 
-def regrouped(data, change, names):
-    """The same pictures in other groups: change(split) gives their numbers."""
-    splits = {part: replace(split, groups=change(split)) for part, split in data.splits.items()}
-    return replace(data, group_names=names, splits=splits)
-
-
 @pytest.mark.parametrize("flag", ["--no-train-backbone", "--train-backbone"])
 def test_fairdi_with_one_group_is_plain_distillation(stars, tmp_path, flag, monkeypatch, capsys):
     """One group, step 0 replaced by plain training: step 2 is ckd.py with that one teacher."""
@@ -839,21 +829,8 @@ def test_fairdi_with_one_group_is_plain_distillation(stars, tmp_path, flag, monk
     method = fairdi.Method(args, data, fairdi.Network(args, args.student, 2))
     assert "0 of 1 gains are above 0 (95 %)" in capsys.readouterr().out
     assert method.extra["gains"][0]["difference"] == 0  # its group is everybody
-    plain = ckd.Method(method.args, data, copy.deepcopy(method.student), None)
-    plain.teacher = lambda batch: (None, method.taught(method.phi.of(batch), batch.groups))
-    live = flag == "--train-backbone"
-    for half in (method, plain):
-        half.student.train(live)  # the frozen network is in evaluation mode
-    if not live:
-        plain.student.body.requires_grad_(False)
-    for batch in batches(data["train"], 32, seed=0, augment=True):
-        ours, theirs = method.step(batch), plain.step(batch)
-        for name in ("loss", "loss_ce", "loss_kd"):
-            assert ours[name].item() == pytest.approx(theirs[name].item(), rel=1e-4)
-    for (name, a), b in zip(
-        method.student.state_dict().items(), plain.student.state_dict().values()
-    ):
-        assert torch.allclose(a, b, atol=1e-5), name
+    views = batches(data["train"], 32, seed=0, augment=True)
+    assert_step_2_is_plain_distillation(method, flag == "--train-backbone", views)
 
 
 def test_a_gain_is_a_paired_difference_on_the_own_group(stars):
