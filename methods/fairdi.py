@@ -46,8 +46,9 @@ RUN.  python methods/fairdi.py                   the embedded toy data, two CPU 
       --teacher-epochs and --teacher-lr are those of step 1. Its teachers are heads on the student's
       own features: --teacher changes nothing.
       python methods/fairdi.py --task segment    masks of the toy: 2 minutes
-EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0, also FEBS.
-Step 2 moves its numbers little, because only a head is trained.
+EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0, also FEBS;
+of masks "teacher_0", "teacher_1" ... are step 1, the teacher of each group. Step 2 moves the numbers
+of step 0 little, because only a head is trained.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -532,6 +533,9 @@ class Method(PlainTraining):
             gains.append({"group": name} | numbers)
             print(f"teacher of {name}: val {what} {after:.1%}, was {before:.1%}; its gain {points}")
         self.heads.requires_grad_(False)
+        for g, head in enumerate(self.heads if student.segment else ()):  # tested at the end, too
+            self.reported[f"teacher_{g}"] = copy.deepcopy(student)
+            self.reported[f"teacher_{g}"].head = head
         shown = sum((gained["low"] or 0) > 0 for gained in gains)
         print(f"{shown} of {len(gains)} gains are above 0 (95 %) on pictures that chose teachers")
 
