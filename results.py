@@ -85,7 +85,7 @@ GRID = {
 CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained weights".split()
 CONDITIONS += "teacher_weights epochs teacher_epochs batch_size lr teacher_lr".split()
 CONDITIONS += "weight_decay precision compile smoke optimizer teacher_optimizer turns".split()
-CONDITIONS += "statistics teacher_statistics teacher_train teacher_sees".split()
+CONDITIONS += "statistics teacher_statistics teacher_train teacher_sees train_share".split()
 NETWORKS = {"teacher", "student", "epochs", "teacher_epochs", "batch_size"}
 SAME = ["pictures", "image_size", "target", "sensitive", *sorted(NETWORKS)]
 ## It tunes a transformer of its own at a budget of its own, whatever student the others train.
