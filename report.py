@@ -47,10 +47,9 @@ POSTER += ["re-balancing"]
 FAIRDI = ["ERM", "re-balancing", "GroupDRO", "FIS", "FEBS", "FairDi", "FairTune"]
 README = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "adversarial KD"]
 README += ["MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi", "FairTune"]
-## Rows that are ranked: what stands behind a comma is a variant.
-RANKED = [
-    name for name in NAMES.values() if "," not in name and name not in ("GroupDRO", results.CEILING)
-]
+## Rows that are ranked, of classes and of masks: what stands behind a comma is a variant.
+RANKED = [name for name in NAMES.values() if "," not in name and name != results.CEILING]
+UNRANKED = {False: "GroupDRO", True: "GroupDRO by class"}  # one of them is enough
 
 
 class Table:
@@ -383,6 +382,8 @@ PAIRS = (
     ("FairDi, no teachers", "FIS"),
     ("FairTune", "full fine-tuning"),
     ("linear probe", "full fine-tuning"),
+    ("FEBS, mended", "FEBS"),
+    (results.CEILING, "FIS"),
 )
 
 
@@ -747,13 +748,14 @@ def rank_blocks(by_place, metric):
     rank, so blocks without it are left out; the toy counts alone or not at all. What is undefined,
     or has collapsed in a metric of decisions, ranks last.
     """
+    ranked = [name for name in RANKED if name != UNRANKED[metric in MASKS]]
     blocks = {}  # {(data set, conditions but for the attribute, (fold, seed)): {row: [value, ...]}}
     for place, rows in by_place.items():
         if (metric in MASKS) != results.of_masks(rows):
             continue
         name_of, sign = metric_of(metric, results.main_rule(rows)), METRICS[metric][1]
         like = [part for part in place[1].split("-") if not part.startswith("sensitive_")]
-        for name, row in {name: results.variant(rows, name) for name in RANKED}.items():
+        for name, row in {name: results.variant(rows, name) for name in ranked}.items():
             for key, result in rows.get(row, {}).items():
                 (value,) = sign * results.values({key: result}, name_of)
                 useless = metric in results.HARD and result["last"]["test"]["collapsed"]
@@ -765,9 +767,9 @@ def rank_blocks(by_place, metric):
     ]
     most = [max(map(len, rows.values())) for rows in blocks]  # attributes
     every = [{n for n, v in rows.items() if len(v) == m} for rows, m in zip(blocks, most)]
-    names = [name for name in RANKED if all(name in there for there in every)]
+    names = [name for name in ranked if all(name in there for there in every)]
     scores = [[np.mean(rows[name]) for name in names] for rows in blocks]
-    lost = [name for name in RANKED if name not in names and any(name in rows for rows in blocks)]
+    lost = [name for name in ranked if name not in names and any(name in rows for rows in blocks)]
     return names, np.array(scores).reshape(len(blocks), len(names)), lost
 
 

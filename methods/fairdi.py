@@ -47,7 +47,7 @@ RUN.  python methods/fairdi.py                   the embedded toy data, two CPU 
       own features: --teacher changes nothing.
       python methods/fairdi.py --task segment    masks of the toy: 2 minutes
 EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0, also FEBS;
-of masks "teacher_0", "teacher_1" ... are step 1, the teacher of each group. Step 2 moves the numbers
+"teacher_0", "teacher_1" ... are step 1 of masks, a teacher for each group. Step 2 moves the numbers
 of step 0 little, because only a head is trained.
 """
 
