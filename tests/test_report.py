@@ -201,7 +201,8 @@ def test_rows_that_are_pretrained_say_so(folder):
     assert "FairTune" not in names
     rows = next(rows for rows in results.collect(folder).values() if "FairTune" in rows)
     assert report.headline_cell(rows["FairTune"], "", ("toy", ""), 3).endswith(" (pre-trained)")
-    put(folder, result("fairtune", 0, mask="all", teacher_weights="x.pt"), "all")
+    for seed in range(3):
+        put(folder, result("fairtune", seed, mask="all", teacher_weights="x.pt"), "all")
     claims = [row[0] for row in report.claims_table(results.collect(folder)).rows]
     assert "FairTune: smaller gap than full fine-tuning (pre-trained)" in claims
 
@@ -565,10 +566,8 @@ ROWS_OF_MASKS = (
 )
 
 
-@pytest.fixture(scope="session")
-def masks(tmp_path_factory):
+def put_all_masks(folder):
     """Five folds, and three seeds of the toy, of some rows of masks."""
-    folder = tmp_path_factory.mktemp("masks")
     for script, better, own in ROWS_OF_MASKS:
         more = FIRST_STEPS if script == "fairdi" else ()
         for fold in range(5):
@@ -576,6 +575,11 @@ def masks(tmp_path_factory):
         for seed in range(3):
             put_masks(folder, script, better, None, seed, more, **own)
     return folder
+
+
+@pytest.fixture(scope="session")
+def masks(tmp_path_factory):
+    return put_all_masks(tmp_path_factory.mktemp("masks"))
 
 
 @pytest.fixture(scope="session")
