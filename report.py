@@ -123,6 +123,7 @@ LAYOUTS = {  # the columns of each kind of table
     "masks": "method|Dice|IoU|ES-Dice|SER|failed|worst Dice|Dice gap|Dice gap, standardised|"
     "Dice, − ERM|Dice gap, − ERM|Dice, − CKD|Dice gap, − CKD|train worst cell|s of training",
 }
+TEACHER = "*the teacher*"
 ## The end of a column's name: the row that is taken off. "change in %" is the column before it, in
 ## percent of the other row.
 BASES = {"− teacher": "teacher", "− CKD": "CKD", "− ERM": "ERM", "λ − 0": "0", "T − 1": "1"}
@@ -154,7 +155,7 @@ def layout_table(kind, rows, end=None):
     lines = [(name, runs, "last") for name, runs in results.comparable(rows).items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
     if taught and kind in ("slides", "overview", "temperature", "masks"):
-        lines.insert(0, ("*the teacher*", next(iter(taught.values())), "teacher"))
+        lines.insert(0, (TEACHER, next(iter(taught.values())), "teacher"))
     for name, runs, rule in lines:
         row, more = {}, further_columns(runs, rule, end)
         for column in table.header[1:]:
@@ -309,7 +310,8 @@ def pooled_tables(rows, rules):
         for name, rule in itertools.product(parts, rules):
             if folds[name] != keys and name not in bases:
                 continue
-            runs, label, competes = parts[name], name + rules[rule] + few, name != results.CEILING
+            runs, label = parts[name], name + rules[rule] + few
+            competes = name not in (results.CEILING, TEACHER)
             cells = [str(len(results.pool(runs, rule).ids))]
             cells += [results.cell(runs, m, rule, None, True) for m in shown.values()]
             cells += [results.cell(runs, score, rule, g, True) for g in range(len(groups))]
@@ -626,7 +628,7 @@ KINDS = {  # the end of a table's name: its title, in the order of a page
 }
 ACROSS = {
     "claims": "Do the claims of the papers hold?",
-    "inflation": "Disparity of every student minus that of its own teacher",
+    "inflation": "Disparity (of masks: gap in Dice) of every student minus that of its own teacher",
     "pairs": "What one part of a method does",
     "pairs-masks": "What one part of a method does, masks",
     "repeated": "A second training minus the first, by the same command on another processor",
@@ -675,7 +677,9 @@ def tables(by_place, repeated):
             if len(chosen) > 1:
                 layout(place, kind, chosen)
         if in_folds(place):
-            make(place, "pooled", pooled_tables, usual, {"last": ""})
+            taught = usual.get("CKD", {}) if results.of_masks(rows) else {}
+            taught = {TEACHER: results.other_network(taught, "teacher")} if taught else {}
+            make(place, "pooled", pooled_tables, taught | usual, {"last": ""})
             chosen = {name: rows[name] for name in FAIRDI if name in rows}
             if len(chosen) > 1:
                 words = {rule: f", {words}" for rule, words in RULES.items()}

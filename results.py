@@ -471,6 +471,16 @@ def as_rows(result):
         yield CEILING + weight, run | dict.fromkeys(("last", *RULES), part)
 
 
+def other_network(runs, network):
+    """A row in which another network of its runs, such as "teacher", has the student's place."""
+    row = {}
+    for key, run in runs.items():
+        path, places = run["arrays"]
+        places = places | {"last": places[network]}
+        row[key] = run | {"last": run[network], "arrays": (path, places)}
+    return row
+
+
 def collect(folder, smoke=False):
     """{(data set, conditions): {row: {(fold, seed): result}}} of all results in a folder."""
     by_place, homes = {}, {}  # homes: the places that differ in their networks alone

@@ -603,7 +603,10 @@ def test_masks_of_folds_are_pooled_and_compared_with_both_bases(of_masks):
     assert not refused
     table = made[FOLDS_OF_MASKS, "pooled"]
     rows = {row[0]: dict(zip(table.header, row)) for row in table.rows}
-    assert [*rows] == ALL_ROWS
+    assert [*rows] == ["*the teacher*", *ALL_ROWS]
+    teacher = of_masks[FOLDS_OF_MASKS]["CKD"]
+    want = results.cell(teacher, "dice", "teacher", pooled=True)
+    assert rows["*the teacher*"]["Dice"] == want
     areas, truth = areas_of(0.01, 0)  # of ERM's student
     given = {"labels": truth["labels"], "groups": truth["groups"]}
     want = metrics.evaluate_masks(
@@ -625,7 +628,8 @@ def test_masks_of_folds_are_pooled_and_compared_with_both_bases(of_masks):
     assert rows[results.CEILING]["worst Dice"].point > rows["FEBS, mended"]["worst Dice"].point
     for base, end in (("ERM", ""), ("CKD", "-CKD")):
         differences = made[FOLDS_OF_MASKS, f"pooled-differences{end}"]
-        assert [row[0] for row in differences.rows] == [name for name in ALL_ROWS if name != base]
+        compared = ["*the teacher*", *(name for name in ALL_ROWS if name != base)]
+        assert [row[0] for row in differences.rows] == compared
         row = next(row for row in differences.rows if row[0] == "GroupDRO")
         change = rows["GroupDRO"]["Dice"].point - rows[base]["Dice"].point
         assert differences.header[1] == f"Dice, − {base}" and np.isclose(row[1].point, change)
