@@ -85,7 +85,7 @@ class Table:
         best = set()
         for c, column in enumerate(self.header if self.bold and len(self.ranked) > 1 else ()):
             points = {}
-            for r in self.ranked if column in METRICS else ():
+            for r in self.ranked if METRICS.get(column, (None, 0))[1] else ():
                 value = self.rows[r][c]
                 if isinstance(value, Value) and (column in UTILITY or r not in self.collapsed):
                     points[r] = METRICS[column][1] * value.point

@@ -108,11 +108,11 @@ METRICS = {
     "disparity": ("disparity", -1),
     "parity": ("demographic_parity_difference", -1),
 }
-MASKS = {
+MASKS = {  # of --task segment
     "Dice": ("dice", 1),
     "IoU": ("iou", 1),
     "ES-Dice": ("es_dice", 1),
-    "SER": ("dice_ser", -1),
+    "SER": ("dice_ser", 0),  # no verdict: it also falls where all masks are bad
     "failed": ("failure", -1),
     "worst Dice": ("dice_worst_group", 1),
     "Dice gap": ("dice_gap", -1),

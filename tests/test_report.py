@@ -624,6 +624,9 @@ def test_masks_of_folds_are_pooled_and_compared_with_both_bases(of_masks):
         )
     assert rows["ERM"][gap].point < rows["ERM"][f"{gap}, standardised"].point < 0
     best = {table.rows[r][0] for r, c in table.best() if table.header[c] == "worst Dice"}
+    assert not [
+        r for r, c in table.best() if table.header[c] == "SER"
+    ]  # a ratio of bad is no merit
     assert best == {"FEBS, mended"}  # and never the ceiling, which is better
     assert rows[results.CEILING]["worst Dice"].point > rows["FEBS, mended"]["worst Dice"].point
     for base, end in (("ERM", ""), ("CKD", "-CKD")):
