@@ -67,10 +67,10 @@ teacher [q'] > L_AT
 q and q' say where in the maps of a stage student and teacher are active.
 """
 TABLES["mfd"] = """
-         | *student                 |                           | =L_0: CE; if α > 0, L_KD
+         | *student                 |                           | =Eq. (3): CE; if α > 0, L_KD
 pictures |                          | *linear map: if widths differ | =L_MMD: weight λ/2
          | ~teacher: trained before |                           | groups a: and labels y
-pictures > student, pictures > teacher, student <> L_0, student [f] <> linear map
+pictures > student, pictures > teacher, student <> Eq. (3), student [f] <> linear map
 linear map <> L_MMD, teacher [f'] > L_MMD, groups a > L_MMD
 Each class and group of the student is pulled to the teacher's features of the class.
 """
