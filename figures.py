@@ -10,8 +10,10 @@ caption says how many runs there are, and what is left out. In every figure
 - a row with collapsed runs is crossed out: to be equally useless is not to be fair.
 """
 
+import argparse
 import collections
 import textwrap
+from pathlib import Path
 
 import matplotlib
 
@@ -19,10 +21,13 @@ matplotlib.use("Agg")  # no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 import scipy.stats
+import torch
+from PIL import Image
 
 import metrics
 import results
-from data import load
+from data import InputError, batches, load, outlined, put_back, restore
+from networks import Network
 from results import DEBIASED, DECISIONS, RULES, TRAINING, TWO_POINTS, Value, number_collapsed, said
 
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
@@ -38,8 +43,8 @@ FAMILIES = {
     "#56b4e9": {"CTKD": "^-.", "FitNet": "s-", "AT": "D--"},
     WRONG: {"adversarial KD": "D--", "AD": "v:"},
     "#e69f00": {"BIRD": "^-.", "MFD": "P-", "GroupDRO": "v:", "GroupDRO by class": "s--"},
-    INDIGO: {"FIS": ">-", "FairDi": "D--", "FairTune": "*:", "linear probe": "p-."}
-    | {"full fine-tuning": "h-"},
+    INDIGO: {"FIS": ">-", "FEBS": "<:", "FairDi": "D--", "own group's teacher": "o-"}
+    | {"FairTune": "*:", "linear probe": "p-.", "full fine-tuning": "h-"},
 }
 LOOK = {
     name: {"color": colour, "marker": form[0], "ls": form[1:]}
@@ -156,11 +161,14 @@ def two_points(rows, pooled, where, path):
         return None
     runs = next(iter(rows.values()))
     groups = [said(name) for name in next(iter(runs.values()))["group_names"]]
-    panels = [(f"AUROC, {name} (%)", "auroc", g, True) for g, name in enumerate(groups)]
+    what, score = results.score_of(rows)
+    panels = [(f"{what}, {name} (%)", score, g, True) for g, name in enumerate(groups)]
     if len(groups) != 2:
-        panels = [("AUROC, worst group (%)", "auroc_worst_group", None, True)]
-    panels = [("AUROC of all (%)", "auroc", None, True), *panels]
-    panels += [("gap between groups (points)", "auroc_gap", None, False)]
+        panels = [(f"{what}, worst group (%)", f"{score}_worst_group", None, True)]
+    panels = [(f"{what} of all (%)", score, None, True), *panels]
+    panels += [("gap between groups (points)", f"{score}_gap", None, False)]
+    if results.of_masks(rows):
+        panels += [("gap inside classes (points)", f"{score}_gap_standardised", None, False)]
     size = {"figsize": (10, 2 + 0.36 * len(rows)), "layout": "constrained"}
     figure, all_axes = plt.subplots(1, len(panels), sharey=True, **size)
     for axes, (words, metric, group, more) in zip(all_axes, panels):
@@ -176,26 +184,27 @@ def two_points(rows, pooled, where, path):
         axes.plot([], [], "o", color="0.4", mfc=fill, label=words, **form)
     save(figure, path, gap_sentence(rows, groups, pooled), where)
     return (
-        "AUROC and its gap between groups: each method at two epochs chosen on validation (the "
+        f"{what} and its gap between groups: each method at two epochs chosen on validation (the "
         f"numbers of FairDi's first figure); N = {len(rows)} methods, {over(runs, pooled)}."
         + listed("Left out, their outputs at these epochs not kept", labels_of(every, but=rows))
     )
 
 
 def gap_sentence(rows, groups, pooled):
-    """Which of two groups is served worse in AUROC, by how many methods, as intervals show it."""
+    """Which of two groups is served worse, by how many methods, as intervals show it."""
+    what, score = results.score_of(rows)
     if len(groups) != 2:
-        gaps = {results.point(r, "auroc_gap", "best_overall"): n for n, r in rows.items()}
+        gaps = {results.point(r, f"{score}_gap", "best_overall"): n for n, r in rows.items()}
         gaps = {gap: name for gap, name in gaps.items() if not np.isnan(gap)}
         smallest = f"is smallest with {gaps[min(gaps)]}" if gaps else "is undefined"
-        return f"The gap in AUROC {smallest}"
-    signed = [ahead(r, "auroc_gap", "best_overall", pooled)[0] for r in rows.values()]
+        return f"The gap in {what} {smallest}"
+    signed = [ahead(r, f"{score}_gap", "best_overall", pooled)[0] for r in rows.values()]
     first, second = [v.point for v in signed if v.low > 0], [-v.point for v in signed if v.high < 0]
     group, gaps = max(zip(groups, (first, second)), key=lambda pair: len(pair[1]))
     if not gaps:
-        return "No method is shown to serve {} and {} differently in AUROC".format(*groups)
+        return f"No method is shown to serve {groups[0]} and {groups[1]} differently in {what}"
     ends = f"by {min(gaps):.1f} to {max(gaps):.1f} points"
-    return f"AUROC is lower in the group {group} with {len(gaps)} of {len(rows)} methods, {ends}"
+    return f"{what} is lower in the group {group} with {len(gaps)} of {len(rows)} methods, {ends}"
 
 
 def ranks(scores):
@@ -273,7 +282,7 @@ def effect(change, less="lowers", more="raises"):
 def per_class(rows, where, path):
     """Signed disparity of each class: the teacher, its student, a debiased student."""
     models, others = three_models(rows)
-    if not models:
+    if not models or results.of_masks(rows):
         return None
     first, end = next(iter(rows["CKD"].values())), results.main_rule(rows)
     pooled, metric, undefined = first["settings"]["fold"] is not None, f"disparity{end}", {}
@@ -310,12 +319,11 @@ def gallery(rows, data_dir, where, path):
     """Test pictures that a debiased student gets right and CKD's does not, and the other way."""
     models, others = three_models(rows)
     common = set.intersection(*({*rows[row]} for row, _ in models.values())) if models else ()
-    settings = rows["CKD"][min(common)]["settings"] if common else {}
-    if not common or (settings["dataset"] != "toy" and data_dir is None):
+    if not common or (data := pictures_of(rows["CKD"][min(common)], data_dir)) is None:
         return None
-    names = ("target", "sensitive", "fold", "skip_bad", "subject", "file_column")
-    choices = {k: settings.get(k) for k in names}
-    data = load(settings["dataset"], data_dir, settings["image_size"], **choices)
+    if results.of_masks(rows):
+        runs = {name: (rows[row][min(common)], rule) for name, (row, rule) in models.items()}
+        return outlines(runs, data, where, path)
     test, answers, end = data["test"], {}, results.main_rule(rows)
     for name, (row, rule) in models.items():
         run = rows[row][min(common)]
@@ -351,6 +359,93 @@ def gallery(rows, data_dir, where, path):
         f"class and group, not a choice; N = {len(labels)} pictures, one run."
         + listed("Other debiased students, not shown", others)
     )
+
+
+def pictures_of(run, data_dir):
+    """The pictures of a run, or None if they are not drawn and nobody said where they are."""
+    names = ("task", "target", "sensitive", "fold", "skip_bad", "subject", "file_column")
+    choices = {k: run["settings"][k] for k in names if k in run["settings"]}
+    if run["settings"]["dataset"] != "toy" and data_dir is None:
+        return None
+    return load(run["settings"]["dataset"], data_dir, run["settings"]["image_size"], **choices)
+
+
+def outlines(models, data, where, path):
+    """Masks of test pictures, as outlines: the truth, and what teacher and students find.
+
+    models    {name: (run, network)}
+
+    Results keep how large masks are, not the masks. So the networks are asked again, where the runs
+    have left them, and there is no figure unless they give masks as large as those of the results.
+    """
+    test, areas = data["test"], {}
+    for name, (run, rule) in models.items():
+        areas[name], ids = results.arrays(run, (rule, "ids"))
+        if ids.tolist() != test.ids:
+            return None  # made from other pictures
+    values = np.stack([metrics.dice(areas=found) for found in areas.values()])  # (3, N)
+    failed, labels, groups = values < metrics.FAILED, test.labels.numpy(), test.groups.numpy()
+    kinds = {"repaired": failed[1] & ~failed[2], "broken": failed[2] & ~failed[1]}
+    places = [in_turn(np.flatnonzero(k), labels, groups, 4) for k in kinds.values()]
+    some = test.subset(np.concatenate(places).astype(int))
+    masks = {"truth": some.masks[some.rows].numpy()}
+    for name, (run, rule) in models.items():
+        masks[name] = asked(run, rule, some, areas[name][np.concatenate(places).astype(int)])
+    if not len(some) or any(found is None for found in masks.values()):
+        return None
+    figure = plt.figure(figsize=(1.2 + 1.2 * len(some), 7.5), layout="constrained")
+    for row, (name, found) in enumerate({"picture": 0 * masks["truth"], **masks}.items()):
+        for n, place in enumerate(np.concatenate(places)):
+            axes = figure.add_subplot(len(masks) + 1, len(some), row * len(some) + n + 1)
+            picture = Image.fromarray(some.images[n].permute(1, 2, 0).numpy())
+            axes.imshow(outlined(picture.resize((160, 160), Image.NEAREST), found[n]))
+            axes.axis("off")
+            text = said(data.classes[labels[place]])
+            if name in areas:
+                dice = 100 * values[list(areas).index(name), place]
+                text = f"Dice {dice:.0f}"
+            elif name == "truth":
+                text = said(data.group_names[groups[place]])
+            axes.set_title(text, fontsize=7.5)
+            if n == 0:
+                axes.annotate(name, (-0.08, 0.5), xycoords="axes fraction", ha="right", va="center")
+    name, number = list(models)[2], [k.sum() for k in kinds.values()]
+    sentence = f"{name} mends {number[0]} of the {failed[1].sum()} failed masks of CKD and spoils "
+    save(figure, path, sentence + f"{number[1]} of the others", where)
+    return (
+        f"Masks of {len(places[0])} test pictures that fail (Dice below {metrics.FAILED:.0%}) with "
+        f"CKD alone, then of {len(places[1])} that fail with {name} alone. The first of each class "
+        f"and group, not a choice; N = {len(labels)} pictures, one run."
+    )
+
+
+def asked(run, rule, split, areas):
+    """Masks (n, H, W) that a network of a run finds, or None if it is not there any more.
+
+    areas    (n, 3) of the result, which tell it from other teachers
+    """
+    folder, role = run["arrays"][0].parent, "teacher" if rule == "teacher" else "student"
+    paths = [folder / "student.pt"]
+    if rule == "teacher":
+        paths = sorted(folder.parent.parent.glob("teachers/*/teacher.pt"))
+    for file in filter(Path.is_file, paths):
+        saved = restore(file)
+        state = saved["state"] if rule == "teacher" else saved["states"][rule]
+        own = {"compile": False, "statistics": "imagenet" if "scale" in state else "data"}
+        args = argparse.Namespace(**run["settings"] | own)
+        network = Network(args, run["settings"][role], 2, load=False)
+        try:
+            put_back(network.eval(), state, file)
+        except InputError:
+            continue  # the teacher of other runs
+        with torch.no_grad():
+            _, logits = network(next(batches(split, len(split))).images)  # (n, 2, H, W)
+        found = (logits[:, 1] > logits[:, 0]).numpy()  # (n, H, W)
+        true = split.masks[split.rows].numpy() > 0
+        sizes = [np.sum(mask, axis=(1, 2)) for mask in (found, true, found & true)]
+        if np.abs(np.stack(sizes, axis=1) - areas).max() <= 2:  # pixels: of another processor
+            return found
+    return None
 
 
 def in_turn(places, labels, groups, most=6):
@@ -450,6 +545,8 @@ def band(axes, curve, name, label=None):
 def training(rows, where, path):
     """Validation while training; CTKD's temperature; the gates of BIRD."""
     every, end = chosen(rows, TRAINING), results.main_rule(rows)
+    if results.of_masks(rows):
+        return None
     rows = {name: runs for name, runs in every.items() if all(r["log"] for r in runs.values())}
     if len(rows) < 2:
         return None

@@ -12,6 +12,9 @@ What a row is, and how two of them are compared, is in results.py. In a table:
     decisions            at the largest output or prior-corrected, as metrics.py says; where a class
                          is rare the corrected ones stand first
     train worst cell     recall of the worst class x group cell of the training pictures
+    of masks             means over pictures. SER: 100 - Dice of the worst group, in percent of
+                         100 - Dice of the best; failed: share of pictures with a Dice below 70;
+                         standardised: as if each class had the same share in every group
     (pre-trained)        a row whose student, or as said its teacher, starts from weights that were
                          learnt elsewhere
     bold                 the best of a column. A collapsed run (a class never predicted, a group
@@ -34,18 +37,20 @@ import figures
 import metrics
 import results
 from data import InputError, save
-from results import METRICS, NAMES, OWN_NETWORKS, RULES, UTILITY, Refused, Value, metric_of
+from results import MASKS, METRICS, NAMES, OWN_NETWORKS, RULES, UTILITY, Refused, Value, metric_of
 
 ROOT = Path(__file__).resolve().parent
 ## Names of rows, in the order of a table.
 SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "BIRD, gates fixed", "adversarial KD"]
 POSTER += ["re-balancing"]
-FAIRDI = ["ERM", "re-balancing", "GroupDRO", "FIS", "FairDi", "FairTune"]
+FAIRDI = ["ERM", "re-balancing", "GroupDRO", "FIS", "FEBS", "FairDi", "FairTune"]
 README = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "adversarial KD"]
 README += ["MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi", "FairTune"]
 ## Rows that are ranked: what stands behind a comma is a variant.
-RANKED = [name for name in NAMES.values() if "," not in name and name != "GroupDRO"]
+RANKED = [
+    name for name in NAMES.values() if "," not in name and name not in ("GroupDRO", results.CEILING)
+]
 
 
 class Table:
@@ -66,9 +71,14 @@ class Table:
         ):  # no number of a sweep
             self.notes.append(f"{name}{weight}")
         for run in dict(runs).values():
-            for g, c in np.argwhere(np.sum(run[rule]["test"]["counts"], axis=-1) == 0):
+            test = run[rule]["test"]
+            sizes = test["pictures"] if "pictures" in test else np.sum(test["counts"], axis=-1)
+            for g, c in np.argwhere(np.array(sizes) == 0):
                 where = f"{run['classes'][c]}, {run['group_names'][g]}"
                 self.notes.append(f"a test set has no picture of {where}: means leave it out")
+        gains = results.gains(dict(runs)) if name.startswith("FairDi") else {}
+        if gains and not any(gain.low > 0 for gain in gains.values()):
+            self.notes.append(f"{name}: of no teacher a gain on its own group is shown")
         self.rows.append([name, *cells])
 
     def best(self):
@@ -111,10 +121,23 @@ LAYOUTS = {  # the columns of each kind of table
     "disparity, change in %|train worst cell|30 % for 1 point",
     "temperature": "T|top-1|AUROC|mean-DEO|parity|top-1, T − 1|mean-DEO, T − 1|parity, T − 1|"
     "parity, − teacher|train worst cell",
+    "masks": "method|Dice|IoU|ES-Dice|SER|failed|worst Dice|Dice gap|Dice gap, standardised|"
+    "Dice, − ERM|Dice gap, − ERM|Dice, − CKD|Dice gap, − CKD|train worst cell|s of training",
 }
 ## The end of a column's name: the row that is taken off. "change in %" is the column before it, in
 ## percent of the other row.
-BASES = {"− teacher": "teacher", "− CKD": "CKD", "λ − 0": "0", "T − 1": "1"}
+BASES = {"− teacher": "teacher", "− CKD": "CKD", "− ERM": "ERM", "λ − 0": "0", "T − 1": "1"}
+
+
+def gap_columns(rows):
+    """{column: metric} of the gap in Dice, raw and standardised; of two groups with its sign."""
+    if not results.of_masks(rows):
+        return {}
+    names, ends = results.groups_of(rows), ("", ", standardised")
+    if len(names) == 2:
+        columns = [f"{names[1]} − {names[0]}{end}" for end in ends]
+        return dict(zip(columns, results.SIGNED))
+    return {f"Dice gap{end}": MASKS[f"Dice gap{end}"][0] for end in ends}
 
 
 def layout_table(kind, rows, end=None):
@@ -122,17 +145,21 @@ def layout_table(kind, rows, end=None):
 
     end    of the names of metrics of decisions, "" or "_corrected"; None: `results.main_rule`
     """
-    table, pair = Table(LAYOUTS[kind].split("|")), None
+    table, pair, gaps = Table(LAYOUTS[kind].split("|")), None, gap_columns(rows)
     end = results.main_rule(rows) if end is None else end
-    table.notes.append(results.DECISIONS[end])
+    table.notes += [] if results.of_masks(rows) else [results.DECISIONS[end]]
+    groups, (words, score) = results.groups_of(rows), results.score_of(rows)
+    if kind in ("overview", "masks"):
+        table.header += [column for column in gaps if column not in METRICS]
+        table.header += [f"{words} of groups"] if len(groups) > 2 else []
     lines = [(name, runs, "last") for name, runs in results.comparable(rows).items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
-    if taught and kind in ("slides", "overview", "temperature"):
+    if taught and kind in ("slides", "overview", "temperature", "masks"):
         lines.insert(0, ("*the teacher*", next(iter(taught.values())), "teacher"))
     for name, runs, rule in lines:
         row, more = {}, further_columns(runs, rule, end)
         for column in table.header[1:]:
-            metric, _, words = column.partition(", ")
+            metric, _, words = column.rpartition(", ")
             if column in METRICS:
                 row[column] = results.cell(runs, metric_of(column, end), rule)
             elif words in BASES:
@@ -146,12 +173,18 @@ def layout_table(kind, rows, end=None):
                 row[column] = results.relative(*pair) if pair else ""
             elif column in more:
                 row[column] = more[column]
+            elif column in gaps:
+                row[column] = results.cell(runs, gaps[column], rule)
+            elif column.endswith("of groups"):
+                each = [results.cell(runs, score, rule, g).point for g in range(len(groups))]
+                row[column] = ", ".join(f"{name} {v:.1f}" for name, v in zip(groups, each))
             else:  # does this strength buy 30 % less disparity for at most a point of accuracy?
                 bought, paid = row["disparity, change in %"], row["top-1, λ − 0"]
                 good = pair and bought.point <= -30 and paid.point >= -1
                 good = good and not results.number_collapsed(runs)
                 row[column] = "yes" if good else "no" if pair else ""
-        table.add(name, row.values(), runs, rule, ranked=rule == "last")
+        competes = rule == "last" and name != results.CEILING
+        table.add(name, row.values(), runs, rule, ranked=competes)
     return table
 
 
@@ -220,21 +253,32 @@ def without_sweeps(rows):
 
 def weights_table(rows):
     """The weights of `results.grids` on validation, and which of them `results.choose` takes."""
-    columns = ["AUROC, validation", "worst group, validation", "train worst cell", "collapsed"]
+    words, score = results.score_of(rows)
+    columns = [f"{words}, validation", "worst group, validation", "train worst cell", "collapsed"]
     table = Table(["method", "weight", *columns, "chosen"], bold=False)
     for method, row_of in results.grids(rows).items():
         best = results.choose(rows, row_of)
         for weight, row in row_of.items():
             first = {min(rows[row]): rows[row][min(rows[row])]}
-            areas = [results.values(first, m, split="val") for m in ("auroc", "auroc_worst_group")]
+            areas = [
+                results.values(first, f"{score}{m}", split="val") for m in ("", "_worst_group")
+            ]
             cells = [weight.strip(", "), *(str(Value(*area)) for area in areas)]
             cells += [results.trained(first, "last", results.main_rule(rows))]
             cells += ["yes" if first[min(first)]["last"]["val"]["collapsed"] else ""]
             late = "" if row == method else ", but too few runs to be shown elsewhere"
             table.add(method, [*cells, f"chosen{late}" if weight == best else ""])
-    rule = "the best worst group of those within a point of the best AUROC; never a collapsed one"
+    rule = (
+        f"the best worst group of those within a point of the best {words}; never a collapsed one"
+    )
     table.notes.append(f"{rule}; trained with the first seed (and fold)")
     return table
+
+
+POOLED = {  # columns of folds together: of classes, and of masks
+    False: "AUROC|worst group|gap|ES-AUC|PSD mean|PSD max|mean-DEO",
+    True: "Dice|IoU|ES-Dice|SER|failed|worst Dice",
+}
 
 
 def pooled_tables(rows, rules):
@@ -243,40 +287,62 @@ def pooled_tables(rows, rules):
     rules    {network: what is added to a row's name}
 
     A method with fewer folds than the most is compared on its own folds alone: ERM, or CKD, stands
-    above it once more, on these folds.
+    above it once more, on these folds. Rows of masks are compared with both.
     """
     results.comparable(rows, whole=False)
-    shown, end = "AUROC|worst group|gap|ES-AUC|PSD mean|PSD max|mean-DEO", results.main_rule(rows)
-    shown = {name: metric_of(name, end) for name in shown.split("|")}
-    shown |= {"mean-DEO, largest output": "mean_deo"} if end else {}
-    groups = next(run for runs in rows.values() for run in runs.values())["group_names"]
-    areas = [f"AUROC, {name}" for name in groups]
-    areas += [f"AUROC, {groups[1]} − {groups[0]}"] if len(groups) == 2 else []
+    masks, end, groups = results.of_masks(rows), results.main_rule(rows), results.groups_of(rows)
+    shown = {name: metric_of(name, end) for name in POOLED[masks].split("|")}
+    shown |= gap_columns(rows) | ({"mean-DEO, largest output": "mean_deo"} if end else {})
+    words, score = results.score_of(rows)
+    areas = [f"{words}, {name}" for name in groups]
+    two = len(groups) == 2 and not masks
+    areas += [f"{words}, {groups[1]} − {groups[0]}"] if two else []
     table = Table(["method", "n", *shown, *areas, "train worst cell"])
-    differences = Table(["method", *(f"{s}, − base" for s in shown)])
-    table.notes, differences.notes = [results.DECISIONS[end]], [results.DECISIONS[end]]
+    bases = [name for name in ("ERM", "CKD") if name in rows][: 1 + masks]
+    differences = {b: Table(["method", *(f"{s}, − {b}" for s in shown)]) for b in bases}
+    for part in (table, *differences.values()):
+        part.notes += [] if masks else [results.DECISIONS[end]]
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
-    most, base = max(folds.values(), key=len), "ERM" if "ERM" in rows else "CKD"
+    most = max(folds.values(), key=len)
     for keys in sorted({*folds.values()}, key=lambda keys: (-len(keys), keys)):
-        words = "" if keys == most else f" (folds {', '.join(str(fold) for fold, _ in keys)})"
+        few = "" if keys == most else f" (folds {', '.join(str(fold) for fold, _ in keys)})"
         parts = {n: {k: runs[k] for k in keys} for n, runs in rows.items() if {*keys} <= {*runs}}
         for name, rule in itertools.product(parts, rules):
-            if folds[name] != keys and name != base:
+            if folds[name] != keys and name not in bases:
                 continue
-            runs, label = parts[name], name + rules[rule] + words
+            runs, label, competes = parts[name], name + rules[rule] + few, name != results.CEILING
             cells = [str(len(results.pool(runs, rule).ids))]
             cells += [results.cell(runs, m, rule, None, True) for m in shown.values()]
-            cells += [results.cell(runs, "auroc", rule, g, True) for g in range(len(groups))]
-            if len(groups) == 2:
+            cells += [results.cell(runs, score, rule, g, True) for g in range(len(groups))]
+            if two:
                 whole, *draws = results.signed(runs, "auroc_gap", rule, True)[:, 0]
                 cells.append(results.in_percent(whole, *metrics.interval(draws=draws)))
             cells.append(results.trained(runs, rule, end))
-            table.add(label, cells, runs, rule, ranked=keys == most)
-            if base in parts and name != base:
+            table.add(label, cells, runs, rule, ranked=keys == most and competes)
+            for base in [base for base in bases if base in parts and base != name]:
                 pair = runs, parts[base]
                 cells = [results.change(*pair, m, rule, None, True) for m in shown.values()]
-                differences.add(label, cells, runs, rule)
-    return {"": table, "-differences": differences}
+                differences[base].add(label, cells, runs, rule, ranked=competes)
+    ends = dict(zip(("-differences", "-differences-CKD"), differences.values()))
+    return {"": table} | ends
+
+
+def gains_table(rows):
+    """What each group's teacher of FairDi gains on its own group over a control, in each run."""
+    runs = rows.get("FairDi", {})
+    folds = runs and next(iter(runs.values()))["settings"]["fold"] is not None
+    told = [f"fold {fold}" if folds else f"seed {seed}" for fold, seed in sorted(runs)]
+    table = Table(["teacher of", "gain", *told])
+    each = [results.gains({key: runs[key]}) for key in sorted(runs)]
+    for name, gain in results.gains(runs).items():
+        table.add(name, [gain, *(one.get(name, "") for one in each)])
+    words, _ = results.score_of(rows)
+    table.notes.append(
+        f"{words} of a teacher on its own group minus that of a control, the same head trained on "
+        "as many pictures of everybody, both on the validation pictures that chose them: where no "
+        "gain is above 0, FairDi is plain distillation from the network of its step 0"
+    )
+    return table
 
 
 # ----- tables across data sets --------------------------------------------------------------------
@@ -293,6 +359,19 @@ CLAIMS = (
     ("FairTune: smaller gap than full fine-tuning", "FairTune", "full fine-tuning", "gap", -1),
     (f"{PAPER}: T = 20 fairer than T = 1", "CKD, T = 20", "CKD, T = 1", "parity", -1),
     (f"{PAPER}: at T = 20 fairer than the teacher", "CKD, T = 20", "teacher", "parity", -1),
+    ("masks: a student is less fair than its teacher", "CKD", "teacher", "Dice gap", 1),
+    ("masks: FairDi has a higher worst Dice than ERM", "FairDi", "ERM", "worst Dice", 1),
+    ("masks: FEBS has a higher ES-Dice than ERM", "FEBS", "ERM", "ES-Dice", 1),
+    ("masks: GroupDRO has a smaller gap than ERM", "GroupDRO", "ERM", "Dice gap", -1),
+    ("masks: re-balancing has a smaller gap than ERM", "re-balancing", "ERM", "Dice gap", -1),
+    ("masks: BIRD has a smaller gap than CKD", "BIRD", "CKD", "Dice gap", -1),
+    (
+        "masks: own teachers have a higher worst Dice than ERM",
+        results.CEILING,
+        "ERM",
+        "worst Dice",
+        1,
+    ),
 )
 ## What one part of a method does: two rows that no other table puts side by side.
 PAIRS = (
@@ -333,6 +412,8 @@ def claims_table(by_place):
     for (claim, row, against, shown, sign), (place, rows) in itertools.product(
         CLAIMS, by_place.items()
     ):
+        if (shown in MASKS) != results.of_masks(rows):
+            continue
         runs = rows.get(row, {})
         base = runs if against == "teacher" else rows.get(against, {})
         both, _ = results.in_both(runs, base)
@@ -348,13 +429,16 @@ def claims_table(by_place):
         if bad := results.number_collapsed(runs):
             verdict += f", but {bad} of {len(runs)} runs collapsed"
         over = results.what_both_have(runs, base, pooled)
-        claim += results.weight_of(both)
+        claim += results.weight_of(both) + results.pretrained_words(both)
         table.add(claim, [ruled(place, rows), over, values[0], *(values[1:] or [""]), verdict])
     return table
 
 
 def inflation_table(by_place):
-    """Disparity of every student minus its own teacher's, on every data set with teachers."""
+    """Disparity of every student minus its own teacher's, on every data set with teachers.
+
+    Of masks it is the gap in Dice.
+    """
     taught = {}
     for place, rows in by_place.items():
         students = {
@@ -367,7 +451,8 @@ def inflation_table(by_place):
         for place, rows in taught.items():
             runs, text, end = rows.get(name, {}), "", results.main_rule(rows)
             if runs:
-                pair = (runs, runs, f"disparity{end}", "last", "teacher")
+                metric = "dice_gap" if results.of_masks(rows) else f"disparity{end}"
+                pair = (runs, runs, metric, "last", "teacher")
                 text = f"{results.change(*pair, pooled=in_folds(place))}{results.marks(runs)}"
             cells.append(text)
         if any(cells):
@@ -376,15 +461,24 @@ def inflation_table(by_place):
 
 
 def differences_table(first, shown, lines):
-    """Differences of `lines`: of (name, place, runs, base), where both have runs in common."""
-    table = Table([first, "data set", "over", *shown], bold=False)
+    """Differences of `lines`: of (name, place, runs, base), where both have runs in common.
+
+    Those of masks are a table of their own.
+    """
+    shown = {
+        "": shown,
+        "-masks": ["Dice", "IoU", "worst Dice", "Dice gap", "Dice gap, standardised"],
+    }
+    tables = {kind: Table([first, "data set", "over", *s], bold=False) for kind, s in shown.items()}
     for name, place, runs, base in lines:
         if runs.keys() & base.keys():
             pooled, both = in_folds(place), {name: runs, "base": base}
             over, end = results.what_both_have(runs, base, pooled), results.main_rule(both)
-            cells = [results.change(runs, base, metric_of(s, end), pooled=pooled) for s in shown]
-            table.add(name, [ruled(place, both), over, *cells])
-    return table
+            kind = "-masks" if results.of_masks(both) else ""
+            named = [metric_of(s, end) for s in shown[kind]]
+            cells = [results.change(runs, base, metric, pooled=pooled) for metric in named]
+            tables[kind].add(name, [ruled(place, both), over, *cells])
+    return tables
 
 
 def pairs_table(by_place):
@@ -413,6 +507,10 @@ def repeated_table(by_place, repeated):
     return differences_table("row", shown, lines)
 
 
+NO_SCRIPTS = {"fis", "febs", "febs-mended", "own"}  # names of rows that are a part of FairDi
+PARTS = tuple(NAMES[name] for name in NO_SCRIPTS)
+
+
 def command_of(place, runs):
     """The command behind `runs`, results of one place: of run_all.sh, or of a single run.
 
@@ -420,7 +518,10 @@ def command_of(place, runs):
     """
     first = next((r for r in runs if r["method"] not in OWN_NETWORKS), runs[0])
     methods, settings = sorted({r["method"] for r in runs}), results.shared_settings(first)
-    data = [] if place[0] == "toy" else ["--dataset", place[0], "--data-dir", "DIR"]
+    name, every = first["settings"]["dataset"], {key.split()[0] for key in NAMES} - NO_SCRIPTS
+    data = [] if name == "toy" else ["--dataset", name, "--data-dir", "DIR"]
+    if results.task_of(first) == "segment":
+        data, every = [*data, "--task", "segment"], {*results.OF_MASKS}
     if len(runs) == 1:
         words = ["python", f"methods/{methods[0]}.py", *data, "--seed", first["settings"]["seed"]]
         settings = first["changed"]
@@ -431,7 +532,7 @@ def command_of(place, runs):
         else:
             words += ["--seeds", 1 + max(r["settings"]["seed"] for r in runs)]
         words += ["--source-dir", "DIR2"] if data and "fairtune" in methods else []
-        if {key.split()[0] for key in NAMES} - {"fis"} != {*methods}:
+        if every != {*methods}:
             words += ["--only", *methods]
         words += ["--"] if settings else []
     for name, value in settings.items():
@@ -457,7 +558,7 @@ def made_table(by_place):
     """The command behind each group of runs, how many they are, what they took, and where."""
     table = Table(["data set", "command", "runs", "hours", "made on"])
     for place, rows in by_place.items():
-        runs = [run for n, row in rows.items() if not n.startswith("FIS") for run in row.values()]
+        runs = [run for n, row in rows.items() if not n.startswith(PARTS) for run in row.values()]
         devices = ", ".join(dict.fromkeys(run["times"]["device"] for run in runs))
         versions = ", ".join(sorted({run["times"]["torch"].partition("+")[0] for run in runs}))
         cells = [f"`{command_of(place, runs)}`", str(len(runs)), f"{hours_of(runs):.1f}"]
@@ -497,7 +598,8 @@ def headline_cell(runs, end, place, most):
         return "collapsed" if bad else ""
     shown = [metric_of(s, end) for s in ("AUROC", "worst group", "mean-DEO")]
     points = [results.point(runs, metric, pooled=in_folds(place)) for metric in shown]
-    notes = [results.weight_of(runs).strip(", "), f"{bad} of {len(runs)} collapsed" if bad else ""]
+    notes = [results.pretrained(runs), results.weight_of(runs).strip(", ")]
+    notes += [f"{bad} of {len(runs)} collapsed" if bad else ""]
     notes.append(f"{len(runs)} of {most} runs" if len(runs) < most else "")
     note = ", ".join(filter(None, notes))
     return " / ".join(f"{point:.1f}" for point in points) + (note and f" ({note})")
@@ -511,17 +613,21 @@ KINDS = {  # the end of a table's name: its title, in the order of a page
     "poster": "Methods beside CKD (the layout of the poster of BIRD)",
     "pooled": "All folds together: every picture is tested once, by the model that did not see it",
     "pooled-differences": "The same, minus ERM (or CKD) on the same pictures",
+    "pooled-differences-CKD": "The same, minus CKD on the same pictures",
     "fairdi": "Two epochs chosen on validation: best overall, best in the worst group",
     "fairdi-differences": "The same, minus ERM (or CKD) on the same pictures",
     "sweep": "How strong an adversary? Paired with λ = 0, which is CKD",
     "temperature": "Is the student of a softer teacher fairer? CKD, paired with T = 1",
     "weights": "Weights chosen on validation",
+    "gains": "What FairDi's teachers gain on their own groups",
     "overview": "Everything",
+    "masks": "Everything",
 }
 ACROSS = {
     "claims": "Do the claims of the papers hold?",
     "inflation": "Disparity of every student minus that of its own teacher",
     "pairs": "What one part of a method does",
+    "pairs-masks": "What one part of a method does, masks",
     "repeated": "A second training minus the first, by the same command on another processor",
     "repeated-claims": "The claims in the second training",
     "repeated-inflation": "Disparity of students minus that of their teachers, second training",
@@ -561,7 +667,9 @@ def tables(by_place, repeated):
 
     for place, rows in by_place.items():
         usual = without_sweeps(rows)
-        for kind, names in (("slides", SLIDES), ("poster", POSTER)):
+        for kind, names in (
+            () if results.of_masks(rows) else (("slides", SLIDES), ("poster", POSTER))
+        ):
             chosen = {name: rows[name] for name in names if name in rows}
             if len(chosen) > 1:
                 layout(place, kind, chosen)
@@ -572,7 +680,8 @@ def tables(by_place, repeated):
                 words = {rule: f", {words}" for rule, words in RULES.items()}
                 make(place, "fairdi", pooled_tables, chosen, words)
         else:
-            layout(place, "overview", usual)
+            layout(place, "masks" if results.of_masks(rows) else "overview", usual)
+        make(place, "gains", gains_table, rows)
         for kind in SWEEPS:
             layout(place, kind, swept(rows, kind))
         make(place, "weights", weights_table, rows)
@@ -640,6 +749,8 @@ def rank_blocks(by_place, metric):
     """
     blocks = {}  # {(data set, conditions but for the attribute, (fold, seed)): {row: [value, ...]}}
     for place, rows in by_place.items():
+        if (metric in MASKS) != results.of_masks(rows):
+            continue
         name_of, sign = metric_of(metric, results.main_rule(rows)), METRICS[metric][1]
         like = [part for part in place[1].split("-") if not part.startswith("sensitive_")]
         for name, row in {name: results.variant(rows, name) for name in RANKED}.items():
@@ -649,7 +760,9 @@ def rank_blocks(by_place, metric):
                 block = blocks.setdefault((place[0], *like, key), {}).setdefault(name, [])
                 block.append(-np.inf if useless or np.isnan(value) else value)
     blocks = {key: rows for key, rows in blocks.items() if "FairDi" in rows} or blocks
-    blocks = [rows for key, rows in blocks.items() if key[0] != "toy"] or [*blocks.values()]
+    blocks = [rows for key, rows in blocks.items() if not key[0].startswith("toy")] or [
+        *blocks.values()
+    ]
     most = [max(map(len, rows.values())) for rows in blocks]  # attributes
     every = [{n for n, v in rows.items() if len(v) == m} for rows, m in zip(blocks, most)]
     names = [name for name in RANKED if all(name in there for there in every)]
@@ -684,9 +797,9 @@ def draw(by_place, folder, wanted, data_dir):
         make(place, f"{stem}-two-points.png", figures.two_points, usual, pooled, where)
         for kind in SWEEPS:
             make(place, f"{stem}-{kind}.png", figures.sweep, swept(rows, kind), kind, where)
-    for metric in ("AUROC", "worst group", "mean-DEO"):
-        name = f"ranks-{metric.replace(' ', '-')}.png"
-        words = "AUROC of the worst group" if metric == "worst group" else metric
+    worst = {"worst group": "AUROC of the worst group", "worst Dice": "Dice of the worst group"}
+    for metric in ("AUROC", "worst group", "mean-DEO", "Dice", "worst Dice"):
+        name, words = f"ranks-{metric.replace(' ', '-')}.png", worst.get(metric, metric)
         make("all", name, figures.critical_difference, *rank_blocks(by_place, metric), words)
     return captions
 

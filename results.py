@@ -6,7 +6,8 @@ epochs and the like are equal; what was changed among these is called their cond
     {(data set, conditions): {row: {(fold, seed): result}}}     what `collect` returns
 
 Results come from runs/, as the scripts leave them, or from results/, as `pack` leaves them: one
-line of JSON for each run, and for each data set one file of arrays.
+line of JSON for each run, and for each data set one file of arrays. Of masks (--task segment) a
+data set has another name, `data_of`, and other METRICS; all the rest is the same for both tasks.
 
 Intervals are 95 %. Over seeds or folds they are Student's, of the mean; over the pictures of a test
 set they are a bootstrap of its subjects (lesions, persons). A difference is paired: by seed or
@@ -52,16 +53,24 @@ NAMES = {
     "groupdro by_class=True": "GroupDRO by class",
     "swad": "SWAD",
     "fis": "FIS",
+    "febs": "FEBS",
+    "febs-mended": "FEBS, mended",
     "fairdi": "FairDi",
     "fairdi balance=True": "FairDi, balanced",
     "fairdi train_backbone=True": "FairDi, φ trained",
     "fairdi alpha=0.0": "FairDi, no teachers",
+    "fairdi step0=febs": "FairDi, FEBS",
+    "fairdi step0=febs-mended": "FairDi, FEBS mended",
+    "own": "own group's teacher",
     "fairtune mask=none": "linear probe",
     "fairtune mask=all": "full fine-tuning",
     "fairtune": "FairTune",
 }
+CEILING = NAMES["own"]  # it is told the group of a test picture: no competitor
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α", "fair_weight": "μ"}
 SYMBOLS |= {"mfd_weight": "λ", "weight_step": "η", "fis_temperature": "t", "threshold": "r"}
+## The scripts that learn masks, too.
+OF_MASKS = "ckd ctkd fitnet at adversarial_kd bird groupdro swad fairdi".split()
 ## The weight of each fairness method, and the four values of which validation chooses one. They are
 ## trained with the first seed and fold; a method's row is at the value chosen, see `tuned`.
 GRID = {
@@ -76,7 +85,7 @@ GRID = {
 CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained weights".split()
 CONDITIONS += "teacher_weights epochs teacher_epochs batch_size lr teacher_lr".split()
 CONDITIONS += "weight_decay precision compile smoke optimizer teacher_optimizer turns".split()
-CONDITIONS += "statistics teacher_statistics teacher_train teacher_sees".split()
+CONDITIONS += "statistics teacher_statistics teacher_train teacher_sees train_share".split()
 NETWORKS = {"teacher", "student", "epochs", "teacher_epochs", "batch_size"}
 SAME = ["pictures", "image_size", "target", "sensitive", *sorted(NETWORKS)]
 ## It tunes a transformer of its own at a budget of its own, whatever student the others train.
@@ -99,15 +108,29 @@ METRICS = {
     "disparity": ("disparity", -1),
     "parity": ("demographic_parity_difference", -1),
 }
-UTILITY = ("top-1", "recall", "precision", "F1", "AUROC")
+MASKS = {
+    "Dice": ("dice", 1),
+    "IoU": ("iou", 1),
+    "ES-Dice": ("es_dice", 1),
+    "SER": ("dice_ser", -1),
+    "failed": ("failure", -1),
+    "worst Dice": ("dice_worst_group", 1),
+    "Dice gap": ("dice_gap", -1),
+    "Dice gap, standardised": ("dice_gap_standardised", -1),
+}
+METRICS |= MASKS
+SIGNED = ("dice_difference", "dice_difference_standardised")  # of masks and two groups
+SCORE = {"classify": ("AUROC", "auroc"), "segment": ("Dice", "dice")}  # what makes an epoch good
+UTILITY = ("top-1", "recall", "precision", "F1", "AUROC", "Dice", "IoU")
 HARD = (*UTILITY[:4], "mean-DEO", "max-DEO", "disparity", "parity")  # those of decisions
 DECISIONS = {"": "decisions: largest output", "_corrected": "decisions: prior-corrected"}
-GAPS = ("gap", "mean-DEO", "disparity", "parity")  # mean sizes of what has a sign, of two groups
+## Mean sizes of what has a sign, of two groups.
+GAPS = ("gap", "mean-DEO", "disparity", "parity", "Dice gap", "Dice gap, standardised")
 ## Rows of figures: debiased students, of which one is shown beside CKD; rows whose log is drawn;
 ## rows that are shown at two chosen epochs, which SWAD's averages have not. See `variant`.
 DEBIASED = ("adversarial KD", "BIRD")
 TRAINING = ("ERM", "CKD", "CTKD", "BIRD", "adversarial KD")
-TWO_POINTS = ("ERM", "re-balancing", "GroupDRO", "FIS", "FairDi", "FairTune", "CKD")
+TWO_POINTS = ("ERM", "re-balancing", "GroupDRO", "FIS", "FEBS", "FairDi", "FairTune", "CKD")
 TWO_POINTS += ("adversarial KD", "BIRD")
 
 
@@ -125,33 +148,50 @@ def tested(result):
     return {k: part for k, part in result.items() if isinstance(part, dict) and "test" in part}
 
 
+def task_of(result):
+    """The task of a result, which older ones do not tell: "classify" or "segment"."""
+    return result["settings"].get("task", "classify")
+
+
+def of_masks(rows):
+    """Whether the rows of a table are about masks."""
+    return any(task_of(run) == "segment" for runs in rows.values() for run in runs.values())
+
+
+def score_of(rows):
+    """What makes an epoch of these rows a good one: its name in tables, and in metrics.py."""
+    return SCORE["segment" if of_masks(rows) else "classify"]
+
+
+def groups_of(rows):
+    """The names of the groups of a table's rows, [] if it has none."""
+    return next((run["group_names"] for runs in rows.values() for run in runs.values()), [])
+
+
+def data_of(result):
+    """The data set of a result, by the name that its folder has in runs/."""
+    dataset, task = result["settings"]["dataset"], task_of(result)
+    return dataset if task == "classify" else f"{dataset}-{task}"
+
+
 def read(folder, smoke=False):
     """All results in `folder`, fresh or packed, smoke runs only if they are asked for.
 
-    Those of --task segment have other metrics and are left out, which is printed.
-
     Each gets an entry "arrays": the path of a file of arrays, and {name: name in that file}.
     """
-    runs, of_masks = [], 0
+    runs = []
     for path in sorted(Path(folder).glob("*/*/*/result.json")):
         result = restore(path)
         if not {"method", "settings", "changed", "last"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
-        if result["settings"].get("task") == "segment":
-            of_masks += 1
-            continue
         names = {name: name for name in (*tested(result), *TRUTH)}
         if smoke or not result["settings"].get("smoke"):
             runs.append(result | {"arrays": (path.with_name("logits.npz"), names)})
-    if of_masks:
-        print(
-            f"{of_masks} results of --task segment in {folder} are left out: no table is for them"
-        )
     for path in sorted(Path(folder).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             result = json.loads(line)
             for part in tested(result).values():
-                part["test"] |= decided(part["test"])
+                part["test"] |= decided(part["test"]) if "counts" in part["test"] else {}
             runs.append(result | {"arrays": (path.with_suffix(".npz"), result["arrays"])})
     return runs
 
@@ -176,10 +216,21 @@ def opened(path):
 
 
 def arrays(result, names):
-    """The named arrays of a result: a network's test logits (N, C), labels, groups, ids ... (N,)"""
+    """The named arrays of a result: a network's test logits (N, C), labels, groups, ids ... (N,)
+
+    Of masks not logits are kept but `areas` (N, 3). Where several networks stand at one place, the
+    group of a picture says whose answer it gets.
+    """
     path, places = result["arrays"]
+
+    def at(place):
+        if isinstance(place, str):
+            return opened(path)[place]
+        groups = opened(path)[places["groups"]]
+        return np.stack([at(p) for p in place])[groups, np.arange(len(groups))]
+
     try:
-        return [opened(path)[places[name]] for name in names]
+        return [at(places[name]) for name in names]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         what = f"{path} cannot be read, or lacks the test logits of {row_name(result)}"
         raise Refused(f"{what} ({error}): run {result['method']} again") from None
@@ -190,24 +241,29 @@ def lean(result, intervals):
 
     Metrics of decisions are left out: the counts give them again, see `decided`.
     """
-    kept = ("method", "settings", "changed", "classes", "group_names", "log", "search", "times")
+    kept = "method settings changed classes group_names log search gains times".split()
     packed = {name: result[name] for name in kept if name in result}
-    areas = [METRICS[name][0] for name in METRICS if name not in HARD]
-    shown = [*areas, *(metric_of(name, end) for name in HARD for end in metrics.ENDS)]
-    more = {"train": ["worst_cell", "worst_cell_corrected"]}
-    more["val"] = ["auroc", "auroc_worst_group", "collapsed"]
+    soft = [*(METRICS[name][0] for name in METRICS if name not in HARD), *SIGNED]
+    shown = [*soft, *(metric_of(name, end) for name in HARD for end in metrics.ENDS)]
+    more, (_, score) = {"train": ["worst_cell", "worst_cell_corrected"]}, SCORE[task_of(result)]
+    more["val"] = [score, f"{score}_worst_group", "collapsed"]
     for name, part in tested(result).items():
         test, own = part["test"], "epoch network parameters megabytes class_shares".split()
         packed[name] = {k: part[k] for k in own}
         ## Runs that were packed before these existed lack them.
-        packed[name] |= {k: {m: part[k][m] for m in more[k]} for k in more if k in part}
-        packed[name]["test"] = {k: test[k] for k in (*areas, "counts", "n", "collapsed")} | {
-            "interval": {k: test["interval"][k] for k in shown if intervals and test["interval"]},
-            "groups": [{"auroc": group["auroc"]} for group in test["groups"]],
+        there = {k: [m for m in more[k] if m in part[k]] for k in more if k in part}
+        packed[name] |= {k: {m: part[k][m] for m in there[k]} for k in there}
+        ends = test["interval"] if intervals else {}
+        packed[name]["test"] = {
+            k: test[k] for k in (*soft, "counts", "pictures", "n", "collapsed") if k in test
+        } | {
+            "interval": {k: ends[k] for k in shown if k in ends},
+            "groups": [{score: group[score]} for group in test["groups"]],
         }
-        if test["counts_corrected"] != test["counts"]:
+        if test.get("counts_corrected") != test.get("counts"):
             packed[name]["test"]["counts_corrected"] = test["counts_corrected"]
-    log = rounded(packed["log"], 5) if row_name(result) in TRAINING else []
+    drawn = row_name(result) in TRAINING and score == "auroc"  # no figure has the logs of masks
+    log = rounded(packed["log"], 5) if drawn else []
     return rounded(packed, 12) | {"log": log}
 
 
@@ -228,16 +284,19 @@ def pack(source, target):
     for result in [*read(target), *read(source)]:
         settings, row = result["settings"], row_name(result)
         place, fold, seed = conditions(result), settings["fold"], settings["seed"]
-        datasets.setdefault(settings["dataset"], {})[place, row, fold, seed] = result
-        seeds.setdefault((settings["dataset"], place, row), set()).add(seed)
+        datasets.setdefault(data_of(result), {})[place, row, fold, seed] = result
+        seeds.setdefault((data_of(result), place, row), set()).add(seed)
     for dataset, runs in datasets.items():
         lines, kept = [], {}
         for (place, row, fold, seed), result in runs.items():
             is_packed = result["arrays"][0].name != "logits.npz"
             over_seeds = fold is None and len(seeds[dataset, place, row]) > 1 and not is_packed
             names, digests = list(result["arrays"][1]), {}
+            if own_settings(result).keys() - {"fis_temperature"}:  # its teachers are no row
+                names = [name for name in names if not name.startswith("teacher_")]
             if over_seeds and (row not in (*DEBIASED, "CKD") or seed > 0):
-                names = []
+                taught = [name for name in names if name.startswith("teacher_")]
+                names = [*taught, *TRUTH] if taught else []
             elif not is_packed and row not in TWO_POINTS and result["method"] != "fairdi":
                 names = [name for name in names if name in ("teacher", "last", *TRUTH)]
             for name, array in zip(names, arrays(result, names)):
@@ -290,6 +349,11 @@ def pretrained(runs, rule="last"):
     return "pre-trained teacher" if taught and settings.get("teacher_weights") else ""
 
 
+def pretrained_words(runs):
+    """`pretrained` in brackets, behind a name."""
+    return f" ({pretrained(runs)})" if pretrained(runs) else ""
+
+
 def marks(runs, rule="last"):
     """What tables say of a row behind its name: pre-trained, and how many runs have collapsed."""
     bad, words = number_collapsed(runs, rule), [pretrained(runs, rule)] if runs else []
@@ -340,6 +404,7 @@ def scene(rows):
     by = {"Male": "sex", "gender": "sex"}.get(settings["sensitive"], said(settings["sensitive"]))
     by = f"by {by}" if by else f"of {' and '.join(map(said, groups))}"
     data, target = said(settings["dataset"]), said(settings["target"])
+    data, target = (f"{data}, masks", "") if of_masks(rows) else (data, target)
     return f"{data}{target and ': '}{target}, groups {by}"
 
 
@@ -356,36 +421,47 @@ def conditions(result, but=()):
     return "-".join(parts)
 
 
-def with_fis(result):
-    """A result as rows: its own and, for FairDi, that of its step 0, a method of its own."""
+STEPS_0 = {"fis": "FIS", "febs": "FEBS", "febs-mended": "FEBS, mended"}  # FairDi's --step0
+
+
+def as_rows(result):
+    """A result as rows: its own and, for FairDi, those of its step 0 and of its step 1."""
     yield row_name(result), result
-    own = own_settings(result)
+    own, (path, places) = own_settings(result), result["arrays"]
+    setting, _ = GRID["fairdi"]
+    weight = weight_words(setting, own.pop(setting)) if setting in own else ""
     if "fis" in result and "balance" not in own:
-        setting, _ = GRID["fairdi"]
-        weight = weight_words(setting, own[setting]) if setting in own else ""
         ## Where step 0 has no other epoch at a rule, its last one stands for that rule.
         names = {"last": "fis"}
         names |= {rule: f"fis_{rule}" if f"fis_{rule}" in result else "fis" for rule in RULES}
-        path, places = result["arrays"]
         renamed = {rule: places[name] for rule, name in names.items() if name in places}
         step = {rule: result[name] for rule, name in names.items()}
-        yield "FIS" + weight, result | step | {"arrays": (path, places | renamed)}
+        row = STEPS_0[result["settings"].get("step0", "fis")]
+        yield row + weight, result | step | {"arrays": (path, places | renamed)}
+    if "teacher_0" in places and not own:  # of masks
+        names = tuple(places[f"teacher_{g}"] for g in range(len(result["group_names"])))
+        run = result | {"arrays": (path, places | dict.fromkeys(("last", *RULES), names))}
+        areas, labels, groups = arrays(run, ("last", "labels", "groups"))
+        sizes = {"num_classes": len(result["classes"]), "num_groups": len(names), "replicates": 0}
+        test = metrics.evaluate_masks(areas=areas, labels=labels, groups=groups, **sizes)
+        part = {k: v for k, v in result["last"].items() if k != "train"} | {"test": test}
+        yield CEILING + weight, run | dict.fromkeys(("last", *RULES), part)
 
 
 def collect(folder, smoke=False):
     """{(data set, conditions): {row: {(fold, seed): result}}} of all results in a folder."""
     by_place, homes = {}, {}  # homes: the places that differ in their networks alone
     for result in sorted(read(folder, smoke), key=lambda result: result["method"] in OWN_NETWORKS):
-        settings = result["settings"]
-        place = settings["dataset"], conditions(result)
+        settings, data = result["settings"], data_of(result)
+        place = data, conditions(result)
         free = ("student", "teacher", "teacher_epochs", "teacher_lr")  # it has no teacher
-        like = settings["dataset"], conditions(result, but=free)
+        like = data, conditions(result, but=free)
         if result["method"] in OWN_NETWORKS:  # they stand in every table that is alike, or alone
             places = homes.get(like, [place])
         else:
             places = [place]
             homes.setdefault(like, {})[place] = None
-        for place, (name, run) in itertools.product(places, with_fis(result)):
+        for place, (name, run) in itertools.product(places, as_rows(result)):
             row = by_place.setdefault(place, {}).setdefault(name, {})
             row[settings["fold"] or 0, settings["seed"]] = run
     order = {name: number for number, name in enumerate(NAMES.values())}
@@ -441,7 +517,10 @@ def main_rule(rows):
     """The end of the names of the metrics of decisions that count in a table of these rows.
 
     "_corrected" where the rarest class has under half of an equal share of the training pictures.
+    Masks know no such decisions.
     """
+    if of_masks(rows):
+        return ""
     runs = [run for row in rows.values() for run in row.values()]
     runs = [run for run in runs if run["method"] != "groupdro"]  # whose weights move its shares
     shares = [part["class_shares"] for run in runs for part in tested(run).values()]
@@ -471,17 +550,19 @@ def grids(rows):
 
 
 def choose(rows, row_of):
-    """The weight, of {weight: row}, with the best AUROC in the worst group on validation.
+    """The weight, of {weight: row}, with the best score in the worst group on validation.
 
-    Of those within a point of the best AUROC overall; never a collapsed one, unless all are. The
-    run with the first fold and seed decides.
+    Of those within a point of the best score overall, AUROC or Dice; never a collapsed one, unless
+    all are. The run with the first fold and seed decides.
     """
-    val = {weight: rows[row][min(rows[row])]["last"]["val"] for weight, row in row_of.items()}
+    firsts = {weight: rows[row][min(rows[row])] for weight, row in row_of.items()}
+    val = {weight: first["last"]["val"] for weight, first in firsts.items()}
+    _, score = SCORE[task_of(next(iter(firsts.values())))]
     useful = {w: v for w, v in val.items() if not v["collapsed"]} or val
-    ## An undefined AUROC is -1 here, below all others.
+    ## An undefined score is -1 here, below all others.
     overall, worst = (
         {w: -1 if v[name] is None else v[name] for w, v in useful.items()}
-        for name in ("auroc", "auroc_worst_group")
+        for name in (score, f"{score}_worst_group")
     )
     return max((w for w in useful if overall[w] >= max(overall.values()) - 0.01), key=worst.get)
 
@@ -516,7 +597,7 @@ def tuned(rows):
 class Pool:
     """Test pictures of some runs together, each tested by the model of its fold.
 
-    point    {metric: value} of `metrics.headline`
+    point    {metric: value} of `metrics.headline`, or of `metrics.headline_masks`
     draws    {metric: values of 1000 resamples}
 
     Pooling folds mixes models: each fold has its own, and a logit of 1 need not mean the same in
@@ -535,16 +616,23 @@ class Pool:
         if len(np.unique(self.ids)) < len(self.ids):
             folds = [run["settings"]["fold"] for run in runs]
             raise Refused(f"a picture is tested twice in folds {folds}")
-        self.data = {"labels": self.labels, "groups": self.groups, "logits": logits.astype(float)}
-        self.data |= {"num_groups": len(runs[0]["group_names"]), "class_shares": shares}
+        self.data = {"labels": self.labels, "groups": self.groups}
+        self.data |= {"num_groups": len(runs[0]["group_names"])}
+        if task_of(runs[0]) == "segment":
+            self.measured = metrics.headline_masks
+            self.data |= {"areas": logits, "num_classes": len(runs[0]["classes"])}
+        else:
+            self.measured = metrics.headline
+            self.data |= {"logits": logits.astype(float), "class_shares": shares}
 
     @functools.cached_property
     def point(self):
-        return metrics.headline(**self.data)
+        return self.measured(**self.data)
 
     @functools.cached_property
     def draws(self):
-        return metrics.bootstrap(**self.data, weights=resamples(tuple(self.subjects.tolist())))
+        weights = resamples(tuple(self.subjects.tolist()))
+        return metrics.bootstrap(**self.data, weights=weights, measured=self.measured)
 
 
 @functools.lru_cache(maxsize=4)
@@ -640,6 +728,17 @@ def cell(runs, metric, rule="last", group=None, pooled=False):
     return in_percent(*np.array(parts, float))  # where None becomes NaN
 
 
+def gains(runs):
+    """{group: Value} of what its own teacher gains over a control, if the row has such teachers."""
+    lists = [runs[key].get("gains", []) for key in sorted(runs)]
+    names = dict.fromkeys(gain["group"] for each in lists for gain in each)
+    told = {n: [g["difference"] for each in lists for g in each if g["group"] == n] for n in names}
+    if len(runs) > 1:
+        return {n: over_runs(100 * np.array(numbers, float)) for n, numbers in told.items()}
+    ends = [[gain[k] for k in ("difference", "low", "high")] for each in lists for gain in each]
+    return {n: in_percent(*np.array(three, float)) for n, three in zip(names, ends)}
+
+
 def trained(runs, rule, end):
     """Recall of the worst class x group cell of the training pictures; old runs did not tell it."""
     if not all("train" in result[rule] for result in runs.values()):
@@ -651,13 +750,16 @@ def signed(runs, metric, rule, pictures):
     """Of two groups, the second minus the first, K numbers of which `metric` is the mean size.
 
     (S, K) over runs, or (1001, K) over the test pictures and their resamples. For the gap of AUROC
-    K is 1, for metrics of decisions the number of classes.
+    or Dice K is 1, for metrics of decisions the number of classes.
     """
     tests = [runs[key][rule]["test"] for key in sorted(runs)]
     if metric == "auroc_gap":
         areas = [[group["auroc"] for group in test["groups"]] for test in tests]
         areas = drawn(runs, "group_auroc", rule) if pictures else np.array(areas, float)
         return areas[:, 1:] - areas[:, :1]
+    if metric.startswith("dice_gap"):
+        name = metric.replace("gap", "difference")
+        return (drawn(runs, name, rule) if pictures else values(runs, name, rule) / 100)[:, None]
     name = "counts_corrected" if "corrected" in metric else "counts"
     counts = drawn(runs, name, rule) if pictures else [test[name] for test in tests]
     if metric.startswith("demographic"):

@@ -16,6 +16,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -86,6 +87,13 @@ class Table:
         if ids:
             self.notes[f"left out: {why}"] = sorted(ids)
             self.split = np.where(np.isin(self.ids, list(ids)), "", self.split)
+
+    def keep_share(self, share):
+        """Use the pictures of this share of the training subjects alone, the same for all seeds."""
+        training = self.split == "train"
+        subjects = np.random.default_rng(0).permutation(np.unique(self.subjects[training]))
+        kept = np.isin(self.subjects, subjects[: math.ceil(share * len(subjects))])
+        self.split = np.where(training & ~kept, "", self.split)
 
     def refuse_gaps(self, name):
         """Raise InputError, after a table of all counts, where a split lacks a class or a group.
@@ -384,6 +392,7 @@ def read_table(
     task="classify",
     skip_bad=False,
     smoke=False,
+    train_share=1.0,
     batch_size=1,
     out="runs",
     **own,
@@ -397,6 +406,7 @@ def read_table(
     download    fetch what is missing from its owner
     task        "segment" reads masks as well
     skip_bad    leave out pictures that are missing or unreadable or have no label or group
+    train_share learn from this share of the training subjects alone
     smoke       decode only the first 40 pictures of each class and group in each split
     batch_size  how many training pictures it takes
     out         decoded pictures are kept in out/decoded
@@ -436,6 +446,8 @@ def read_table(
         lost = {i: why for i, why in lost.items() if not (paths[i] and os.path.isfile(paths[i]))}
         refuse_faults(lost, len(table.ids), skip_bad, "pictures have no mask", "put them there")
         table.leave_out("no mask", lost)
+    if train_share < 1:
+        table.keep_share(train_share)
     table.refuse_gaps(name)
     refuse_batch(batch_size, (table.split == "train").sum())
     if smoke:

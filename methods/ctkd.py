@@ -114,6 +114,7 @@ def settings():
     add("--file-column", default=argparse.SUPPRESS, help="csv: column of files (default: file)")
     add("--skew", type=share, help="cifar10s: share of a class in its usual style (default: 0.95)")
     add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
+    add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     add("--balance", action=switch, default=False, help="show the student all cells equally often")
     kinds = "torchvision's name, timm:NAME, flava, convnet<width>, unet<width>, transunet<width>, "
     kinds += "FILE.py:FUNCTION (default: by data set); NAME@224 sees pictures of 224 pixels"
@@ -127,8 +128,7 @@ def settings():
     those += "0.5; data: as the training pictures here (default: as is usual for the network)"
     add("--statistics", choices=networks.STATISTICS, help=those)
     add("--teacher-statistics", choices=networks.STATISTICS, help="the same for the teacher")
-    trained = "all of it, or its last layer alone"
-    add("--teacher-train", default="all", choices=["all", "head"], help=trained)
+    add("--teacher-train", default="all", choices=["all", "head"], help="or its last layer alone")
     sees = "what the teacher is shown: the student's view, the picture as it is, or all its flips "
     sees += "(and turns), whose mean is its answer; the last two once for all epochs"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
@@ -677,7 +677,8 @@ def get_teacher(args, data):
 def load_pictures(args):
     """The data set that the settings name."""
     names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
-    more = {name: getattr(args, name, None) for name in [*names.split(), "batch_size", "out"]}
+    names += " train_share batch_size out"
+    more = {name: getattr(args, name, None) for name in names.split()}
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 

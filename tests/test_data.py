@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import json
+import math
 import os
 import shutil
 import signal
@@ -603,6 +604,18 @@ def test_smoke_takes_some_of_every_cell(name, originals, tmp_path, monkeypatch):
         place = [whole[part].ids.index(i) for i in few[part].ids]
         assert torch.equal(few[part].images, whole[part].images[place])
         assert few[part].subjects.tolist() == whole[part].subjects[place].tolist()
+
+
+def test_train_share_keeps_whole_subjects_and_all_other_splits(originals, tmp_path):
+    root = shutil.copytree(originals / "ham10000", tmp_path / "ham10000")
+    whole, half = load("ham10000", root, 16), load("ham10000", root, 16, train_share=0.5)
+    assert [half[part].ids == whole[part].ids for part in ("val", "test")] == [True, True]
+    subjects = set(whole["train"].subjects)
+    kept = set(half["train"].subjects)
+    assert kept < subjects and len(kept) == math.ceil(len(subjects) / 2)
+    same = [i for i, s in zip(whole["train"].ids, whole["train"].subjects) if s in kept]
+    assert half["train"].ids == same  # all pictures of the subjects that are kept
+    assert load("ham10000", root, 16, train_share=0.5)["train"].ids == same
 
 
 # ----- from a file to pixels, once ---------------------------------------------------------------
