@@ -136,9 +136,11 @@ def compare(first, second):
     """Two runs, or rows of runs over seeds, as text: values, and B minus A, paired."""
     base, runs = results.in_both(read(first), read(second))
     for key in runs:
-        told = [results.arrays(row[key], ("ids", "labels", "groups")) for row in (base, runs)]
-        if not all(map(np.array_equal, *told)):
-            raise Refused(f"{first} and {second} have other test pictures, labels or groups")
+        both = base[key], runs[key]
+        kept = [results.arrays(run, ("ids", "labels", "groups")) for run in both]
+        same = all(map(np.array_equal, *kept)) and len(set(map(results.task_of, both))) == 1
+        if not same:
+            raise Refused(f"{first} and {second} have other test pictures, labels, groups or tasks")
     if not runs:
         raise Refused(f"{first} and {second} have no seed and fold in common")
     (a, b), rows = (next(iter(row.values())) for row in (base, runs)), differences(runs, base)
