@@ -192,12 +192,15 @@ def distance(root):
         yield f"the median ratio is {ratio:.2f}, less than 0.78"
 
 
+REPORTS = ("report.py", "results.py", "figures.py", "webpages.py")
+
+
 def report(root):
     """Reports find all they need in results: they import no script and no test, and read none."""
     closed = {Path(name).stem for name in python_files(root, "methods", "tests")} | {"tests"}
     closed |= {"ast", "importlib", "inspect", "methods", "runpy", "tokenize"}  # the ways around
     texts = python_files(root, ".")
-    for name in [name for name in ("report.py", "results.py", "figures.py") if name in texts]:
+    for name in [name for name in REPORTS if name in texts]:
         for other in imported(texts[name]) & closed:
             yield f"{name} imports {other}, so it needs scripts or tests"
         if re.search(r"""["']methods(["']|/\*)""", texts[name]):

@@ -11,6 +11,7 @@ import html
 import io
 import itertools
 import re
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -95,22 +96,24 @@ def shown_metrics(rows):
                 yield ", ".join(filter(None, (column, rule))), metric_of(column, end), column
 
 
-def differences(runs, base, base_rule="last"):
+def differences(rows, runs, base, base_rule="last"):
     """{metric: [name, value of `base`, of `runs`, paired difference, the same in its direction]}.
 
     The last is of gaps between two groups alone, else "": see `results.directed`.
+
+    rows    of the table in which both stand: they say which decisions count
     """
-    two, rows = len(next(iter(runs.values()))["group_names"]) == 2, {}
-    for name, metric, column in shown_metrics({"": runs}):
+    two, found = len(results.groups_of(rows)) == 2, {}
+    for name, metric, column in shown_metrics(rows):
         pair = runs, base, metric, "last", base_rule
         values = results.cell(base, metric, base_rule), results.cell(runs, metric)
         aside = results.directed(*pair) if two and column in GAPS else ""
-        rows[metric] = [name, *values, results.change(*pair), aside]
-    return rows
+        found[metric] = [name, *values, results.change(*pair), aside]
+    return found
 
 
-def verdict(rows, runs, base, own, other, base_rule="last"):
-    """A sentence on how good and how fair `own` is beside `other`, from the rows of `differences`.
+def verdict(found, runs, base, own, other, base_rule="last"):
+    """A sentence on how good and how fair `own` is beside `other`, `found` by `differences`.
 
     A gap must differ as a size and, of two groups, in its direction.
     """
@@ -120,11 +123,12 @@ def verdict(rows, runs, base, own, other, base_rule="last"):
             return f"{name} has collapsed{which}: to be equally useless is not to be fair."
     _, score = results.score_of({"": runs})
     gap = "dice_gap_standardised" if score == "dice" else "mean_deo"
+    gap = next(metric for metric in found if metric.startswith(gap))  # of the main decisions
     signs, parts = [], []
-    for metric in (gap + results.main_rule({"": runs}), score):
-        name, before, after, *changes = rows[metric]
-        found = {(v.low > 0) - (v.high < 0) for v in changes if v != ""}
-        signs.append(found.pop() if len(found) == 1 else 0)
+    for metric in (gap, score):
+        name, before, after, *changes = found[metric]
+        each = {(v.low > 0) - (v.high < 0) for v in changes if v != ""}
+        signs.append(each.pop() if len(each) == 1 else 0)
         words = {-1: "is lower", 0: "is not shown to differ", 1: "is higher"}[signs[-1]]
         name = re.sub(", (.*)", r" (\1)", name)
         parts.append(f"its {name} {words} ({after.point:.1f} against {before.point:.1f})")
@@ -143,9 +147,9 @@ def compare(first, second):
             raise Refused(f"{first} and {second} have other test pictures, labels, groups or tasks")
     if not runs:
         raise Refused(f"{first} and {second} have no seed and fold in common")
-    (a, b), rows = (next(iter(row.values())) for row in (base, runs)), differences(runs, base)
-    names = f"A, {results.row_name(a)}", f"B, {results.row_name(b)}"
-    lines = [["percent", *names, "B - A", "in its direction"], *rows.values()]
+    (a, b), rows = (next(iter(row.values())) for row in (base, runs)), {"A": base, "B": runs}
+    found = differences(rows, runs, base)
+    lines = [["percent", "A", "B", "B - A", "in its direction"], *found.values()]
     lines = [[*map(str, line)] for line in lines]
     wide = [max(map(len, column)) for column in zip(*lines)]
     lines = ["  ".join(map(str.ljust, line, wide)).rstrip() for line in lines]
@@ -153,7 +157,8 @@ def compare(first, second):
         both = [run["settings"].get(name) for run in (a, b)]
         lines += ["{}: A {}, B {}".format(name, *both)] if both[0] != both[1] else []
     lines.append(f"paired over {results.what_both_have(runs, base)}, with 95 % intervals")
-    return "\n".join([*lines, verdict(rows, runs, base, *reversed(names))])
+    names = [f"A: {results.row_name(a)}, {first}", f"B: {results.row_name(b)}, {second}"]
+    return "\n".join([*names, *lines, *textwrap.wrap(verdict(found, runs, base, "B", "A"), 80)])
 
 
 # ----- a run --------------------------------------------------------------------------------------
@@ -171,16 +176,16 @@ class Run:
     masks, end       whether it learnt masks; the end of the metrics of decisions that count
     """
 
-    def __init__(self, result):
+    def __init__(self, result, rows):
         rules = {"teacher": "teacher", "student": "last"}
         rules = {name: rule for name, rule in rules.items() if rule in result}
-        self.result, self.rows = result, {"": {(0, 0): result}}
+        self.result = result
         self.parts = {name: result[rule] for name, rule in rules.items()}
         self.labels, self.groups, self.ids, *kept = results.arrays(
             result, ("labels", "groups", "ids", *rules.values())
         )
         self.kept = {name: part.astype(float) for name, part in zip(rules, kept)}
-        self.masks, self.end = results.of_masks(self.rows), results.main_rule(self.rows)
+        self.masks, self.end = results.of_masks(rows), results.main_rule(rows)
         self.classes, self.names = ([*map(said, result[k])] for k in ("classes", "group_names"))
 
     def lines(self):
@@ -378,17 +383,17 @@ def by_group(run):
     return table(["group", "pictures", *header], rows)
 
 
-def of_run(result, data_dir=None):
-    """The page of a run."""
-    run, runs, settings = Run(result), {(0, 0): result}, result["settings"]
+def of_run(result, rows, data_dir=None):
+    """The page of a run, which stands in a table with the other `rows`."""
+    run, runs, settings = Run(result, rows), {(0, 0): result}, result["settings"]
     header = ["percent", "student"]
     if "teacher" in run.parts:
-        rows = differences(runs, runs, "teacher")
-        sentence = verdict(rows, runs, runs, "The student", "its teacher", "teacher")
+        found = differences(rows, runs, runs, "teacher")
+        sentence = verdict(found, runs, runs, "The student", "its teacher", "teacher")
         header = ["percent", "teacher", "student", "student - teacher", "in its direction"]
     else:
-        shown = shown_metrics(run.rows)
-        rows = {metric: [words, results.cell(runs, metric)] for words, metric, _ in shown}
+        shown = shown_metrics(rows)
+        found = {metric: [words, results.cell(runs, metric)] for words, metric, _ in shown}
         bad = result["last"]["test"]["collapsed"]
         sentence = f"The student has no teacher{' and has collapsed' if bad else ''}."
     made = f"methods/{result['method']}.py, seed {settings['seed']}, "
@@ -408,11 +413,11 @@ def of_run(result, data_dir=None):
     }
     others = table(["setting", "value"], settings.items())
     return document(
-        html.escape(f"{results.row_name(result)}: {results.scene(run.rows)}"),
+        html.escape(f"{results.row_name(result)}: {results.scene({'': runs})}"),
         f"<p class=said>{html.escape(sentence)}</p><p>{html.escape(made)}</p>",
         table(["changed setting", "value"], changed.items()) if changed else "",
         f"<details><summary>all settings</summary>{others}</details>",
-        table(header, rows.values()),
+        table(header, found.values()),
         "<p class=note>Test pictures; 95 % intervals over their subjects.</p>",
         *(f"<h2>{title}</h2>{content}" for title, content in sections.items() if content),
     )
@@ -455,14 +460,15 @@ def family(by_place, links):
 
 def write(source, data_dir):
     """The page of each run into its folder, that of all of them into `source`; says what it did."""
-    links = {}
-    for file in sorted(source.glob("*/*/*/result.json")):
-        (run,) = read(file).values()
-        save(file.with_name("report.html"), of_run(run, data_dir))
-        links[file.parent] = file.with_name("report.html").relative_to(source).as_posix()
-    by_place = results.collect(source, smoke=True)
+    by_place, links = results.collect(source, smoke=True), {}
     if not by_place:
         raise Refused(f"{source} holds no results: run a script first, or name --results")
+    for rows in by_place.values():
+        for file in {run["arrays"][0] for runs in rows.values() for run in runs.values()}:
+            if (path := file.with_name("result.json")).exists():  # packed results have no page
+                (run,) = read(path).values()
+                save(file.with_name("report.html"), of_run(run, rows, data_dir))
+                links[file.parent] = file.with_name("report.html").relative_to(source).as_posix()
     page, lines = family(by_place, links)
     save(source / "family.html", page)
     save(source / "family.csv", lines)

@@ -98,7 +98,7 @@ def test_the_gates_look_at_the_project():
     assert len(side_by_side.python_files(side_by_side.ROOT, "methods")) >= 13
     files = side_by_side.python_files(side_by_side.ROOT, ".", "datasets")
     assert {"data.py", "metrics.py", "__init__.py", "toy.py"} <= set(files)
-    assert {"report.py", "results.py", "figures.py"} <= set(files)
+    assert {*side_by_side.REPORTS} <= set(files)
 
 
 @pytest.mark.parametrize("gate", side_by_side.GATES)

@@ -100,7 +100,7 @@ def test_numbers_of_a_page_are_those_of_the_result(pages):
 def test_areas_under_drawn_curves_are_those_of_the_result(pages):
     """The legend's AUROC of two classes is that of the group in the result."""
     _, result = the(pages, "smoke/csv/adversarial_kd")
-    shown = webpages.Run(result)
+    shown = webpages.Run(result, {"": {0: result}})
     for name, logits, _, group, inside, _ in shown.lines():
         if len({*shown.labels[inside]}) == 2:
             labels, score = shown.labels[inside], metrics.log_odds(logits[inside])[:, 1]
@@ -135,11 +135,11 @@ def test_a_verdict_needs_both_intervals(pages, size, aside, words):
     _, result = the(pages, "smoke/toy/ckd", "seed0", "alpha_0.0")
     result["last"]["test"]["collapsed"] = False
     runs, change = {(0, 0): result}, [value(*size), value(*aside)]
-    rows = {"mean_deo": ["mean-DEO", value(9, 8, 9), value(7, 6, 8), *change]}
+    rows = {"mean_deo_corrected": ["mean-DEO, prior-corrected", value(9, 8, 9), value(7, 6, 8)]}
+    rows["mean_deo_corrected"] += change
     rows["auroc"] = ["AUROC", value(9, 8, 9), value(7, 6, 8), value(-2, -3, -1), ""]
-    rows |= {"mean_deo_corrected": rows["mean_deo"]}
     told = webpages.verdict(rows, runs, runs, "A", "B")
-    assert told.startswith(f"A {words} B: its mean-DEO")
+    assert told.startswith(f"A {words} B: its mean-DEO (prior-corrected) is ")
     assert told.endswith("its AUROC is lower (7.0 against 9.0).")
 
 
@@ -200,7 +200,7 @@ def test_two_runs_compared_are_the_tables_differences(pages, source, monkeypatch
         line = next(line for line in out.splitlines() if line.startswith(f"{column} "))
         assert str(results.change(runs, base, metric)) in line
     assert str(results.directed(runs, base, "mean_deo")) in out
-    assert "percent" in out and "A, CKD" in out and "B, ERM" in out
+    assert "percent" in out and f"A: CKD, {first}\n" in out and "B: ERM, " in out
     assert "alpha: A 0.9, B 0.0" in out and "1 seed, " in out
 
 
