@@ -166,7 +166,8 @@ def two_points(rows, pooled, where, path):
     if len(groups) != 2:
         panels = [(f"{what}, worst group (%)", f"{score}_worst_group", None, True)]
     panels = [(f"{what} of all (%)", score, None, True), *panels]
-    panels += [("gap between groups (points)", f"{score}_gap", None, False)]
+    words = "gap (points)" if results.of_masks(rows) else "gap between groups (points)"
+    panels += [(words, f"{score}_gap", None, False)]
     if results.of_masks(rows):
         panels += [("gap inside classes (points)", f"{score}_gap_standardised", None, False)]
     size = {"figsize": (10, 2 + 0.36 * len(rows)), "layout": "constrained"}
@@ -363,7 +364,7 @@ def gallery(rows, data_dir, where, path):
 
 def pictures_of(run, data_dir):
     """The pictures of a run, or None if they are not drawn and nobody said where they are."""
-    names = ("task", "target", "sensitive", "fold", "skip_bad", "subject", "file_column")
+    names = "task target sensitive fold train_share skip_bad subject file_column".split()
     choices = {k: run["settings"][k] for k in names if k in run["settings"]}
     if run["settings"]["dataset"] != "toy" and data_dir is None:
         return None
@@ -386,21 +387,23 @@ def outlines(models, data, where, path):
     values = np.stack([metrics.dice(areas=found) for found in areas.values()])  # (3, N)
     failed, labels, groups = values < metrics.FAILED, test.labels.numpy(), test.groups.numpy()
     kinds = {"repaired": failed[1] & ~failed[2], "broken": failed[2] & ~failed[1]}
-    places = [in_turn(np.flatnonzero(k), labels, groups, 4) for k in kinds.values()]
-    some = test.subset(np.concatenate(places).astype(int))
+    first, more = (in_turn(np.flatnonzero(k), labels, groups, 4) for k in kinds.values())
+    if not (places := first + more):  # both find the same
+        return None
+    some = test.subset(places)
     masks = {"truth": some.masks[some.rows].numpy()}
     for name, (run, rule) in models.items():
-        masks[name] = asked(run, rule, some, areas[name][np.concatenate(places).astype(int)])
-    if not len(some) or any(found is None for found in masks.values()):
-        return None
+        masks[name] = asked(run, rule, some, areas[name][places])
+        if masks[name] is None:
+            return None
     figure = plt.figure(figsize=(1.2 + 1.2 * len(some), 7.5), layout="constrained")
     for row, (name, found) in enumerate({"picture": 0 * masks["truth"], **masks}.items()):
-        for n, place in enumerate(np.concatenate(places)):
+        for n, place in enumerate(places):
             axes = figure.add_subplot(len(masks) + 1, len(some), row * len(some) + n + 1)
             picture = Image.fromarray(some.images[n].permute(1, 2, 0).numpy())
             axes.imshow(outlined(picture.resize((160, 160), Image.NEAREST), found[n]))
             axes.axis("off")
-            text = said(data.classes[labels[place]])
+            text = f"{[*kinds][n >= len(first)]}\n{said(data.classes[labels[place]])}"
             if name in areas:
                 dice = 100 * values[list(areas).index(name), place]
                 text = f"Dice {dice:.0f}"
@@ -413,8 +416,8 @@ def outlines(models, data, where, path):
     sentence = f"{name} mends {number[0]} of the {failed[1].sum()} failed masks of CKD and spoils "
     save(figure, path, sentence + f"{number[1]} of the others", where)
     return (
-        f"Masks of {len(places[0])} test pictures that fail (Dice below {metrics.FAILED:.0%}) with "
-        f"CKD alone, then of {len(places[1])} that fail with {name} alone. The first of each class "
+        f"Masks of {len(first)} test pictures that fail (Dice below {metrics.FAILED:.0%}) with "
+        f"CKD alone, then of {len(more)} that fail with {name} alone. The first of each class "
         f"and group, not a choice; N = {len(labels)} pictures, one run."
     )
 

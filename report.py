@@ -50,10 +50,9 @@ POSTER += ["re-balancing"]
 FAIRDI = ["ERM", "re-balancing", "GroupDRO", "FIS", "FEBS", "FairDi", "FairTune"]
 README = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "adversarial KD"]
 README += ["MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi", "FairTune"]
-## Rows that are ranked: what stands behind a comma is a variant.
-RANKED = [
-    name for name in NAMES.values() if "," not in name and name not in ("GroupDRO", results.CEILING)
-]
+## Rows that are ranked, of classes and of masks: what stands behind a comma is a variant.
+RANKED = [name for name in NAMES.values() if "," not in name and name != results.CEILING]
+UNRANKED = {False: "GroupDRO", True: "GroupDRO by class"}  # one of them is enough
 
 
 class Table:
@@ -127,6 +126,7 @@ LAYOUTS = {  # the columns of each kind of table
     "masks": "method|Dice|IoU|ES-Dice|SER|failed|worst Dice|Dice gap|Dice gap, standardised|"
     "Dice, − ERM|Dice gap, − ERM|Dice, − CKD|Dice gap, − CKD|train worst cell|s of training",
 }
+TEACHER = "*the teacher*"
 ## The end of a column's name: the row that is taken off. "change in %" is the column before it, in
 ## percent of the other row.
 BASES = {"− teacher": "teacher", "− CKD": "CKD", "− ERM": "ERM", "λ − 0": "0", "T − 1": "1"}
@@ -158,7 +158,7 @@ def layout_table(kind, rows, end=None):
     lines = [(name, runs, "last") for name, runs in results.comparable(rows).items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
     if taught and kind in ("slides", "overview", "temperature", "masks"):
-        lines.insert(0, ("*the teacher*", next(iter(taught.values())), "teacher"))
+        lines.insert(0, (TEACHER, next(iter(taught.values())), "teacher"))
     for name, runs, rule in lines:
         row, more = {}, further_columns(runs, rule, end)
         for column in table.header[1:]:
@@ -313,7 +313,8 @@ def pooled_tables(rows, rules):
         for name, rule in itertools.product(parts, rules):
             if folds[name] != keys and name not in bases:
                 continue
-            runs, label, competes = parts[name], name + rules[rule] + few, name != results.CEILING
+            runs, label = parts[name], name + rules[rule] + few
+            competes = name not in (results.CEILING, TEACHER)
             cells = [str(len(results.pool(runs, rule).ids))]
             cells += [results.cell(runs, m, rule, None, True) for m in shown.values()]
             cells += [results.cell(runs, score, rule, g, True) for g in range(len(groups))]
@@ -386,6 +387,8 @@ PAIRS = (
     ("FairDi, no teachers", "FIS"),
     ("FairTune", "full fine-tuning"),
     ("linear probe", "full fine-tuning"),
+    ("FEBS, mended", "FEBS"),
+    (results.CEILING, "FIS"),
 )
 
 
@@ -628,7 +631,7 @@ KINDS = {  # the end of a table's name: its title, in the order of a page
 }
 ACROSS = {
     "claims": "Do the claims of the papers hold?",
-    "inflation": "Disparity of every student minus that of its own teacher",
+    "inflation": "Disparity (of masks: gap in Dice) of every student minus that of its own teacher",
     "pairs": "What one part of a method does",
     "pairs-masks": "What one part of a method does, masks",
     "repeated": "A second training minus the first, by the same command on another processor",
@@ -677,7 +680,9 @@ def tables(by_place, repeated):
             if len(chosen) > 1:
                 layout(place, kind, chosen)
         if in_folds(place):
-            make(place, "pooled", pooled_tables, usual, {"last": ""})
+            taught = usual.get("CKD", {}) if results.of_masks(rows) else {}
+            taught = {TEACHER: results.other_network(taught, "teacher")} if taught else {}
+            make(place, "pooled", pooled_tables, taught | usual, {"last": ""})
             chosen = {name: rows[name] for name in FAIRDI if name in rows}
             if len(chosen) > 1:
                 words = {rule: f", {words}" for rule, words in RULES.items()}
@@ -750,13 +755,14 @@ def rank_blocks(by_place, metric):
     rank, so blocks without it are left out; the toy counts alone or not at all. What is undefined,
     or has collapsed in a metric of decisions, ranks last.
     """
+    ranked = [name for name in RANKED if name != UNRANKED[metric in MASKS]]
     blocks = {}  # {(data set, conditions but for the attribute, (fold, seed)): {row: [value, ...]}}
     for place, rows in by_place.items():
         if (metric in MASKS) != results.of_masks(rows):
             continue
         name_of, sign = metric_of(metric, results.main_rule(rows)), METRICS[metric][1]
         like = [part for part in place[1].split("-") if not part.startswith("sensitive_")]
-        for name, row in {name: results.variant(rows, name) for name in RANKED}.items():
+        for name, row in {name: results.variant(rows, name) for name in ranked}.items():
             for key, result in rows.get(row, {}).items():
                 (value,) = sign * results.values({key: result}, name_of)
                 useless = metric in results.HARD and result["last"]["test"]["collapsed"]
@@ -768,9 +774,9 @@ def rank_blocks(by_place, metric):
     ]
     most = [max(map(len, rows.values())) for rows in blocks]  # attributes
     every = [{n for n, v in rows.items() if len(v) == m} for rows, m in zip(blocks, most)]
-    names = [name for name in RANKED if all(name in there for there in every)]
+    names = [name for name in ranked if all(name in there for there in every)]
     scores = [[np.mean(rows[name]) for name in names] for rows in blocks]
-    lost = [name for name in RANKED if name not in names and any(name in rows for rows in blocks)]
+    lost = [name for name in ranked if name not in names and any(name in rows for rows in blocks)]
     return names, np.array(scores).reshape(len(blocks), len(names)), lost
 
 

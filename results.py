@@ -224,10 +224,15 @@ def arrays(result, names):
     path, places = result["arrays"]
 
     def at(place):
-        if isinstance(place, str):
-            return opened(path)[place]
-        groups = opened(path)[places["groups"]]
-        return np.stack([at(p) for p in place])[groups, np.arange(len(groups))]
+        if not isinstance(place, str):
+            groups = opened(path)[places["groups"]]
+            return np.stack([at(p) for p in place])[groups, np.arange(len(groups))]
+        array = opened(path)[place]
+        if "inside" not in places or array.ndim < 2:
+            return array
+        false, missed = array.astype(np.int32).T  # as `small` leaves them
+        both = opened(path)[places["inside"]] - missed
+        return np.stack([both + false, both + missed, both], axis=1)
 
     try:
         return [at(places[name]) for name in names]
@@ -273,6 +278,20 @@ def rounded(content, digits):
     return json.loads(text, parse_float=lambda number: float(f"{float(number):.{digits}g}"))
 
 
+def small(content):
+    """Arrays {name: array} of a run on masks in half the space: the true areas stand there once.
+
+    Areas (N, 3) become two columns, of pixels that are falsely inside, and missed.
+    """
+    pairs = {}
+    for name, array in content.items():
+        if array.ndim == 2:
+            said, true, both = array.T
+            pairs |= {name: np.stack([said - both, true - both], axis=1), "inside": true}
+    fitting = {name: array.astype(np.min_scalar_type(array.max())) for name, array in pairs.items()}
+    return content | fitting
+
+
 def pack(source, target):
     """Add the results in the folder `source` to the packed ones in `target`; equal runs anew.
 
@@ -294,12 +313,16 @@ def pack(source, target):
             names, digests = list(result["arrays"][1]), {}
             if own_settings(result).keys() - {"fis_temperature"}:  # its teachers are no row
                 names = [name for name in names if not name.startswith("teacher_")]
+                if result["settings"].get("step0", "fis") != "fis":  # nor two points of its own
+                    names = [name for name in names if name not in RULES]
             if over_seeds and (row not in (*DEBIASED, "CKD") or seed > 0):
                 taught = [name for name in names if name.startswith("teacher_")]
                 names = [*taught, *TRUTH] if taught else []
             elif not is_packed and row not in TWO_POINTS and result["method"] != "fairdi":
                 names = [name for name in names if name in ("teacher", "last", *TRUTH)]
-            for name, array in zip(names, arrays(result, names)):
+            content = dict(zip(names, arrays(result, names)))
+            content = small(content) if task_of(result) == "segment" else content
+            for name, array in content.items():
                 digests[name] = hashlib.sha256(array.tobytes()).hexdigest()[:12]
                 kept[digests[name]] = array
             line = lean(result, fold is None and not over_seeds) | {"arrays": digests}
@@ -446,6 +469,16 @@ def as_rows(result):
         test = metrics.evaluate_masks(areas=areas, labels=labels, groups=groups, **sizes)
         part = {k: v for k, v in result["last"].items() if k != "train"} | {"test": test}
         yield CEILING + weight, run | dict.fromkeys(("last", *RULES), part)
+
+
+def other_network(runs, network):
+    """A row in which another network of its runs, such as "teacher", has the student's place."""
+    row = {}
+    for key, run in runs.items():
+        path, places = run["arrays"]
+        places = places | {"last": places[network]}
+        row[key] = run | {"last": run[network], "arrays": (path, places)}
+    return row
 
 
 def collect(folder, smoke=False):

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Every run behind every table and figure, then the tables and figures.
 #
-#     bash run_all.sh                                  the toy, three seeds
+#     bash run_all.sh                                  the toy, three seeds, labels and masks
 #     bash run_all.sh --quick                          one seed, six epochs, fewer runs
 #     bash run_all.sh --dataset NAME --data-dir DIR    real pictures; ham10000: five folds, sex and age
+#     ... --task segment                               masks alone (toy, ham10000, csv), or --task classify
 #     ... --source-dir DIR2                            FairTune first learns DIR2 (a csv folder), not drawn stars
 #     ... --seeds 5 --jobs 4 --only ckd bird           seeds, runs at a time (default: cores), scripts
 #     ... -- --epochs 3                                what stands after -- goes to every run
@@ -14,16 +15,16 @@
 # has one thread: two runs on two cores are faster, and the number of threads changes the last digits.
 
 every() {  # each WHEN (always; in a quick run; in a full run, or one of a data set) SCRIPT SETTINGS
+    [ "$task" = segment ] || labels
+    case $task$dataset in segment* | toy) masks ;; esac
+}
+labels() {
     each always ckd --alpha 0  # ERM: plain training
     each always ckd --alpha 0 --balance  # re-balancing
     for file in methods/*.py; do each always "$(basename "$file" .py)"; done  # with its usual settings
-    # the weight of each fairness method: of four, validation chooses, on the first seed (and fold)
-    grid adversarial_kd --adversary-weight 0.5 1 2 5
-    grid bird --fair-weight 0.1 0.3 1 3
+    grids ''
     grid mfd --mfd-weight 0.1 0.3 1 3
-    for by in '' '--by-class '; do grid groupdro "$by--weight-step" 0.001 0.01 0.1 1; done
-    grid fairdi --fis-temperature 1 3 10 30
-    grid swad --threshold 0.05 0.3 1 3
+    grid groupdro '--by-class --weight-step' 0.001 0.01 0.1 1
     each always ckd --temperature 1  # does CKD's bias come from its temperature?
     for t in 2 10 20 40; do each full ckd --temperature $t; done  # is a softer teacher fairer?
     each always adversarial_kd --alpha 0  # AD: the adversary without a teacher
@@ -36,7 +37,22 @@ every() {  # each WHEN (always; in a quick run; in a full run, or one of a data 
         each 'toy|celeba|wider' adversarial_kd --adversary-weight $l
     done
 }
+masks() {  # by the methods that have a meaning for them
+    each always ckd --task segment --alpha 0
+    for script in ckd fairdi; do each always $script --task segment; done
+    each full ckd --task segment --alpha 0 --balance
+    for script in at ctkd fitnet adversarial_kd bird groupdro swad; do each full $script --task segment; done
+    for first in febs febs-mended; do each full fairdi --task segment --step0 $first; done  # in place of FIS
+    [ -z "$task" ] || grids '--task segment '
+}
 
+grids() {  # the weight of each fairness method: of four, validation chooses, on the first seed (and fold)
+    grid adversarial_kd "$1--adversary-weight" 0.5 1 2 5
+    grid bird "$1--fair-weight" 0.1 0.3 1 3
+    grid groupdro "$1--weight-step" 0.001 0.01 0.1 1
+    grid fairdi "$1--fis-temperature" 1 3 10 30
+    grid swad "$1--threshold" 0.05 0.3 1 3
+}
 grid() {  # SCRIPT SETTING VALUE ...
     local value once=yes
     for value in "${@:3}"; do each full "$1" "$2" "$value"; done
@@ -63,19 +79,20 @@ run() {  # run a command and say how it ended
 fail() { echo "run_all.sh: $1; see the top of this file" >&2; exit 2; }
 
 cd "$(dirname "$0")" && export -f run || exit 1
-jobs=$(getconf _NPROCESSORS_ONLN) dataset=toy parts=('') usual=3 seeds='' quick='' list=''
+jobs=$(getconf _NPROCESSORS_ONLN) dataset=toy parts=('') usual=3 seeds='' quick='' list='' task=''
 only='' data='' data_dir='' source_dir='' extra=''
 while [ $# -gt 0 ]; do case $1 in
     --quick) quick=quick usual=1 extra=' --epochs 6' ;;
     --list) list=yes ;;
     --only) while [[ $# -gt 1 && $2 != --* ]]; do only+=" ${2%.py}" && shift; done ;;
     --) [ $# = 1 ] || extra+=$(printf ' %q' "${@:2}"); break ;;
-    --seeds | --jobs | --dataset | --data-dir | --source-dir)
+    --seeds | --jobs | --dataset | --data-dir | --source-dir | --task)
         [ $# -gt 1 ] || fail "$1 needs a value"
         name=${1#--} && printf -v "${name/-/_}" %q "$2" && shift ;;
     *) fail "unknown option $1" ;;
 esac; shift; done
 [[ "$jobs ${seeds:-1}" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds and --jobs are whole numbers"
+[[ "$task" =~ ^(|classify|segment)$ ]] || fail "--task is classify or segment"
 for script in $only; do [ -f "methods/$script.py" ] || fail "there is no methods/$script.py"; done
 [ "$dataset$quick" != ham10000 ] || usual=1 parts=('--fold '{0..4} '--sensitive age --fold '{0..4})
 [ "$dataset" = toy ] || data="--dataset $dataset${data_dir:+ --data-dir $data_dir}"

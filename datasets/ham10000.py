@@ -2,10 +2,8 @@
 
 WHERE. https://doi.org/10.7910/DVN/DBW86T; --download fetches 2.7 GB and checks the sums.
 FILES. HAM10000_metadata.csv (or .tab), or the metadata.csv of the ISIC archive, and the pictures,
-JPEG or PNG, in folders beside it, at any depth.
-Masks of the lesions, for --task segment, are in HAM10000_segmentations_lesion_tschandl.zip there
-(10 MB, not fetched by --download; cite Tschandl et al., Nature Medicine, 2020): unpack that folder
-beside the others. They are called <image_id>_segmentation.png.
+JPEG or PNG, in folders beside it, at any depth. So are the masks of the lesions, for --task
+segment, which are called <image_id>_segmentation.png (cite Tschandl et al., Nature Medicine, 2020).
 LABELS. --target malignant: akiec or mel, as in MEDFAIR (Zong et al., 2023); malignant+bcc; or dx,
 the seven diagnoses, or none, one class for all. With --task segment a class is not learnt: it says
 inside which pictures groups are compared (standardised gaps), dx by default.
@@ -22,6 +20,7 @@ LICENCE. CC BY-NC 4.0, not for commercial use; cite the paper.
 """
 
 import math
+import re
 import zipfile
 from pathlib import Path
 
@@ -59,6 +58,7 @@ FILES = {  # name: (number at Harvard Dataverse, MD5 that Dataverse publishes)
     "HAM10000_metadata.csv": ("4338392?format=original", "8f85fb1aa29d80a2797247e434deb79d"),
     "HAM10000_images_part_1.zip": ("3172585", "4639bfa73ab251610530a97c898e6e46"),
     "HAM10000_images_part_2.zip": ("3172584", "da43d6cc50f6613013be07e8986b384b"),
+    "HAM10000_segmentations_lesion_tschandl.zip": ("3838943", "6e8d252e09cfdb0189199f15985a5b84"),
 }
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 TARGETS = {"malignant": ["akiec", "mel"], "malignant+bcc": ["akiec", "mel", "bcc"]}
@@ -108,7 +108,8 @@ def fetch(root):
             with zipfile.ZipFile(root / name) as archive:
                 for member in archive.infolist():
                     member.filename = Path(member.filename).name  # no folders: nothing can leave
-                    if member.filename.endswith(".jpg"):
+                    ## The archive of masks was packed on a Mac, which adds stubs named "._...".
+                    if re.fullmatch(r"ISIC_\d+(_segmentation)?\.(jpg|png)", member.filename):
                         archive.extract(member, root / Path(name).stem)
 
 

@@ -43,12 +43,10 @@ DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEB
        without a gradient. Eq. (10) weighs losses, most those of the worst group.
 
 RUN.  python methods/fairdi.py                   the embedded toy data, two CPU cores: 2 minutes
-      --teacher-epochs and --teacher-lr are those of step 1. Its teachers are heads on the student's
-      own features: --teacher changes nothing.
+      --teacher-epochs and --teacher-lr are those of step 1, whose heads need no --teacher.
       python methods/fairdi.py --task segment    masks of the toy: 2 minutes
-EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0, also FEBS;
-of masks "teacher_0", "teacher_1" ... are step 1, the teacher of each group. Step 2 moves the numbers
-of step 0 little, because only a head is trained.
+EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0, also FEBS; of
+masks "teacher_0" ... are step 1. Step 2 moves little, because only a head is trained.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -503,8 +501,7 @@ class Method(PlainTraining):
         for rule in ("last", "best_overall", "best_worst_group"):
             put_back(student, states[rule], folder)
             self.reported[f"fis_{rule}".removesuffix("_last")] = copy.deepcopy(student)
-        ## The student is now that of the epoch which is best in the worst group. Teachers learn on
-        ## its features, and so does step 2, but for --train-backbone.
+        ## The student is now the best in the worst group: on its features teachers learn.
         _, val = measure(student, data, "val")
         what = "dice" if student.segment else "auroc"
         worst = f"val {what} of the worst group {val[f'{what}_worst_group']:.1%}"
@@ -517,7 +514,9 @@ class Method(PlainTraining):
         self.heads, gains = nn.ModuleList(), self.extra.setdefault("gains", [])
         for g, name in enumerate(data.group_names):
             own = [(phi, (phi.split.groups == g).nonzero()[:, 0]) for phi in (self.phi, phi_val)]
-            self.heads.append(copy.deepcopy(student.head))
+            taught = copy.deepcopy(student)
+            self.heads.append(taught.head)
+            self.reported |= {f"teacher_{g}": taught} if student.segment else {}
             number, classes = len(own[0][1]), [phi.split.labels[index] for phi, index in own]
             if min(len(labels.unique()) for labels in classes) < 2 and not student.segment:
                 print(f"teacher of {name}: one class only, step 0 stands in for it")
@@ -533,9 +532,6 @@ class Method(PlainTraining):
             gains.append({"group": name} | numbers)
             print(f"teacher of {name}: val {what} {after:.1%}, was {before:.1%}; its gain {points}")
         self.heads.requires_grad_(False)
-        for g, head in enumerate(self.heads if student.segment else ()):  # tested at the end, too
-            self.reported[f"teacher_{g}"] = copy.deepcopy(student)
-            self.reported[f"teacher_{g}"].head = head
         shown = sum((gained["low"] or 0) > 0 for gained in gains)
         print(f"{shown} of {len(gains)} gains are above 0 (95 %) on pictures that chose teachers")
 

@@ -291,12 +291,14 @@ def test_ham10000_published_figures():
 
 @pytest.fixture
 def server(ham10000, tmp_path, monkeypatch):
-    """A server that stands for Dataverse: the miniature's table and two zips of its pictures."""
+    """A server that stands for Dataverse: the table, two zips of pictures, the masks."""
     folder, files = tmp_path / "served", {}
     folder.mkdir()
     table = ham10000 / "HAM10000_metadata.csv"
     (folder / "1").write_bytes(table.read_bytes())
-    for number, part in (("2", "HAM10000_images_part_1"), ("3", "HAM10000_images_part_2")):
+    parts = [f"HAM10000_images_part_{k}" for k in (1, 2)]
+    parts.append("HAM10000_segmentations_lesion_tschandl")
+    for number, part in zip("234", parts):
         with zipfile.ZipFile(folder / number, "w") as archive:
             archive.writestr(f"{part}/", "")
             for n, file in enumerate(sorted((ham10000 / part).iterdir())):
@@ -305,7 +307,8 @@ def server(ham10000, tmp_path, monkeypatch):
             archive.writestr("/evil.jpg", b"evil")
             archive.writestr("../HAM10000_metadata.csv", b"evil")
             archive.writestr("__MACOSX/._notes.txt", b"notes")
-    names = ["HAM10000_metadata.csv", "HAM10000_images_part_1.zip", "HAM10000_images_part_2.zip"]
+            archive.writestr("__MACOSX/._ISIC_0000001_segmentation.png", b"a Mac's stub")
+    names = ["HAM10000_metadata.csv", *(f"{part}.zip" for part in parts)]
     for number, name in enumerate(names, 1):
         md5 = hashlib.md5((folder / str(number)).read_bytes()).hexdigest()
         files[name] = (f"{number}?x=y", md5)
@@ -330,11 +333,11 @@ def test_ham10000_is_downloaded_checked_and_unpacked(server, ham10000, tmp_path)
     data = load("ham10000", root, 16, download=True)
     assert data.hash() == usual
     check_colours(data["test"])
-    ## Names in an archive are not trusted: everything lands in the folder of its part.
-    evil = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("evil.jpg")]
-    parts = [f"deep/er/downloaded/HAM10000_images_part_{k}/evil.jpg" for k in (1, 2)]
-    assert sorted(evil) == parts
-    assert {p.suffix for p in root.glob("*/*")} == {".jpg"}  # and nothing but pictures
+    both = [load("ham10000", folder, 16, task="segment").hash() for folder in (root, ham10000)]
+    assert both[0] == both[1] != usual  # the masks, too
+    ## Names in an archive are not trusted: only pictures of the expected names are unpacked.
+    assert not [*tmp_path.rglob("evil.jpg")]
+    assert {p.name[:5] for p in root.glob("*/*")} == {"ISIC_"}
     table = root / "HAM10000_metadata.csv"
     assert table.read_bytes() == (ham10000 / "HAM10000_metadata.csv").read_bytes()
     ## A second time nothing needs the server.
@@ -360,6 +363,7 @@ def test_ham10000_checksums_are_those_that_dataverse_publishes():
         "HAM10000_metadata.csv": "8f85fb1a",
         "HAM10000_images_part_1.zip": "4639bfa7",
         "HAM10000_images_part_2.zip": "da43d6cc",
+        "HAM10000_segmentations_lesion_tschandl.zip": "6e8d252e",
     }
     assert datasets.ham10000.SERVER.startswith("https://dataverse.harvard.edu/")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+import test_report
 from matplotlib.transforms import Bbox
 from mpl_toolkits.mplot3d import proj3d
 
@@ -354,6 +355,29 @@ def test_nothing_is_cut_hidden_empty_or_over_another(everything, place, tmp_path
     rows = {place: everything[place]}
     report.draw(rows, tmp_path, (), None)
     assert any("two-points" in name or "sweep" in name for name in seen)
+
+
+def test_figures_of_masks_show_dice(tmp_path, monkeypatch):
+    """Each method at two epochs, all and group by group, the gap raw and inside classes; ranks."""
+    by_place = results.collect(test_report.put_all_masks(tmp_path / "runs"))
+    drawn, titles, looked = noted_values(monkeypatch), titles_of(monkeypatch), []
+    monkeypatch.setattr(
+        figures.plt.Figure, "savefig", lambda *a, **k: looked.append(look_at(*a, **k) or a[1].name)
+    )
+    captions = report.draw(by_place, tmp_path, (), None)
+    ranks = {"ranks-Dice.png", "ranks-worst-Dice.png"}
+    folds, toy = "ham10000-segment-folds-sensitive_age-two-points.png", "toy-segment-two-points.png"
+    assert {*looked} == {folds, toy, *ranks} and "all" in captions
+    rows = by_place["ham10000-segment", "folds-sensitive_age"]
+    names = [name for name in results.TWO_POINTS if name in rows]
+    assert len(names) == 7
+    shown = [value for value, _, name in drawn[: 2 * 5 * len(names)] if name == "ERM"]
+    metric = ["dice", ("dice", 0), ("dice", 1), "dice_gap", "dice_gap_standardised"]
+    for value, what in zip(shown[::2], metric):
+        name, group = what if isinstance(what, tuple) else (what, None)
+        assert value == results.cell(rows["ERM"], name, "best_overall", group, True), what
+    assert titles[0].startswith("Dice is lower in the group over 60 with 7 of 7 methods, by ")
+    assert "HAM10000, masks, groups by age" in titles[0]
 
 
 def seen_by(colour, kind):

@@ -199,6 +199,12 @@ def test_rows_that_are_pretrained_say_so(folder):
     assert {"ERM", "CKD", "RKD", "CKD (pre-trained teacher)", "GroupDRO (pre-trained)"} <= names
     assert {"FairTune (pre-trained)", "*the teacher* (pre-trained)"} <= names
     assert "FairTune" not in names
+    rows = next(rows for rows in results.collect(folder).values() if "FairTune" in rows)
+    assert report.headline_cell(rows["FairTune"], "", ("toy", ""), 3).endswith(" (pre-trained)")
+    for seed in range(3):
+        put(folder, result("fairtune", seed, mask="all", teacher_weights="x.pt"), "all")
+    claims = [row[0] for row in report.claims_table(results.collect(folder)).rows]
+    assert "FairTune: smaller gap than full fine-tuning (pre-trained)" in claims
 
 
 def test_collapsed_is_what_the_counts_say_not_what_was_packed(tmp_path):
@@ -499,6 +505,224 @@ def test_old_runs_do_not_tell_how_well_they_learnt_their_pictures(folder):
     assert [str(row[-1]) for row in table.rows] == ["90.0 ± 0.0", "90.0 ± 0.0", ""]
 
 
+# ----- masks --------------------------------------------------------------------------------------
+
+
+def areas_of(better, seed):
+    """Areas (200, 3) of two pictures each of 100 lesions, and what is true of them.
+
+    better    by how much the second group has been helped; class 2 is hard, and it has more of it
+    """
+    rng, subjects = np.random.default_rng(5), np.arange(200) // 2
+    groups = rng.integers(0, 2, 100)[subjects]
+    labels = np.where(rng.random(100) < 0.3 + 0.4 * rng.integers(0, 2, 100), 2, 0)[subjects]
+    labels = np.where(subjects % 5 == 0, 1, labels)
+    true, hard = rng.integers(100, 400, 200), rng.random(200)
+    noise = np.random.default_rng((seed, int(1000 * (1 + better)))).random(200)
+    missed = 0.1 + 0.2 * hard + 0.1 * (labels == 2) + 0.08 * groups * (1 - better) + 0.02 * noise
+    both = (true * (1 - missed)).astype(int)
+    truth = {"labels": labels, "groups": groups, "subjects": np.array([f"l{s}" for s in subjects])}
+    truth["ids"] = np.array([f"p{n:03}" for n in range(200)])
+    return np.stack([both + 10, true, both], axis=1).astype(np.int32), truth
+
+
+FIRST_STEPS = ("fis", "fis_best_overall", "fis_best_worst_group", "teacher_0", "teacher_1")
+
+
+def put_masks(folder, script, better, fold=None, seed=0, more=(), **own):
+    """A run on masks, as the scripts leave it; of a fold the pictures of a fifth of the lesions."""
+    data = {"dataset": "ham10000", "sensitive": "age"} if fold is not None else {}
+    made, arrays = result(script, seed, task="segment", fold=fold, **data, **own), {}
+    del made["changed"]["task"]
+    made |= {"classes": ["akiec", "mel", "nv"], "group_names": ["age<=60", "age>60"]}
+    for k, name in enumerate(("teacher", "last", *results.RULES, *more)):
+        more_yet = {"teacher": -0.1, "teacher_0": 0.8, "teacher_1": 0.8}.get(name, k / 100)
+        areas, truth = areas_of(better + more_yet, seed)
+        here = np.isin(
+            [int(s[1:]) % 5 for s in truth["subjects"]], range(5) if fold is None else fold
+        )
+        arrays |= {name: areas[here]} | {k: values[here] for k, values in truth.items()}
+        given = {k: arrays[k] for k in ("labels", "groups")} | {"num_classes": 3, "num_groups": 2}
+        test = metrics.evaluate_masks(areas=areas[here], **given, replicates=20)
+        made[name] = made["last"] | dict.fromkeys(("train", "val", "test"), test)
+    if more:
+        gain = {"difference": 0.005 * (-1) ** (fold or seed), "low": -0.01, "high": 0.02}
+        made["gains"] = [{"group": name} | gain for name in made["group_names"]]
+    name = "-".join(f"{k}_{v}" for k, v in own.items()) or "default"
+    path = folder / results.data_of(made) / script / f"{name}-{fold}-seed{seed}"
+    path.mkdir(parents=True)
+    (path / "result.json").write_text(json.dumps(made))
+    np.savez(path / "logits.npz", **arrays)
+
+
+ROWS_OF_MASKS = (
+    ("ckd", 0, {"alpha": 0.0}),
+    ("ckd", 0.2, {}),
+    ("groupdro", 0.4, {}),
+    ("adversarial_kd", 0.3, {}),
+    ("fairdi", 0.1, {}),
+    ("fairdi", -0.2, {"step0": "febs"}),
+    ("fairdi", 0.5, {"step0": "febs-mended"}),
+)
+
+
+def put_all_masks(folder):
+    """Five folds, and three seeds of the toy, of some rows of masks."""
+    for script, better, own in ROWS_OF_MASKS:
+        more = FIRST_STEPS if script == "fairdi" else ()
+        for fold in range(5):
+            put_masks(folder, script, better, fold, more=more, **own)
+        for seed in range(3):
+            put_masks(folder, script, better, None, seed, more, **own)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def masks(tmp_path_factory):
+    return put_all_masks(tmp_path_factory.mktemp("masks"))
+
+
+@pytest.fixture(scope="session")
+def of_masks(masks):
+    """Their rows, by place."""
+    return results.collect(masks)
+
+
+ALL_ROWS = ["ERM", "CKD", "adversarial KD", "GroupDRO", "FIS", "FEBS", "FEBS, mended", "FairDi"]
+ALL_ROWS += ["FairDi, FEBS", "FairDi, FEBS mended", results.CEILING]
+FOLDS_OF_MASKS = "ham10000-segment", "folds-sensitive_age"
+
+
+def test_masks_of_folds_are_pooled_and_compared_with_both_bases(of_masks):
+    """Each picture once; Dice is its mean; gaps have a sign and, standardised, no case mix."""
+    assert {place: [*rows] for place, rows in of_masks.items()} == {
+        FOLDS_OF_MASKS: ALL_ROWS,
+        ("toy-segment", ""): ALL_ROWS,
+    }
+    made, refused = report.tables(of_masks, {})
+    assert not refused
+    table = made[FOLDS_OF_MASKS, "pooled"]
+    rows = {row[0]: dict(zip(table.header, row)) for row in table.rows}
+    assert [*rows] == ["*the teacher*", *ALL_ROWS]
+    teacher = of_masks[FOLDS_OF_MASKS]["CKD"]
+    want = results.cell(teacher, "dice", "teacher", pooled=True)
+    assert rows["*the teacher*"]["Dice"] == want
+    areas, truth = areas_of(0.01, 0)  # of ERM's student
+    given = {"labels": truth["labels"], "groups": truth["groups"]}
+    want = metrics.evaluate_masks(
+        areas=areas, **given, clusters=truth["subjects"], num_classes=3, num_groups=2
+    )
+    shown = {k: m for k, (m, _) in results.MASKS.items() if k in table.header}
+    gap = "age>60 − age<=60"
+    shown |= {gap: "dice_difference", f"{gap}, standardised": "dice_difference_standardised"}
+    assert rows["ERM"]["n"] == "200" and len(shown) == 8
+    for column, metric in shown.items():
+        value = rows["ERM"][column]
+        assert np.isclose(value.point, 100 * want[metric]), column
+        assert np.allclose((value.low, value.high), 100 * np.array(want["interval"][metric])), (
+            column
+        )
+    assert rows["ERM"][gap].point < rows["ERM"][f"{gap}, standardised"].point < 0
+    best = {table.rows[r][0] for r, c in table.best() if table.header[c] == "worst Dice"}
+    assert best == {"FEBS, mended"}  # and never the ceiling, which is better
+    assert rows[results.CEILING]["worst Dice"].point > rows["FEBS, mended"]["worst Dice"].point
+    for base, end in (("ERM", ""), ("CKD", "-CKD")):
+        differences = made[FOLDS_OF_MASKS, f"pooled-differences{end}"]
+        compared = ["*the teacher*", *(name for name in ALL_ROWS if name != base)]
+        assert [row[0] for row in differences.rows] == compared
+        row = next(row for row in differences.rows if row[0] == "GroupDRO")
+        change = rows["GroupDRO"]["Dice"].point - rows[base]["Dice"].point
+        assert differences.header[1] == f"Dice, − {base}" and np.isclose(row[1].point, change)
+    assert "FairDi: of no teacher a gain on its own group is shown" in table.notes
+    (young, old) = made[FOLDS_OF_MASKS, "gains"].rows
+    assert [str(v) for v in young[2:4]] == ["0.5 [-1.0, 2.0]", "-0.5 [-1.0, 2.0]"]
+    assert young[0] == "age<=60" and young[1].low < young[1].point < young[1].high
+
+
+def test_masks_over_seeds_have_a_table(of_masks):
+    made, _ = report.tables(of_masks, {})
+    table = made[("toy-segment", ""), "masks"]
+    rows = {row[0]: dict(zip(table.header, row)) for row in table.rows}
+    assert [*rows] == ["*the teacher*", *ALL_ROWS]
+    runs = of_masks["toy-segment", ""]["GroupDRO"]
+    dice = [100 * runs[0, seed]["last"]["test"]["dice"] for seed in range(3)]
+    assert np.isclose(rows["GroupDRO"]["Dice"].point, np.mean(dice))
+    assert rows["GroupDRO"]["Dice gap, − ERM"].high < 0 < rows["FEBS"]["Dice gap, − ERM"].low
+    gap = rows["ERM"]["age>60 − age<=60"]
+    assert np.isclose(gap.point, -rows["ERM"]["Dice gap"].point) and gap.style == "±"
+    assert not any("decisions" in note for note in table.notes)
+    kinds = {kind for place, kind in made if place == ("toy-segment", "")}
+    assert kinds == {"masks", "gains"}
+
+
+def test_packed_masks_give_the_same_tables(masks, of_masks, tmp_path):
+    packed = tmp_path / "packed"
+    results.pack(masks, packed)
+    names = {path.name for path in packed.iterdir()}
+    assert names == {f"{d}-segment.{end}" for d in ("ham10000", "toy") for end in ("npz", "jsonl")}
+    fresh, again = (report.tables(rows, {}) for rows in (of_masks, results.collect(packed)))
+    texts = [{key: t.markdown() for key, t in made.items()} for made, _ in (fresh, again)]
+    assert texts[0] == texts[1] and not again[1]
+    before = {path: path.read_bytes() for path in packed.iterdir()}
+    results.pack(tmp_path / "nothing", packed)
+    assert {path: path.read_bytes() for path in packed.glob("*.jsonl")}.items() <= before.items()
+
+
+def test_claims_about_masks_are_judged_by_dice_alone(of_masks, folder):
+    rows = report.claims_table(of_masks | results.collect(folder)).rows
+    verdicts = {(row[0].partition(": ")[2], row[1]): row[-1] for row in rows if "masks" in row[0]}
+    folds = "ham10000-segment, folds, sensitive age"
+    assert verdicts["GroupDRO has a smaller gap than ERM", folds] == "confirmed"
+    assert verdicts["FEBS has a higher ES-Dice than ERM", folds] == "contradicted"
+    assert verdicts["a student is less fair than its teacher", folds] == "contradicted"
+    assert all(("segment" in row[1]) == ("masks" in row[0]) for row in rows)
+    made, _ = report.tables(of_masks | results.collect(folder), {})
+    pairs = {row[0]: row for row in made["all", "pairs-masks"].rows}
+    assert pairs["FEBS, mended − FEBS"][6].high < 0 and "adversarial KD − CKD" in pairs
+    assert ("all", "pairs") not in made  # the other runs have none
+    inflated = {row[0]: row[1:] for row in made["all", "inflation"].rows}
+    assert inflated["RKD"][:2] == ["", ""] and str(inflated["CKD"][2]) == "0.0 ± 0.0"
+    assert float(inflated["GroupDRO"][0].split()[0]) < 0
+
+
+def test_ranks_of_masks_are_theirs(of_masks, folder):
+    for metric in ("Dice", "worst Dice"):
+        names, scores, lost = report.rank_blocks(of_masks | results.collect(folder), metric)
+        expected = ["ERM", "CKD", "adversarial KD", "GroupDRO", "FIS", "FEBS", "FairDi"]
+        assert names == expected and scores.shape == (5, 7) and not lost
+    assert len(report.rank_blocks(of_masks, "AUROC")[1]) == 0
+
+
+def test_commands_for_masks(of_masks):
+    commands = [row[1] for row in report.made_table(of_masks).rows]
+    only = "--only adversarial_kd ckd fairdi groupdro"
+    assert commands == [
+        f"`bash run_all.sh --dataset ham10000 --data-dir DIR --task segment {only}`",
+        f"`bash run_all.sh --task segment --seeds 3 {only}`",
+    ]
+
+
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_every_group_is_shown_where_there_are_more_than_two(tmp_path, task):
+    for seed in range(3):
+        made = result("ckd", seed, **({} if task == "classify" else {"task": task}))
+        made["changed"] = {}
+        groups = [{"auroc": 0.5 + g / 10, "dice": 0.6 + g / 10} for g in range(3)]
+        made = changed_test(made, groups=groups) | {"group_names": ["a", "b", "c"]}
+        made["teacher"] = made["last"]
+        path = tmp_path / results.data_of(made) / "ckd" / f"{seed}"
+        path.mkdir(parents=True)
+        (path / "result.json").write_text(json.dumps(made))
+    ((_, rows),) = results.collect(tmp_path).items()
+    table = report.layout_table("masks" if task == "segment" else "overview", rows)
+    columns = dict(zip(table.header, table.rows[-1]))
+    if task == "classify":
+        assert columns["AUROC of groups"] == "a 50.0, b 60.0, c 70.0"
+    else:
+        assert columns["Dice of groups"] == "a 60.0, b 70.0, c 80.0"
+        assert "b − a" not in columns and np.isclose(columns["Dice gap"].point, 50)
+
+
 # ----- packing, pages and the command -------------------------------------------------------------
 
 
@@ -565,7 +789,7 @@ def test_conditions_are_all_settings_that_every_script_has():
     """A setting that ckd.py has and that no table knows would make a row of its own."""
     ckd = importlib.import_module("ckd")
     known = {*results.CONDITIONS, "balance", "alpha", "temperature", "dataset", "fold", "seed"}
-    known.add("task")  # runs on masks are in no table
+    known.add("task")  # runs on masks are another data set, `data_of`
     assert {*ckd.chosen(ckd.parse([]))} == known
 
 
@@ -678,7 +902,8 @@ def measured(overall, worst, collapsed=False):
 
 def test_the_weight_is_chosen_by_the_worst_group_among_the_best_overall():
     def choose(values):
-        rows = {value: {(0, 0): {"last": {"val": part}}} for value, part in values.items()}
+        run = {"settings": {}}
+        rows = {v: {(0, 0): run | {"last": {"val": part}}} for v, part in values.items()}
         return results.choose(rows, {value: value for value in values})
 
     plain = {0.1: measured(0.90, 0.80), 0.3: measured(0.895, 0.85), 1: measured(0.88, 0.87)}

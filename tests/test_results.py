@@ -161,10 +161,13 @@ def changed_by(line, num_classes):
     """`as_text` of a command, as a run of it says."""
     script, *flags = shlex.split(line)[line.split().index("python") + 1 :]
     script = importlib.import_module(Path(script).stem)
-    settings = script.chosen(script.settle(script.parse(flags), num_classes))
-    usual = script.settle(script.parse(["--dataset", settings["dataset"]]), num_classes)
+    args = script.parse(flags)
+    num_classes = 2 if args.task == "segment" else num_classes  # of pixels
+    settings = script.chosen(script.settle(args, num_classes))
+    same = ["--dataset", settings["dataset"], "--task", settings["task"]]
+    usual = script.settle(script.parse(same), num_classes)
     changed = {k: v for k, v in settings.items() if v != getattr(usual, k) and k != "seed"}
-    return as_text(script.__name__, changed, settings["seed"])
+    return settings["task"], *as_text(script.__name__, changed, settings["seed"])
 
 
 def test_the_command_beside_each_table_lists_its_runs(by_place):
@@ -181,7 +184,7 @@ def test_the_command_beside_each_table_lists_its_runs(by_place):
         for name, runs in rows.items():
             for result in runs.values():
                 run = as_text(result["method"], result["changed"], result["settings"]["seed"])
-                assert run in listed, (command, name, run)
+                assert (results.task_of(result), *run) in listed, (command, name, run)
 
 
 def intervals(text):

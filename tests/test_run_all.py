@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import results
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -118,6 +120,27 @@ def test_real_data_sets_get_their_folder_and_folds(stand_in):
     ]
 
 
+def test_masks_are_listed_with_the_toy_and_when_asked_for(stand_in):
+    """Of the methods that have a meaning for them; the weights are tried when asked for alone."""
+
+    def masks(*flags):
+        lines = [shlex.split(line)[2:] for line in lines_of(stand_in, *flags)]
+        return [line for line in lines if "segment" in line], len(lines)
+
+    toy, every = masks()
+    alone, number = masks("--task", "segment")
+    assert 0 < len(toy) < every and len(alone) == number
+    usual = [line for line in alone if line in toy]
+    assert len(usual) == len(toy) == 3 * 13  # seeds, rows
+    assert {line[0][8:-3] for line in alone} == {*results.OF_MASKS}
+    tried = {line[3] for line in alone if line not in toy}
+    weights = {"--" + setting.replace("_", "-") for setting, _ in results.GRID.values()}
+    assert tried == weights - {"--mfd-weight"}
+    assert not masks("--task", "classify")[0] and not masks("--dataset", "ham10000")[0]
+    folds, number = masks("--task", "segment", "--dataset", "ham10000", "--only", "at")
+    assert len(folds) == number == 10 and sum("age" in line for line in folds) == 5
+
+
 def test_failures_are_named_and_stop_nothing_and_what_has_ended_is_not_run_again(
     tmp_path, stand_in
 ):
@@ -132,7 +155,7 @@ def test_failures_are_named_and_stop_nothing_and_what_has_ended_is_not_run_again
     failed = [line for line in listed if "rkd" in line]
     assert done.returncode == 1 and done.stderr.splitlines() == ["these failed:", *failed]
     (tmp_path / "calls").unlink()
-    again = stand_in("--seeds", "3", "--only", "rkd", "at")
+    again = stand_in("--seeds", "3", "--only", "rkd", "at", "--task", "classify")
     assert "6 runs, 4 to do" in again.stdout and again.returncode == 1
     calls = (tmp_path / "calls").read_text().splitlines()
     failing = [f"methods/rkd.py --seed {seed}" for seed in (0, 1, 2)]
@@ -141,7 +164,7 @@ def test_failures_are_named_and_stop_nothing_and_what_has_ended_is_not_run_again
 
 def test_all_well_is_exit_code_0(tmp_path, stand_in):
     for to_do in (1, 0):
-        done = stand_in("--seeds", "1", "--only", "at")
+        done = stand_in("--seeds", "1", "--only", "at", "--task", "classify")
         assert done.returncode == 0 and f"1 runs, {to_do} to do" in done.stdout, done.stderr
     assert (tmp_path / "calls").read_text().count("at.py") == 1
 
@@ -169,6 +192,7 @@ def test_a_killed_call_has_finished_what_it_says(tmp_path, stand_in):
         (["--jobs", "0"], "--seeds and --jobs are whole numbers"),
         (["--jobs", ""], "--seeds and --jobs are whole numbers"),
         (["--only", "nokd"], "there is no methods/nokd.py"),
+        (["--task", "mask"], "--task is classify or segment"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, stand_in, flags, words):

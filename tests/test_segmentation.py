@@ -3,6 +3,7 @@ every script that has a meaning for --task segment, and the sentence of every on
 
 import importlib
 import json
+import shutil
 from dataclasses import replace
 
 import adversarial_kd
@@ -33,9 +34,11 @@ from forked import SCRIPTS, run_script
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
+import figures
 import metrics
 import networks
-from data import InputError, batches, load
+import results
+from data import InputError, batches, load, save
 from datasets import compare_kinds, decode_mask
 
 SEGMENT = ["--task", "segment"]
@@ -749,13 +752,59 @@ def test_predict_writes_masks_and_outlines(masked, tmp_path, monkeypatch, capsys
     assert "more than 8 bits" not in capsys.readouterr().out and seen[0].max() == 12
 
 
-def test_reports_leave_results_of_masks_out(out, few, capsys):
-    import results
+def test_reports_read_results_of_masks(out, few):
+    """And each picture's own teacher is a row, group by group that of its network."""
+    for name in ("ckd", "fairdi"):
+        run(name, few, *flags_of(out))  # or it is there already
+    ((place, rows),) = results.collect(out / "smoke", smoke=True).items()
+    assert place[0] == "toy-segment"
+    assert {"CKD", "FIS", "FairDi", results.CEILING} <= {*rows}
+    result, arrays = result_of(out, "fairdi")
+    (made,) = rows[results.CEILING].values()
+    (areas,) = results.arrays(made, ["last"])
+    for g in (0, 1):
+        dice = result[f"teacher_{g}"]["test"]["groups"][g]["dice"]
+        assert made["last"]["test"]["groups"][g]["dice"] == pytest.approx(dice)
+        own = arrays["groups"] == g
+        assert np.array_equal(areas[own], arrays[f"teacher_{g}"][own])
+    gains = results.gains(rows["FairDi"])
+    assert [100 * gain["difference"] for gain in result["gains"]] == [
+        v.point for v in gains.values()
+    ]
 
-    run("ckd", few, *flags_of(out))  # or it is there already
-    capsys.readouterr()
-    assert results.read(out / "smoke", smoke=True) == []
-    assert "of --task segment in" in capsys.readouterr().out
+
+def test_outlines_are_those_of_the_saved_networks(few, tmp_path, monkeypatch):
+    """Found by what is kept of their answers; without them there is no figure."""
+    for name in ("ckd", "adversarial_kd"):
+        longer = ["--no-smoke", "--epochs", 8, "--teacher-epochs", 8]
+        run(name, few, *flags_of(tmp_path, *longer))
+    ((_, rows),) = results.collect(tmp_path).items()
+    drawn, path = [], tmp_path / "outlines.png"
+    monkeypatch.setattr(figures, "load", lambda *args, **choices: few)
+    monkeypatch.setattr(figures, "outlined", lambda image, mask: drawn.append(mask) or image)
+    teachers = tmp_path / "toy-segment" / "teachers"
+    (file,) = teachers.glob("*/teacher.pt")
+    for name, width in (("a-other", 4), ("b-larger", 6)):  # teachers of other runs, met first
+        other = networks.Network(segmenting(ckd), f"unet{width}", 2)
+        save(teachers / name / "teacher.pt", {"state": other.state_dict(), "seconds": 0.0})
+    caption = figures.gallery(rows, None, "toy", path)
+    for name in ("a-other", "b-larger"):
+        shutil.rmtree(teachers / name)
+    number = len(drawn) // 5
+    assert number and caption.startswith("Masks of ") and path.stat().st_size > 10_000
+    truth, *found = (np.stack(drawn[k * number : (k + 1) * number]) > 0 for k in range(1, 5))
+    kept = [results.arrays(rows[n][0, 0], [k])[0] for n, k in (("CKD", "teacher"), ("CKD", "last"))]
+    kept += results.arrays(rows["adversarial KD"][0, 0], ["last"])
+    for masks, areas in zip(found, kept):
+        sizes = [m.sum((1, 2)) for m in (masks, truth, masks & truth)]
+        assert all((np.abs(areas - one).max(1) <= 2).any() for one in np.stack(sizes, axis=1))
+    file.rename(tmp_path / "teacher.pt")
+    assert figures.gallery(rows, None, "toy", path) is None
+    (tmp_path / "teacher.pt").rename(file)
+
+
+def test_lists_of_runs_know_the_methods_for_masks():
+    assert {*results.OF_MASKS} == {*ABLE}
 
 
 # ----- methods ------------------------------------------------------------------------------------
