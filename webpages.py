@@ -344,6 +344,7 @@ def gallery(run, data_dir):
     words = f"{what} {len(wrong)} of {len(run.labels)} test pictures."
     if "teacher" in good:
         words += f" Of these its teacher gets {good['teacher'][wrong].sum()} right."
+    words += " The outlines are the truth's." if run.masks else ""
     return f"<p>{words} The first of each class and group:</p>{picture(figure, 'png')}"
 
 
@@ -440,7 +441,8 @@ def family(by_place, links):
         shown, body = [*shown_metrics(rows)], []
         kept = [column in COLUMNS for _, _, column in shown]
         for name, runs in rows.items():
-            values = [results.cell(runs, metric) for _, metric, _ in shown]
+            pooled = place[1].startswith("folds") and len(runs) > 1 and figures.kept(runs, "last")
+            values = [results.cell(runs, metric, pooled=pooled) for _, metric, _ in shown]
             there = [links.get(run["arrays"][0].parent) for _, run in sorted(runs.items())]
             opened = [f'<a href="{to}">{n}</a>' for n, to in enumerate(there, 1) if to]
             words = name + results.marks(runs)
@@ -448,13 +450,14 @@ def family(by_place, links):
             start = [*place, name, len(runs), results.number_collapsed(runs)]
             for (words, *_), value in zip(shown, values):
                 lines.append([*start, words, *(f"{number:.4g}" for number in value[:3])])
-        words = ", ".join(filter(None, place)).replace("_", " ")
+        shared = results.shared_settings(next(iter(runs.values())))
+        words = ", ".join(f"{name} {value}" for name, value in shared.items())
         parts += [f"<h2>{html.escape(results.scene(rows))}</h2><p>{html.escape(words)}</p>"]
         header = itertools.compress([words for words, *_ in shown], kept)
         parts.append(table(["method", "pages", *header], body, "sort"))
     csv.writer(text := io.StringIO(), lineterminator="\n").writerows(lines)
     note = "Click on a column to sort by it. Percent, with 95 % intervals: over runs (±), or over "
-    note += "test pictures. All metrics are in family.csv."
+    note += "test pictures, of folds over all of theirs. All metrics are in family.csv."
     return document("Runs side by side", f"<p class=note>{note}</p>", *parts, SORT), text.getvalue()
 
 
@@ -465,7 +468,8 @@ def write(source, data_dir):
         raise Refused(f"{source} holds no results: run a script first, or name --results")
     for rows in by_place.values():
         for file in {run["arrays"][0] for runs in rows.values() for run in runs.values()}:
-            if (path := file.with_name("result.json")).exists():  # packed results have no page
+            path = file.with_name("result.json")  # packed results have none, and no page
+            if path.exists() and file.parent not in links:
                 (run,) = read(path).values()
                 save(file.with_name("report.html"), of_run(run, rows, data_dir))
                 links[file.parent] = file.with_name("report.html").relative_to(source).as_posix()
