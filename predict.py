@@ -15,7 +15,7 @@ A table of labels has the columns file, label, group and, if there, subject, pat
 where file, label or group lack, those are taken by which the student was trained. Without PICTURES
 all its files are read. A picture that cannot be read is named and left out. metrics.py reads what
 --csv writes then, to compare two models. --export writes a folder with student.pt2 (torch.export),
-student.onnx and a card that says what they are.
+student.onnx and a model card, card.md and card.json: use, numbers by group, limits, data, licence.
 
 A student of --task segment says which pixels are inside, as NAME-mask.png (0 and 255, as large as
 the picture), and draws its outline into NAME-outline.png, the centre square, which is all it sees.
@@ -222,9 +222,63 @@ def export(student, saved, rule, folder):
         "settings": saved["settings"],
     }
     save(folder / "card.json", json.dumps(card, indent=1))
-    lines = [f"- {k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in card.items()]
-    save(folder / "README.md", "\n".join(["# A student network", "", *lines, ""]))
+    save(folder / "card.md", card_of(saved, rule, folder.parent / "result.json", card))
     print(f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} into {folder}")
+
+
+def card_of(saved, rule, path, card):
+    """The model card, Markdown: use, limits, numbers by group, data, training.
+
+    path    of the run's result, which has intervals and groups; student.pt alone has neither
+    """
+    settings, classes, groups = saved["settings"], saved["classes"], saved["group_names"]
+    numbers = "\n".join(f"{k} {v}" for k, v in saved["test"][rule].items())
+    note = "Their intervals and the groups' are in result.json, which was not beside the student."
+    if path.is_file():
+        test = restore(path, keys=(rule,))[rule]["test"]
+        numbers = metrics.show({"student": test}, classes, groups)
+        sizes = [f"{name} ({part['n']})" for name, part in zip(groups, test["groups"])]
+        note = f"On {test['n']} test pictures of groups {', '.join(sizes)}; 95 % intervals over "
+        note += "their subjects."
+    changed = ", ".join(f"{k} {settings[k]}" for k in saved.get("changed", ())) or "none"
+    about = f"{settings['dataset']}, target {settings['target']}, groups by {settings['sensitive']}"
+    does = f"tells {' from '.join(classes)}"
+    if settings.get("task") == "segment":
+        does = f"says which pixels are {saved['outputs'][1]}"
+    given = "\n".join(f"- {k}: {v}" for k, v in card.items() if isinstance(v, str))
+    return f"""# {saved["network"]}, a student of {saved["method"]}.py
+
+It {does}, in pictures like those of its data set.
+It is no medical device, and nobody has examined it for use.
+
+## How good and how fair it is
+
+{note}
+
+```
+{numbers}
+```
+
+## Limits
+
+- The numbers hold for pictures that are made and chosen like those. On others, of another clinic,
+  camera or population, it may be worse, and differently so for each group: measure it there, by
+  `python predict.py STUDENT --labels TABLE`.
+- Groups that are not named above were not compared, nor smaller groups inside of these.
+- It is never told to which group a person belongs.
+
+## Data
+
+{about}. Licence: {saved["licence"]}
+
+## Training
+
+By methods/{saved["method"]}.py. Settings that were changed: {changed}. All are in card.json.
+
+## Files
+
+{given}
+"""
 
 
 def white_of(saved):

@@ -3,6 +3,8 @@
     python report.py                      runs/, your own results: pages, figures in runs/report/
     python report.py --pack               add runs/ to the packed results in results/
     python report.py --results results    pages and figures in results/, and the README's table
+    python report.py --html               report.html beside each run, and runs/family.html, .csv
+    python report.py --compare A B        two runs, or folders of seeds: paired differences
 
 What a row is, and how two of them are compared, is in results.py. In a table:
 
@@ -36,6 +38,7 @@ import numpy as np
 import figures
 import metrics
 import results
+import webpages
 from data import InputError, save
 from results import MASKS, METRICS, NAMES, OWN_NETWORKS, RULES, UTILITY, Refused, Value, metric_of
 
@@ -826,8 +829,15 @@ def main():
     parser.add_argument("--results", default="runs", help="folder of results, fresh or packed")
     parser.add_argument("--pack", action="store_true", help="add the results to those in results/")
     parser.add_argument("--data-dir", help="folder of the pictures, for a gallery of real ones")
+    parser.add_argument("--html", action="store_true", help="a web page of each run, and of all")
+    words = "two runs, or folders of runs that differ in their seed alone: B minus A, paired"
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help=words)
     args = parser.parse_args()
     source, packed = Path(args.results), ROOT / "results"
+    if args.compare:
+        return print(webpages.compare(*args.compare))
+    if args.html:
+        return print(webpages.write(source, args.data_dir))
     by_place, repeated = results.collect(source), results.collect(source / "again")
     if not by_place:
         raise Refused(f"{source} holds no results: run a script first, or run_all.sh")

@@ -2,7 +2,7 @@
 
     python side_by_side.py                      check this, print how far scripts are from ckd.py
     python side_by_side.py --fix                copy ckd.py's shared sections into all others
-    python side_by_side.py --html ckd bird      two scripts side by side, equal sections folded
+    python side_by_side.py --html               all of them as a web page: choose two
 
 A gate is a function of the project's folder that yields a sentence for each fault. Only the
 standard library is needed, so that the gates run before anything is installed.
@@ -10,8 +10,12 @@ standard library is needed, so that the gates run before anything is installed.
 
 import argparse
 import ast
+import base64
 import difflib
+import html
 import io
+import json
+import keyword
 import re
 import statistics
 import sys
@@ -188,12 +192,15 @@ def distance(root):
         yield f"the median ratio is {ratio:.2f}, less than 0.78"
 
 
+REPORTS = ("report.py", "results.py", "figures.py", "webpages.py")
+
+
 def report(root):
     """Reports find all they need in results: they import no script and no test, and read none."""
     closed = {Path(name).stem for name in python_files(root, "methods", "tests")} | {"tests"}
     closed |= {"ast", "importlib", "inspect", "methods", "runpy", "tokenize"}  # the ways around
     texts = python_files(root, ".")
-    for name in [name for name in ("report.py", "results.py", "figures.py") if name in texts]:
+    for name in [name for name in REPORTS if name in texts]:
         for other in imported(texts[name]) & closed:
             yield f"{name} imports {other}, so it needs scripts or tests"
         if re.search(r"""["']methods(["']|/\*)""", texts[name]):
@@ -229,25 +236,145 @@ def fix(root):
             print(f"{name} has the shared sections of {HUB} now")
 
 
-def page(first, second, left, right):
-    """Two scripts, given by name and text, side by side as HTML; equal sections are folded."""
-    maker, parts, others = difflib.HtmlDiff(4, 88), [], sections(right)
-    for title, part in sections(left).items():
-        other = others.get(title, "")
-        start, note = ("<details>", "equal") if part == other else ("<details open>", "differs")
-        both = maker.make_table(part.splitlines(), other.splitlines(), first, second)
-        parts.append(f"{start}<summary>{title} ({note})</summary>{both}</details>")
-    style = (
-        "body{font-family:sans-serif;margin:1em} table.diff{font-size:11px;width:100%}"
-        "summary{font-weight:bold;padding:.4em;cursor:pointer} td{white-space:pre}"
-        ".diff_add{background:#cde6f7} .diff_chg{background:#fdf3c0} .diff_sub{background:#f8d9c0}"
-    )
+def coloured(text):
+    """The lines of a Python text as HTML: comments (c, those that teach t), strings, keywords."""
+    lines, kinds = text.split("\n"), {tokenize.COMMENT: "c", tokenize.STRING: "s"}
+    for token in [*tokenize.generate_tokens(io.StringIO(text).readline)][::-1]:
+        kind = "k" if keyword.iskeyword(token.string) else kinds.get(token.type)
+        kind = "t" if token.string.startswith("##") else kind
+        (top, first), (bottom, last) = token.start, token.end
+        for n in range(top, bottom + 1) if kind else ():  # from the end: columns before it stay
+            line = lines[n - 1]
+            a, b = first if n == top else 0, last if n == bottom else len(line)
+            lines[n - 1] = f"{line[:a]}\0{kind}{line[a:b]}\1{line[b:]}"
+    marked = re.sub("\0(.)", r"<i class=\1>", html.escape("\n".join(lines), quote=False))
+    return marked.replace("\1", "</i>").split("\n")
+
+
+def formula(text):
+    """Plain text of a header as HTML: the i of x_i is lowered, `code` is code."""
+    parts = html.escape(text, quote=False).split("`")
+    for n, part in enumerate(parts):
+        if n % 2:
+            parts[n] = f"<code>{part}</code>"
+        for _ in range(0 if n % 2 else 2):  # an index may have an index
+            parts[n] = re.sub(r"_(?:\{([^{}]*)\}|(\w+))", r"<sub>\1\2</sub>", parts[n])
+    return re.sub(r"(?<=[\s(])-(?=[\s\w∂])", "−", "".join(parts))
+
+
+def introduction(header, picture):
+    """A header's title, idea and equations as HTML, with its diagram, an SVG."""
+    title, _, rest = header.strip().strip('"').partition("\n\n")
+    idea, table = (rest.partition(f"{field} ")[2].split("\n\n")[0] for field in FIELDS[:3:2])
+    words, rows = [], ""
+    for line in table.split("\n"):
+        if row := re.match(r" +Eq\. \((\w+)\)  (.*\S) +(\S+)$", line):
+            number, what, where = row.groups()
+            rows += f"<tr><td>({number})<td>{formula(what)}<td><code>{where}</code>"
+        elif rows:
+            rows += f"<tr><td><td>{formula(line.strip())}<td>"
+        else:
+            words.append(line)
+    drawn = base64.b64encode(picture).decode()
+    drawn = f'<img alt="what is trained and by what" src="data:image/svg+xml;base64,{drawn}">'
     return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{first}, {second}'
-        f"</title><style>{maker._styles}{style}</style></head><body><h1>{first}, {second}</h1>"
-        f"<p>Blue: only in {second}. Orange: only in {first}. Yellow: changed. Equal sections are "
-        f"folded; click to open them.</p>{''.join(parts)}</body></html>"
+        f"<h2>{formula(title)}</h2><p>{formula(idea)}</p>{drawn if picture else ''}"
+        f"<p>{formula(' '.join(words))}</p><table class=eq>{rows}</table>"
     )
+
+
+def page(root):
+    """All scripts in one HTML page, of which a reader chooses two."""
+    texts, scripts, same = python_files(root, "methods"), {}, ""
+    for name, text in texts.items():
+        lines, start, parts = coloured(text), 0, {}
+        for title, part in sections(text).items():
+            end = start + part.count("\n")
+            if title in OWN:
+                first = start + (title != OWN[0])  # without the banner, which the page shows
+                parts[title] = {"from": first + 1, "lines": lines[first:end]}
+            elif name == HUB:
+                code = "\n".join(lines[start:end])
+                same += f"<details><summary>{title}: the same in all scripts</summary>"
+                same += f"<pre>{code}</pre></details>"
+            start = end
+        drawn = (root / "methods" / name).with_suffix(".svg")
+        picture = drawn.read_bytes() if drawn.exists() else b""
+        scripts[name] = {"about": introduction(sections(text)[OWN[0]], picture), "parts": parts}
+    content = json.dumps(scripts, ensure_ascii=False).replace("</", r"<\/")
+    return PAGE.replace("SAME", same).replace("SCRIPTS", content)
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Methods side by side</title><style>
+body{margin:0;font:15px/1.45 sans-serif;color:#222} main{padding:0 8px}
+header,.about{display:grid;grid-template-columns:1fr 1fr;gap:0 16px}
+header{position:sticky;top:0;z-index:1;background:#eee;padding:5px 8px;border-bottom:1px solid #aaa}
+select{font:bold 16px monospace} h2{font-size:15px} .about img{max-width:100%}
+.about{grid-template-columns:repeat(auto-fit,minmax(min(100%,560px),1fr))}
+.eq td{font-family:"STIX Two Math","Cambria Math",serif;padding:0 12px 0 0;vertical-align:top}
+sub{font-size:70%;line-height:0} code{font-size:85%} summary{cursor:pointer;padding:5px 0}
+summary b{font-size:16px} .code{border-collapse:collapse;table-layout:fixed;width:100%}
+.code td,pre{font:clamp(9.5px,calc((50vw - 56px)/60.5),13.5px)/1.4 monospace}
+.code td{white-space:pre-wrap;vertical-align:top;padding:0 0 0 calc(var(--in)*1ch + 2ch);
+text-indent:calc(var(--in)*-1ch - 2ch)} .code td.n{padding:0 4px 0 0;text-indent:0;color:#999;
+text-align:right;user-select:none} td.l{background:#fbe3cf} td.r{background:#d6e9f8} i{font-style:
+normal} .k{color:#7b2d8b} .s{color:#1b6b35} .c{color:#777} .t{color:#0b5394;font-style:italic}
+</style></head><body>
+<header><select aria-label="left"></select><select aria-label="right"></select></header>
+<main><details><summary><b>Idea, diagram and equations</b></summary><div class="about"></div>
+</details><div id="own"></div>SAME</main>
+<script type="application/json" id="scripts">SCRIPTS</script>
+<script>
+const scripts = JSON.parse(document.getElementById("scripts").textContent);
+const chosen = document.querySelectorAll("select"), own = document.getElementById("own");
+function aligned(a, b) {  // rows [line of a, line of b] along their longest common subsequence
+  const long = Array.from({length: a.length + 1}, () => new Uint16Array(b.length + 1)), rows = [];
+  for (let i = a.length - 1; i >= 0; i--) for (let j = b.length - 1; j >= 0; j--)
+    long[i][j] = a[i] === b[j] ? long[i + 1][j + 1] + /\\w/.test(a[i])  // an empty line is no match
+      : Math.max(long[i + 1][j], long[i][j + 1]);
+  for (let i = 0, j = 0; i < a.length || j < b.length; ) {
+    const left = [], right = [], same = () => i < a.length && j < b.length && a[i] === b[j];
+    while (!same() && (i < a.length || j < b.length))
+      if (j === b.length || i < a.length && long[i + 1][j] >= long[i][j + 1]) left.push(i++);
+      else right.push(j++);
+    for (let k = 0; k < Math.max(left.length, right.length); k++) rows.push([left[k], right[k]]);
+    while (same()) rows.push([i++, j++]);
+  }
+  return rows;
+}
+function cell(part, n, only) {  // the number of a line and the line
+  if (n === undefined) return "<td class=n><td>";
+  const line = part.lines[n], [, indent] = line.match(/^(?:<i class=.>)?( *)/);
+  return `<td class=n>${part.from + n}<td class="${only}" style="--in:${indent.length}">${line}`;
+}
+function show() {
+  const names = [...chosen].map(one => one.value), [a, b] = names.map(name => scripts[name]);
+  document.querySelector(".about").innerHTML = `<div>${a.about}</div><div>${b.about}</div>`;
+  const parts = Object.keys(a.parts).sort((x, y) => (y[0] === "4") - (x[0] === "4"));
+  own.innerHTML = parts.map(title => {
+    const [left, right] = [a.parts[title], b.parts[title]], rows = aligned(left.lines, right.lines);
+    const equal = rows.filter(([i, j]) => left.lines[i] === right.lines[j]).length;
+    const only = [left, right].map((p, n) => `${p.lines.length - equal} in ${names[n]} alone`);
+    const code = rows.map(([i, j]) => {
+      const differ = left.lines[i] !== right.lines[j];
+      return `<tr>${cell(left, i, differ ? "l" : "")}${cell(right, j, differ ? "r" : "")}`;
+    }).join("");
+    return `<details ${title[0] === "4" ? "open" : ""}><summary><b>${title}</b>: ${equal} lines are
+      equal, ${only.join(", ")}</summary><table class=code><colgroup><col width=32><col>
+      <col width=32><col></colgroup>${code}</table></details>`;
+  }).join("");
+  history.replaceState(null, "", "#" + names.join());
+}
+const wanted = decodeURIComponent(location.hash.slice(1)).split(",");
+chosen.forEach((one, n) => {
+  for (const name in scripts) one.add(new Option(name));
+  one.value = wanted[n] in scripts ? wanted[n] : ["ckd.py", "bird.py"][n];
+  one.onchange = show;
+});
+show();
+</script></body></html>
+"""
 
 
 def main(argv=None, root=ROOT):
@@ -255,21 +382,14 @@ def main(argv=None, root=ROOT):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--fix", action="store_true", help="copy ckd.py's shared sections")
-    parser.add_argument("--html", nargs=2, metavar="SCRIPT", help="write two scripts side by side")
-    parser.add_argument("--out", metavar="FILE", help="of --html (default: SCRIPT-SCRIPT.html)")
+    words = "write a page that shows two scripts side by side (default: side_by_side.html)"
+    parser.add_argument("--html", nargs="?", const="side_by_side.html", metavar="FILE", help=words)
     args = parser.parse_args(argv)
     if args.fix:
         return fix(root)
     if args.html:
-        texts, stems = python_files(root, "methods"), [Path(name).stem for name in args.html]
-        names = [f"{stem}.py" for stem in stems]
-        if not set(names) <= set(texts):
-            sys.exit(
-                f"{names[0]} and {names[1]} are not both scripts: choose of {', '.join(texts)}"
-            )
-        path = Path(args.out or f"{stems[0]}-{stems[1]}.html")
-        path.write_text(page(*names, *(texts[name] for name in names)), "utf-8")
-        return print(f"wrote {path}")
+        Path(args.html).write_text(page(root), "utf-8")
+        return print(f"wrote {args.html}: open it in a browser and choose two scripts")
     for name, text in python_files(root, ".", "methods", "datasets").items():
         ast.parse(text, name)  # a SyntaxError names the file
     faults = {gate.__name__.replace("_", " "): sorted(gate(root)) for gate in GATES}

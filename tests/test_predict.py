@@ -294,6 +294,10 @@ def test_a_folder_for_masks_is_refused_where_answers_are_classes(run, originals,
         main(run, picture, "--masks", tmp_path / "masks")
 
 
+def names_of(result):
+    return result["classes"], result["group_names"]
+
+
 def with_student(run, folder, module, name, **settings):
     """A copy of a run in which a script's untrained network stands for the student."""
     shutil.copytree(run, folder)
@@ -313,7 +317,7 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
 ):
     module = fairtune if name == "vit_tiny" else ckd  # a network that only this script knows
     folder = with_student(run, tmp_path / "run", module, name)
-    assert "README.md, card.json, student" in main("--export", folder)
+    assert "card.json, card.md, student" in main("--export", folder)
     eager, saved = predict.load_student(folder)
     folder = folder / "export-last"
     exported = torch.export.load(folder / "student.pt2").module()
@@ -337,8 +341,11 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
     card = json.loads((folder / "card.json").read_text())
     assert card["licence of the data"] == "Yours." and card["classes"] == ["cat", "dog", "fox"]
     assert "uint8" in card["pictures"] and "from 0 to 255" in card["pictures"]
-    text = (folder / "README.md").read_text()
-    assert all(f"- {name}: " in text for name in card)
+    text = (folder / "card.md").read_text()
+    for words in (f"# {name}, a student of", "It tells cat from dog from fox", "Licence: Yours."):
+        assert words in text
+    result = json.loads((folder.parent / "result.json").read_text())
+    assert metrics.show({"student": result["last"]["test"]}, *names_of(result)) in text
 
 
 def test_each_rule_is_exported_into_its_own_folder(run, originals, main, tmp_path):
@@ -351,6 +358,9 @@ def test_each_rule_is_exported_into_its_own_folder(run, originals, main, tmp_pat
         np.testing.assert_allclose(exported(pictures).detach(), expected, rtol=1e-3, atol=1e-3)
         card = json.loads((tmp_path / f"export-{rule}" / "card.json").read_text())
         assert rule in card["network"]
+        text = (tmp_path / f"export-{rule}" / "card.md").read_text()  # without a result beside it
+        assert "result.json, which was not beside the student" in text
+        assert f"accuracy {card['metrics on test pictures of the data set']['accuracy']}\n" in text
 
 
 class Code:

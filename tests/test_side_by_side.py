@@ -1,6 +1,9 @@
 """The gates of side_by_side.py hold on the project, and each of them fails on a made-up fault."""
 
+import html
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -95,7 +98,7 @@ def test_the_gates_look_at_the_project():
     assert len(side_by_side.python_files(side_by_side.ROOT, "methods")) >= 13
     files = side_by_side.python_files(side_by_side.ROOT, ".", "datasets")
     assert {"data.py", "metrics.py", "__init__.py", "toy.py"} <= set(files)
-    assert {"report.py", "results.py", "figures.py"} <= set(files)
+    assert {*side_by_side.REPORTS} <= set(files)
 
 
 @pytest.mark.parametrize("gate", side_by_side.GATES)
@@ -235,14 +238,70 @@ def test_command(house, capsys):
     assert re.search("containment +1 fault", capsys.readouterr().out)
 
 
-def test_html(house, capsys):
-    page = house / "page.html"
-    side_by_side.main(["--html", "ckd", "methods/bird.py", "--out", str(page)], house)
-    text = page.read_text()
-    assert text.count("<details>") == 7 and text.count("<details open>") == 3
-    assert "3. NETWORKS (shared) (equal)" in text and "4. THE METHOD (differs)" in text
-    with pytest.raises(SystemExit, match="choose of at.py, bird.py, ckd.py"):
-        side_by_side.main(["--html", "ckd", "birds"], house)
+@pytest.fixture(scope="module")
+def web_page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("web") / "page.html"
+    side_by_side.main(["--html", str(path)])
+    return path
+
+
+def test_the_page_holds_every_line_of_every_script(web_page):
+    text = web_page.read_text("utf-8")
+    assert len(text.encode()) < 1e6 and "http://" not in text.replace("http://www.w3.org", "")
+    assert not re.search("<(script|link|img)[^>]*(src|href)=.https?:", text)
+    scripts = json.loads(re.search(r'id="scripts">(.*)</script>\n<script>', text)[1])
+    sources = side_by_side.python_files(side_by_side.ROOT, "methods")
+    assert list(scripts) == list(sources)
+    for name, script in scripts.items():
+        lines = sources[name].split("\n")
+        own = [title for title in side_by_side.sections(sources[name]) if title in side_by_side.OWN]
+        assert list(script["parts"]) == own
+        for part in script["parts"].values():
+            plain = [html.unescape(re.sub("</?i[^>]*>", "", line)) for line in part["lines"]]
+            assert plain == lines[part["from"] - 1 :][: len(plain)]
+        equations = re.findall(r"^ +Eq\. \((\w+)\)", sources[name], re.M)
+        assert re.findall(r"<td>\((\w+)\)<td>", script["about"]) == equations
+        assert "_" not in re.sub("<img.*?>|<code>.*?</code>", "", script["about"])
+    for title, part in side_by_side.shared(sources["ckd.py"]).items():
+        folded = text.partition(f"<summary>{title}: the same")[2].partition("<pre>")[2]
+        folded = re.sub("</?i[^>]*>", "", folded.partition("</pre>")[0])
+        assert html.unescape(folded) == part.removesuffix("\n")
+
+
+def test_colours_are_those_of_python():
+    lines = side_by_side.coloured('x = 1 < 2  ## why\n# so\nif x: """a\n  b"""\n')
+    assert lines[:2] == ["x = 1 &lt; 2  <i class=t>## why</i>", "<i class=c># so</i>"]
+    assert lines[2] == '<i class=k>if</i> x: <i class=s>"""a</i>'
+    assert lines[3:] == ['<i class=s>  b"""</i>', ""]
+
+
+def test_formulas():
+    assert side_by_side.formula("w_{a_i} · T² - L_KD < `a_b`") == (
+        "w<sub>a<sub>i</sub></sub> · T² − L<sub>KD</sub> &lt; <code>a_b</code>"
+    )
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs the package chromium")
+def test_a_browser_shows_two_scripts_line_by_line(web_page):
+    flags = (
+        "--headless=new --no-sandbox --disable-gpu --virtual-time-budget=5000 --dump-dom".split()
+    )
+    names = "fairdi.py", "bird.py"
+    url = f"{web_page.as_uri()}#{','.join(names)}"
+    run = subprocess.run(["chromium", *flags, url], capture_output=True, text=True, timeout=120)
+    shown = run.stdout.partition('<div id="own">')[2].partition("<script")[0]
+    folds = re.findall(r"<details( open)?[^>]*><summary>(?:<b>)?(\d?)", shown)
+    assert folds[0] == (" open", "4") and not any(is_open for is_open, _ in folds[1:])
+    rows = shown.partition("</table>")[0].split("<tr>")[1:]
+    cells = [re.findall(r"<td class=\"n\">(\d*)</td><td[^>]*>(.*?)</td>", row) for row in rows]
+    for side, name in enumerate(names):
+        lines = [html.unescape(re.sub("<.*?>", "", row[side][1])) for row in cells if row[side][0]]
+        text = (side_by_side.ROOT / "methods" / name).read_text("utf-8")
+        assert lines == side_by_side.sections(text)["4. THE METHOD"].split("\n")[1:-1]
+    for row, (left, right) in zip(rows, cells):  # what is equal stands side by side, uncoloured
+        equal = left[1] == right[1] and left[0] and right[0]
+        assert bool(equal) != ('class="l"' in row or 'class="r"' in row)
+    assert any("kd_loss(" in left[1] and left[1] == right[1] for left, right in cells)
 
 
 def test_bad_python_is_one_sentence(house):

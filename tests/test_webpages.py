@@ -1,0 +1,231 @@
+"""Pages of runs say what result files and tables say, and two runs are compared in pairs."""
+
+import base64
+import csv
+import html
+import re
+import shutil
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from forked import ROOT
+from test_methods import run
+
+import metrics
+import report
+import results
+import webpages
+from data import InputError
+
+SMALL = "--device cpu --teacher convnet4 --student convnet2".split()
+TWO = "--dataset csv --data-dir pictures --target group --sensitive label --image-size 16".split()
+TWO += "--epochs 1 --teacher-epochs 1 --batch-size 8".split()
+
+
+@pytest.fixture(scope="module")
+def source(originals, tmp_path_factory):
+    """A folder with runs: six classes with and without a teacher, two classes, and masks."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copytree(originals / "csv", folder / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, flags in (
+            ("ckd", []),
+            ("ckd", ["--seed", "1"]),
+            ("ckd", ["--alpha", "0"]),
+            ("ckd", ["--alpha", "0", "--seed", "1"]),
+            ("adversarial_kd", TWO),  # not --smoke, whose pictures a gallery does not show
+            ("ckd", ["--task", "segment", "--teacher", "unet4", "--student", "unet2"]),
+        ):
+            smoke = [] if flags is TWO else ["--smoke"]
+            run(name, *SMALL, *smoke, *flags, "--out", folder / "runs")
+    shutil.copytree(folder / "runs" / "csv", folder / "runs" / "smoke" / "csv")
+    return folder / "runs" / "smoke"
+
+
+@pytest.fixture(scope="module")
+def pages(source):
+    """{folder of a run: its page}, and the page and the table of all runs."""
+    told = webpages.write(source, source.parents[1] / "pictures")
+    files = [*source.glob("*/*/*/report.html")]
+    assert f"wrote {len(files)} pages" in told and len(files) == 6
+    every = {file.parent: file.read_text("utf-8") for file in files}
+    return every, (source / "family.html").read_text("utf-8"), source / "family.csv"
+
+
+def the(pages, *words):
+    """The one page whose folder has these words in its path, and its result."""
+    (folder,) = [f for f in pages[0] if all(word in str(f) for word in words)]
+    (result,) = webpages.read(folder / "result.json").values()
+    return pages[0][folder], result
+
+
+def test_every_page_is_whole_and_needs_nothing_else(pages):
+    for page in [*pages[0].values(), pages[1]]:
+        assert page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>")
+        assert not re.search("(src|href)=.https?:|@import|<link", page)
+        for svg in re.findall('src="data:image/svg[+]xml;base64,([^"]*)"', page):
+            assert ElementTree.fromstring(base64.b64decode(svg)).tag.endswith("svg")
+
+
+def test_numbers_of_a_page_are_those_of_the_result(pages):
+    for words, sections in (
+        (("smoke/toy/ckd", "seed0", "alpha_0.0"), ["ROC", "Calibration", "Confusion"]),
+        (("smoke/csv/adversarial_kd",), ["ROC", "Calibration", "threshold", "Confusion", "wrong"]),
+        (("toy-segment",), ["Dice of the test pictures"]),
+    ):
+        page, result = the(pages, *words)
+        heads = re.findall("<h2>(.*?)</h2>", page)
+        assert all(any(word in head for head in heads) for word in sections)
+        for absent in {"ROC", "Calibration", "threshold", "Confusion"} - {*sections}:
+            assert not any(absent in head for head in heads), (words, absent)
+        for metric in ("auroc", "mean_deo", "dice", "dice_gap_standardised"):
+            if metric in result["last"]["test"]:
+                for name in {"teacher", "last"} & {*result}:
+                    value = results.cell({0: result}, metric, name)
+                    assert f"<td>{value}" in re.sub(" data-v=.*?>", ">", page)
+        for part in result["last"]["test"]["groups"]:
+            assert f"<td>{part['n']}" in page
+        if "counts" in result["last"]["test"]:
+            cells = [int(n) for n in re.findall(r'rgba.*?">(\d+)', page)]
+            end = results.main_rule({"": {0: result}})
+            assert cells == np.array(result["last"]["test"][f"counts{end}"]).ravel().tolist()
+        for name, value in result["changed"].items():
+            assert f"<td>{name}<td>{html.escape(str(value))}" in page
+
+
+def test_areas_under_drawn_curves_are_those_of_the_result(pages):
+    """The legend's AUROC of two classes is that of the group in the result."""
+    _, result = the(pages, "smoke/csv/adversarial_kd")
+    shown = webpages.Run(result, {"": {0: result}})
+    for name, logits, _, group, inside, _ in shown.lines():
+        if len({*shown.labels[inside]}) == 2:
+            labels, score = shown.labels[inside], metrics.log_odds(logits[inside])[:, 1]
+            g = shown.names.index(group)
+            area = shown.parts[name]["test"]["groups"][g]["auroc"]
+            assert metrics.auroc(labels=labels, probs=score) == pytest.approx(area)
+
+
+def test_a_page_says_who_is_less_fair_and_marks_what_has_collapsed(pages):
+    for folder, page in pages[0].items():
+        (result,) = webpages.read(folder).values()
+        sentence = html.unescape(re.search("<p class=said>(.*?)</p>", page)[1])
+        bad = [result[rule]["test"]["collapsed"] for rule in ("last", "teacher") if rule in result]
+        assert ("has collapsed" in sentence) == any(bad)
+        assert ("no teacher" in sentence) == ("teacher" not in result)
+
+
+def value(point, low, high):
+    return results.Value(point, low, high)
+
+
+@pytest.mark.parametrize(
+    "size, aside, words",
+    [
+        ((3, 1, 5), (3, 1, 5), "is less fair than"),
+        ((-3, -5, -1), (-2, -4, -1), "is fairer than"),
+        ((3, 1, 5), (1, -1, 3), "is not shown to be fairer or less fair than"),
+        ((3, -1, 5), (3, 1, 5), "is not shown to be fairer or less fair than"),
+    ],
+)
+def test_a_verdict_needs_both_intervals(pages, size, aside, words):
+    _, result = the(pages, "smoke/toy/ckd", "seed0", "alpha_0.0")
+    result["last"]["test"]["collapsed"] = False
+    runs, change = {(0, 0): result}, [value(*size), value(*aside)]
+    rows = {"mean_deo_corrected": ["mean-DEO, prior-corrected", value(9, 8, 9), value(7, 6, 8)]}
+    rows["mean_deo_corrected"] += change
+    rows["auroc"] = ["AUROC", value(9, 8, 9), value(7, 6, 8), value(-2, -3, -1), ""]
+    told = webpages.verdict(rows, runs, runs, "A", "B")
+    assert told.startswith(f"A {words} B: its mean-DEO (prior-corrected) is ")
+    assert told.endswith("its AUROC is lower (7.0 against 9.0).")
+
+
+def test_the_page_of_all_runs_and_its_table(pages, source):
+    _, page, table = pages
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    by_place = results.collect(source, smoke=True)
+    assert {(r["data"], r["conditions"]) for r in rows} == {*by_place}
+    for row in rows:
+        runs = by_place[row["data"], row["conditions"]][row["row"]]
+        assert int(row["runs"]) == len(runs)
+        if row["metric"] in ("AUROC", "Dice", "gap"):
+            expected = results.cell(runs, results.METRICS[row["metric"]][0])
+            numbers = [float(row[name]) for name in ("percent", "low", "high")]
+            np.testing.assert_allclose(numbers, expected[:3], rtol=1e-3, atol=1e-3)
+            assert html.escape(str(expected)) in page
+    for address in re.findall('href="(.*?)"', page):
+        assert (source / address).is_file()
+    assert page.count("<a href=") >= 6
+
+
+CLICK = """<script>
+document.querySelectorAll("table.sort th")[3].click();
+document.title = [...document.querySelector("table.sort").tBodies[0].rows].map(
+  row => row.cells[3].dataset.v).join();
+</script></body>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs the package chromium")
+def test_a_click_sorts(tmp_path):
+    rows = [["a", "", "", value(p, 0, 1)] for p in (9.5, 10.5, 1e-5)]
+    table = webpages.table(["name", "x", "y", "AUROC"], rows, "sort")
+    page = webpages.document("t", table, webpages.SORT)
+    path = tmp_path / "page.html"
+    path.write_text(page.replace("</body>", CLICK), "utf-8")
+    flags = "--headless=new --no-sandbox --disable-gpu --dump-dom".split()
+    dom = subprocess.run(["chromium", *flags, path.as_uri()], capture_output=True, text=True)
+    assert "<title>1e-05,9.5,10.5</title>" in dom.stdout
+
+
+def test_two_runs_compared_are_the_tables_differences(pages, source, monkeypatch, capsys):
+    with_teacher, without = (
+        [f for f in pages[0] if "toy/ckd" in str(f) and ("alpha" in str(f)) == plain]
+        for plain in (False, True)
+    )
+    first = sorted(with_teacher)[-1]
+    seed = first.name[-5:]
+    (second,) = [f for f in without if f.name.endswith(seed)]
+    monkeypatch.setattr(
+        sys, "argv", ["report.py", "--compare", str(first), f"{second}/result.json"]
+    )
+    report.main()
+    out = capsys.readouterr().out
+    runs, base = webpages.read(second), webpages.read(first)
+    for column in ("AUROC", "mean-DEO"):
+        metric = results.METRICS[column][0]
+        line = next(line for line in out.splitlines() if line.startswith(f"{column} "))
+        assert str(results.change(runs, base, metric)) in line
+    assert str(results.directed(runs, base, "mean_deo")) in out
+    assert "percent" in out and f"A: CKD, {first}\n" in out and "B: ERM, " in out
+    assert "alpha: A 0.9, B 0.0" in out and "1 seed, " in out
+
+
+def test_rows_of_seeds_are_compared_seed_by_seed(pages, source, tmp_path):
+    for name, plain in (("a", False), ("b", True)):
+        for folder in pages[0]:
+            if "smoke/toy/ckd" in str(folder) and ("alpha" in folder.name) == plain:
+                shutil.copytree(folder, tmp_path / name / folder.name)
+    out = webpages.compare(tmp_path / "a", tmp_path / "b")
+    assert "paired over 2 seeds" in out and " ± " in out
+    with pytest.raises(InputError, match="holds several runs with seed"):
+        webpages.compare(source / "toy" / "ckd", tmp_path / "a")
+    with pytest.raises(InputError, match="no result file and holds none"):
+        webpages.compare(tmp_path / "a", tmp_path / "c")
+    masks = source / "toy-segment"
+    with pytest.raises(InputError, match="other test pictures, labels, groups or tasks"):
+        webpages.compare(tmp_path / "a", masks)
+
+
+def test_as_a_user_starts_it(tmp_path):
+    program = [sys.executable, ROOT / "report.py"]
+    flags = ["--html", "--results", tmp_path]
+    done = subprocess.run([*program, *flags], capture_output=True, text=True)
+    assert done.returncode == 1 and "holds no results: run a script first" in done.stderr
+    done = subprocess.run(
+        [*program, "--compare", tmp_path, tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1

@@ -1,0 +1,479 @@
+"""Web pages of runs, and two runs compared: for report.py, which has the command line.
+
+A page is one file that needs no other and no network. Its numbers are those of the result file, or
+of the functions of results.py and metrics.py that also make the tables; only curves are computed
+here, from the kept answers to the test pictures.
+"""
+
+import base64
+import csv
+import html
+import io
+import itertools
+import re
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+import figures
+import metrics
+import results
+from data import InputError, outlined, restore, save
+from figures import said
+from results import GAPS, HARD, MASKS, METRICS, TRUTH, Refused, Value, metric_of
+
+STYLE = """body{font:15px/1.45 sans-serif;color:#222;max-width:1100px;margin:1em auto;padding:0 1em}
+table{border-collapse:collapse;margin:.7em 0}td,th{padding:2px 12px 2px 0;text-align:left;
+vertical-align:top;border-bottom:1px solid #ddd}td{white-space:nowrap}th{cursor:default}
+.sort th{cursor:pointer}.wide{overflow-x:auto}img{max-width:100%}.said{font-size:18px}
+.cells{display:inline-block;margin-right:2em}.cells td{text-align:right}.note{color:#666}"""
+SORT = """<script>
+document.querySelectorAll(".sort th").forEach(head => head.onclick = () => {
+  const body = head.closest("table").tBodies[0], sign = head.dataset.up ? -1 : 1;
+  const value = row => row.cells[head.cellIndex].dataset.v ?? row.cells[head.cellIndex].textContent;
+  const order = (x, y) => isNaN(x - y) ? x.localeCompare(y) : x - y;
+  head.dataset.up = sign > 0 ? "1" : "";
+  [...body.rows].sort((a, b) => sign * order(value(a), value(b))).forEach(row => body.append(row));
+});
+</script>"""
+
+
+def document(title, *parts):
+    """A whole page as text."""
+    head = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+    body = "\n".join(part for part in parts if part)
+    return f"{head}<style>{STYLE}</style></head><body><h1>{title}</h1>\n{body}</body></html>\n"
+
+
+def table(header, rows, kind=""):
+    """Rows of texts and Values as HTML; of Values, the points are what they are sorted by."""
+    text = f'<div class="wide"><table class="{kind}"><thead><tr>'
+    text += "".join(f"<th>{html.escape(name)}" for name in header) + "<tbody>"
+    for row in rows:
+        text += "<tr>"
+        for cell in row:
+            sorted_by = f' data-v="{cell.point}"' if isinstance(cell, Value) else ""
+            shown = str(cell) if str(cell).startswith("<a ") else html.escape(str(cell))
+            text += f"<td{sorted_by}>{shown}"
+    return text + "</table></div>"
+
+
+def picture(figure, kind="svg"):
+    """A figure of matplotlib inside a page."""
+    figure.savefig(file := io.BytesIO(), format=kind, dpi=110)
+    plt.close(figure)
+    content = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="" src="data:image/{kind.replace("svg", "svg+xml")};base64,{content}">'
+
+
+# ----- two runs, or a run and its teacher ---------------------------------------------------------
+
+
+def read(path):
+    """{(fold, seed): result} of a result file, or of all in a folder, which differ in these."""
+    runs = {}
+    for file in [path] if path.is_file() else sorted(path.rglob("result.json")):
+        result = restore(file, keys=("method", "settings", "changed", "last"))
+        names = {name: name for name in (*results.tested(result), *TRUTH)}
+        key = result["settings"]["fold"] or 0, result["settings"]["seed"]
+        if key in runs:
+            raise InputError(f"{path} holds several runs with seed {key[1]}: name one of them")
+        runs[key] = result | {"arrays": (file.with_name("logits.npz"), names)}
+    if not runs:
+        raise InputError(f"{path} is no result file and holds none: name a finished run")
+    return runs
+
+
+def shown_metrics(rows):
+    """(name, metric, column) of the rows' task; decisions by both rules where a class is rare."""
+    masks, main = results.of_masks(rows), results.main_rule(rows)
+    for column in METRICS:
+        for end in dict.fromkeys((main, "")) if column in HARD else [""]:
+            rule = results.DECISIONS[end].partition(": ")[2] if main and column in HARD else ""
+            if (column in MASKS) == masks:
+                yield ", ".join(filter(None, (column, rule))), metric_of(column, end), column
+
+
+def differences(rows, runs, base, base_rule="last"):
+    """{metric: [name, value of `base`, of `runs`, paired difference, the same in its direction]}.
+
+    The last is of gaps between two groups alone, else "": see `results.directed`.
+
+    rows    of the table in which both stand: they say which decisions count
+    """
+    two, found = len(results.groups_of(rows)) == 2, {}
+    for name, metric, column in shown_metrics(rows):
+        pair = runs, base, metric, "last", base_rule
+        values = results.cell(base, metric, base_rule), results.cell(runs, metric)
+        aside = results.directed(*pair) if two and column in GAPS else ""
+        found[metric] = [name, *values, results.change(*pair), aside]
+    return found
+
+
+def verdict(found, runs, base, own, other, base_rule="last"):
+    """A sentence on how good and how fair `own` is beside `other`, `found` by `differences`.
+
+    A gap must differ as a size and, of two groups, in its direction.
+    """
+    for name, row, rule in ((own, runs, "last"), (other, base, base_rule)):
+        if bad := results.number_collapsed(row, rule):
+            which = f" in {bad} of {len(row)} runs" if len(row) > 1 else ""
+            return f"{name} has collapsed{which}: to be equally useless is not to be fair."
+    _, score = results.score_of({"": runs})
+    gap = "dice_gap_standardised" if score == "dice" else "mean_deo"
+    gap = next(metric for metric in found if metric.startswith(gap))  # of the main decisions
+    signs, parts = [], []
+    for metric in (gap, score):
+        name, before, after, *changes = found[metric]
+        each = {(v.low > 0) - (v.high < 0) for v in changes if v != ""}
+        signs.append(each.pop() if len(each) == 1 else 0)
+        words = {-1: "is lower", 0: "is not shown to differ", 1: "is higher"}[signs[-1]]
+        name = re.sub(", (.*)", r" (\1)", name)
+        parts.append(f"its {name} {words} ({after.point:.1f} against {before.point:.1f})")
+    words = {-1: "is fairer than", 0: "is not shown to be fairer or less fair than"}
+    return f"{own} {words.get(signs[0], 'is less fair than')} {other}: {', '.join(parts)}."
+
+
+def compare(first, second):
+    """Two runs, or rows of runs over seeds, as text: values, and B minus A, paired."""
+    base, runs = results.in_both(read(first), read(second))
+    for key in runs:
+        both = base[key], runs[key]
+        kept = [results.arrays(run, ("ids", "labels", "groups")) for run in both]
+        same = all(map(np.array_equal, *kept)) and len(set(map(results.task_of, both))) == 1
+        if not same:
+            raise Refused(f"{first} and {second} have other test pictures, labels, groups or tasks")
+    if not runs:
+        raise Refused(f"{first} and {second} have no seed and fold in common")
+    (a, b), rows = (next(iter(row.values())) for row in (base, runs)), {"A": base, "B": runs}
+    found = differences(rows, runs, base)
+    lines = [["percent", "A", "B", "B - A", "in its direction"], *found.values()]
+    lines = [[*map(str, line)] for line in lines]
+    wide = [max(map(len, column)) for column in zip(*lines)]
+    lines = ["  ".join(map(str.ljust, line, wide)).rstrip() for line in lines]
+    for name in sorted({*a["settings"], *b["settings"]} - {"seed"}):
+        both = [run["settings"].get(name) for run in (a, b)]
+        lines += ["{}: A {}, B {}".format(name, *both)] if both[0] != both[1] else []
+    lines.append(f"paired over {results.what_both_have(runs, base)}, with 95 % intervals")
+    names = [f"A: {results.row_name(a)}, {first}", f"B: {results.row_name(b)}, {second}"]
+    return "\n".join([*names, *lines, *textwrap.wrap(verdict(found, runs, base, "B", "A"), 80)])
+
+
+# ----- a run --------------------------------------------------------------------------------------
+
+STYLES = {"teacher": "--", "student": "-"}
+COLOURS = [figures.RIGHT, "#e69f00", figures.WRONG, figures.INDIGO, "#56b4e9", "#8c8c8c"]
+
+
+class Run:
+    """A run as its page needs it.
+
+    parts            {"teacher" if there is one, and "student": what the result says of it}
+    kept             {the same: its answers to the test pictures}, logits (N, C) or `areas` (N, 3)
+    labels, groups   of the test pictures, (N,)
+    masks, end       whether it learnt masks; the end of the metrics of decisions that count
+    """
+
+    def __init__(self, result, rows):
+        rules = {"teacher": "teacher", "student": "last"}
+        rules = {name: rule for name, rule in rules.items() if rule in result}
+        self.result = result
+        self.parts = {name: result[rule] for name, rule in rules.items()}
+        self.labels, self.groups, self.ids, *kept = results.arrays(
+            result, ("labels", "groups", "ids", *rules.values())
+        )
+        self.kept = {name: part.astype(float) for name, part in zip(rules, kept)}
+        self.masks, self.end = results.of_masks(rows), results.main_rule(rows)
+        self.classes, self.names = ([*map(said, result[k])] for k in ("classes", "group_names"))
+
+    def lines(self):
+        """(network, its answers, its line, group, which pictures are in it (N,), colour)."""
+        colours = itertools.cycle(COLOURS)
+        groups = [(n, self.groups == g, next(colours)) for g, n in enumerate(self.names)]
+        for (name, part), (group, inside, colour) in itertools.product(self.kept.items(), groups):
+            if inside.any():
+                yield name, part, STYLES[name], group, inside, colour
+
+
+def panels(number, height=3.6):
+    """A figure with so many axes, at most four in a row."""
+    rows, columns = -(-number // 4), min(number, 4)
+    size = {"figsize": (3.3 * columns, height * rows), "layout": "constrained"}
+    figure, axes = plt.subplots(rows, columns, squeeze=False, **size)
+    for spare in axes.flat[number:]:
+        spare.remove()
+    return figure, axes.flat
+
+
+def training(run):
+    """Losses and validation, epoch by epoch."""
+    log = run.result["log"]
+    val = {k: [epoch["val"][k] for epoch in log] for k in (log[0]["val"] if log else ())}
+    losses = {k: [epoch[k] for epoch in log] for k in (log[0] if log else ())}
+    shown = {"losses": {k: values for k, values in losses.items() if k.startswith("loss")}}
+    for title, names in (
+        ("use", "auroc auroc_worst_group dice dice_worst_group"),
+        ("unfairness", f"auroc_gap mean_deo{run.end} dice_gap dice_gap_standardised"),
+    ):
+        curves = {k: 100 * np.array(val[k], float) for k in names.split() if k in val}
+        shown[f"{title}, validation (%)"] = curves
+    figure, axes = panels(3)
+    for place, (title, curves) in zip(axes, shown.items()):
+        for name, values in curves.items():
+            place.plot(range(1, len(log) + 1), values, label=name.replace("_", " "))
+        place.set(title=title, xlabel="epoch")
+        place.xaxis.get_major_locator().set_params(integer=True)
+        place.legend(fontsize=8)
+    return picture(figure)
+
+
+def roc(run):
+    """ROC curves of each group; of more than two classes, each against the rest."""
+    shown = [1] if len(run.classes) == 2 else range(len(run.classes))
+    figure, axes = panels(len(shown))
+    for (c, place), line in itertools.product(zip(shown, axes), [*run.lines()]):
+        name, logits, style, group, inside, colour = line
+        positive, score = run.labels[inside] == c, metrics.log_odds(logits[inside])[:, c]
+        if 0 < positive.sum() < len(positive):
+            order = np.argsort(-score, kind="stable")
+            last = np.append(np.diff(score[order]) < 0, True)  # of pictures that tie
+            rates = [np.append(0, p[order].cumsum()[last] / p.sum()) for p in (~positive, positive)]
+            area = 100 * metrics.auroc(labels=positive.astype(int), probs=score)
+            place.plot(*rates, style, color=colour, label=f"{name}, {group}: {area:.1f}")
+        place.set(title=run.classes[c], xlabel="false positives", ylabel="true positives")
+        place.legend(fontsize=8, title="AUROC (%)", title_fontsize=8)
+    return picture(figure)
+
+
+def calibration(run):
+    """How often answers are right, by how sure they are, for each group."""
+    figure, axes = panels(len(run.kept))
+    places = dict(zip(run.kept, axes))
+    for name, logits, style, group, inside, colour in run.lines():
+        logits, labels = logits[inside], run.labels[inside]
+        probs = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))  # (n, C)
+        right, sure = probs.argmax(1) == labels, probs.max(1)
+        bins = [np.ceil(10 * sure) == b for b in range(1, 11)]  # those of calibration_error
+        points = [(sure[part].mean(), right[part].mean()) for part in bins if part.any()]
+        error = 100 * metrics.calibration_error(labels=labels, probs=probs)
+        words = f"{group}: error {error:.1f}"
+        places[name].plot(*zip(*points), "o" + style, ms=4, color=colour, label=words)
+        places[name].plot([0, 1], [0, 1], color="0.7", lw=1, zorder=0)
+        words = {"xlabel": "probability of the answer", "ylabel": "share that is right"}
+        places[name].set(title=name, **words)
+        places[name].legend(fontsize=8)
+    return picture(figure)
+
+
+def thresholds(run):
+    """Of two classes: accuracy and gap as the threshold moves."""
+    figure, axes = panels(len(run.kept))
+    sizes = {"labels": run.labels, "groups": run.groups, "num_groups": len(run.names)}
+    for place, (name, logits) in zip(axes, run.kept.items()):
+        odds, shares = logits[:, 1] - logits[:, 0], run.parts[name]["class_shares"]
+        rules = {"largest output": 0.0, "prior-corrected": np.log(shares[1] / shares[0])}
+        inner = np.quantile(odds, np.linspace(0.005, 0.995, 100))
+        steps = np.unique([*inner, *rules.values()])
+        counts = [metrics.confusion(predictions=odds > t, num_classes=2, **sizes) for t in steps]
+        found = metrics.decisions(counts=np.array(counts))
+        for words in ("accuracy", "recall", "mean_deo"):
+            place.plot(steps, 100 * found[words], label=words.replace("_deo", "-DEO"))
+        for (words, at), style in zip(rules.items(), (":", "--")):
+            place.axvline(at, color="0.5", ls=style, lw=1, label=words)
+        place.set(title=name, xlabel=f"log-odds from which it says {run.classes[1]}", ylabel="%")
+        place.set_ylim(-3, 103)
+        place.legend(fontsize=8)
+    return picture(figure)
+
+
+def dice_curves(run):
+    """Of masks: which share of a group's pictures has at most this Dice."""
+    figure, (place,) = panels(1, 4)
+    for name, areas, style, group, inside, colour in run.lines():
+        values = np.sort(metrics.dice(areas=areas[inside]))
+        shares = np.arange(1, len(values) + 1) / len(values)
+        place.step(100 * values, 100 * shares, style, color=colour, label=f"{name}, {group}")
+    place.axvline(100 * metrics.FAILED, color="0.5", ls=":", lw=1, label="failed below")
+    place.set(xlabel="Dice (%)", ylabel="pictures with at most this (%)")
+    place.legend(fontsize=8)
+    return picture(figure)
+
+
+def gallery(run, data_dir):
+    """The first test pictures of each class and group that the student gets wrong.
+
+    "" if there is none, or if the pictures are not where they were.
+    """
+    try:
+        data = figures.pictures_of(run.result, data_dir)
+    except InputError:
+        data = None
+    if data is None or run.ids.tolist() != data["test"].ids:
+        return ""
+    said_of, good = {}, {}
+    for name, part in run.kept.items():
+        if run.masks:
+            dice = metrics.dice(areas=part)
+            said_of[name], good[name] = [f"Dice {100 * d:.0f}" for d in dice], dice > metrics.FAILED
+        else:
+            shares = run.parts[name]["class_shares"] if run.end else np.ones(len(run.classes))
+            answers = (part - np.log(shares)).argmax(1)
+            said_of[name], good[name] = [run.classes[c] for c in answers], answers == run.labels
+    wrong = np.flatnonzero(~good["student"])
+    places = figures.in_turn(wrong, run.labels, run.groups, 8)
+    if not places:
+        return ""
+    some, (figure, axes) = data["test"].subset(np.array(places)), panels(len(places), 3.7)
+    for k, (place, n) in enumerate(zip(axes, places)):
+        shown = Image.fromarray(some.images[k].permute(1, 2, 0).numpy())
+        if run.masks:
+            shown = shown.resize((192, 192), Image.NEAREST)
+            shown = outlined(shown, some.masks[some.rows[k]].numpy())
+        place.imshow(shown)
+        place.axis("off")
+        words = [f"{run.classes[run.labels[n]]}, {run.names[run.groups[n]]}"]
+        words += [f"{'✓' if good[m][n] else '✗'} {m}: {said_of[m][n]}" for m in run.kept]
+        place.set_title("\n".join(words), fontsize=8, loc="left")
+    what = (
+        f"The student's Dice is below {metrics.FAILED:.0%} in"
+        if run.masks
+        else "The student is wrong about"
+    )
+    words = f"{what} {len(wrong)} of {len(run.labels)} test pictures."
+    if "teacher" in good:
+        words += f" Of these its teacher gets {good['teacher'][wrong].sum()} right."
+    words += " The outlines are the truth's." if run.masks else ""
+    return f"<p>{words} The first of each class and group:</p>{picture(figure, 'png')}"
+
+
+def confusions(run):
+    """What the student says of the pictures of each class, a table for each group."""
+    tables = f"<p class=note>The student's {results.DECISIONS[run.end]}.</p>"
+    for name, counts in zip(run.names, run.parts["student"]["test"][f"counts{run.end}"]):
+        head = [f"{name}: true, said", *run.classes]
+        rows = "<tr>" + "".join(f"<th>{html.escape(word)}" for word in head)
+        for true, line in zip(run.classes, counts):
+            rows += f"<tr><th>{html.escape(true)}"
+            for count in line:  # the darker, the larger a share of its row
+                rows += (
+                    f'<td style="background:rgba(0,114,178,{count / max(sum(line), 1) / 2:.2f})">'
+                )
+                rows += str(count)
+        tables += f'<table class="cells">{rows}</table>'
+    return tables
+
+
+def by_group(run):
+    """The numbers of each group, with the intervals of those that have one."""
+    names = {
+        "auroc": "AUROC",
+        f"recall{run.end}": "macro recall",
+        "dice": "Dice",
+        "failure": "failed",
+    }
+    tests, rows = {name: part["test"]["groups"] for name, part in run.parts.items()}, []
+    names = {key: word for key, word in names.items() if key in tests["student"][0]}
+    for g, group in enumerate(run.names):
+        parts = [(test[g], key) for key, test in itertools.product(names, tests.values())]
+        ends = [[part[key], *part.get("interval", {}).get(key, [])] for part, key in parts]
+        values = [results.in_percent(*np.array(three, float)) for three in ends]
+        rows.append([group, tests["student"][g]["n"], *values])
+    header = [f"{word}, {name}" for word, name in itertools.product(names.values(), tests)]
+    return table(["group", "pictures", *header], rows)
+
+
+def of_run(result, rows, data_dir=None):
+    """The page of a run, which stands in a table with the other `rows`."""
+    run, runs, settings = Run(result, rows), {(0, 0): result}, result["settings"]
+    header = ["percent", "student"]
+    if "teacher" in run.parts:
+        found = differences(rows, runs, runs, "teacher")
+        sentence = verdict(found, runs, runs, "The student", "its teacher", "teacher")
+        header = ["percent", "teacher", "student", "student - teacher", "in its direction"]
+    else:
+        shown = shown_metrics(rows)
+        found = {metric: [words, results.cell(runs, metric)] for words, metric, _ in shown}
+        bad = result["last"]["test"]["collapsed"]
+        sentence = f"The student has no teacher{' and has collapsed' if bad else ''}."
+    made = f"methods/{result['method']}.py, seed {settings['seed']}, "
+    made += "" if settings["fold"] is None else f"fold {settings['fold']}, "
+    made += "{total:.0f} seconds on {device}, torch {torch}".format(**result["times"])
+    changed = {k: settings[k] for k in result["changed"]}
+    two = len(run.classes) == 2
+    sections = {
+        "Training": training(run),
+        "Groups": by_group(run),
+        "Dice of the test pictures": dice_curves(run) if run.masks else "",
+        "ROC by group": "" if run.masks else roc(run),
+        "Calibration by group": "" if run.masks else calibration(run),
+        "As the threshold moves": thresholds(run) if two and not run.masks else "",
+        "Confusion by group": "" if run.masks else confusions(run),
+        "What the student gets wrong": gallery(run, data_dir),
+    }
+    others = table(["setting", "value"], settings.items())
+    return document(
+        html.escape(f"{results.row_name(result)}: {results.scene({'': runs})}"),
+        f"<p class=said>{html.escape(sentence)}</p><p>{html.escape(made)}</p>",
+        table(["changed setting", "value"], changed.items()) if changed else "",
+        f"<details><summary>all settings</summary>{others}</details>",
+        table(header, found.values()),
+        "<p class=note>Test pictures; 95 % intervals over their subjects.</p>",
+        *(f"<h2>{title}</h2>{content}" for title, content in sections.items() if content),
+    )
+
+
+# ----- all runs -----------------------------------------------------------------------------------
+
+COLUMNS = ("top-1", "AUROC", "worst group", "gap", "mean-DEO")  # of the page of all runs
+COLUMNS += ("Dice", "failed", "worst Dice", "Dice gap", "Dice gap, standardised")
+
+
+def family(by_place, links):
+    """All rows of `results.collect` on a page, runs that can be compared in one table; and as csv.
+
+    links    {folder of a run: address of its page}
+    """
+    parts, lines = [], [["data", "conditions", "row", "runs", "collapsed", "metric"]]
+    lines[0] += ["percent", "low", "high"]
+    for place, rows in by_place.items():
+        shown, body = [*shown_metrics(rows)], []
+        kept = [column in COLUMNS for _, _, column in shown]
+        for name, runs in rows.items():
+            pooled = place[1].startswith("folds") and len(runs) > 1 and figures.kept(runs, "last")
+            values = [results.cell(runs, metric, pooled=pooled) for _, metric, _ in shown]
+            there = [links.get(run["arrays"][0].parent) for _, run in sorted(runs.items())]
+            opened = [f'<a href="{to}">{n}</a>' for n, to in enumerate(there, 1) if to]
+            words = name + results.marks(runs)
+            body.append([words, " ".join(opened), *itertools.compress(values, kept)])
+            start = [*place, name, len(runs), results.number_collapsed(runs)]
+            for (words, *_), value in zip(shown, values):
+                lines.append([*start, words, *(f"{number:.4g}" for number in value[:3])])
+        shared = results.shared_settings(next(iter(runs.values())))
+        words = ", ".join(f"{name} {value}" for name, value in shared.items())
+        parts += [f"<h2>{html.escape(results.scene(rows))}</h2><p>{html.escape(words)}</p>"]
+        header = itertools.compress([words for words, *_ in shown], kept)
+        parts.append(table(["method", "pages", *header], body, "sort"))
+    csv.writer(text := io.StringIO(), lineterminator="\n").writerows(lines)
+    note = "Click on a column to sort by it. Percent, with 95 % intervals: over runs (±), or over "
+    note += "test pictures, of folds over all of theirs. All metrics are in family.csv."
+    return document("Runs side by side", f"<p class=note>{note}</p>", *parts, SORT), text.getvalue()
+
+
+def write(source, data_dir):
+    """The page of each run into its folder, that of all of them into `source`; says what it did."""
+    by_place, links = results.collect(source, smoke=True), {}
+    if not by_place:
+        raise Refused(f"{source} holds no results: run a script first, or name --results")
+    for rows in by_place.values():
+        for file in {run["arrays"][0] for runs in rows.values() for run in runs.values()}:
+            path = file.with_name("result.json")  # packed results have none, and no page
+            if path.exists() and file.parent not in links:
+                (run,) = read(path).values()
+                save(file.with_name("report.html"), of_run(run, rows, data_dir))
+                links[file.parent] = file.with_name("report.html").relative_to(source).as_posix()
+    page, lines = family(by_place, links)
+    save(source / "family.html", page)
+    save(source / "family.csv", lines)
+    return f"wrote {len(links)} pages beside the runs, and family.html and family.csv to {source}"
