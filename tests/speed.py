@@ -226,7 +226,8 @@ class Bench:
             a = ours.step(batch)["loss"].item()
             b = usual.step(batch.images.contiguous(), batch.labels).item()
             worst = max(worst, abs(a - b) / abs(a))
-        if self.args.precision == "float32" and worst > 1e-5:
+        most = 1e-5 if self.args.device == "cpu" else 1e-2  # GPUs shorten numbers (TF32)
+        if self.args.precision == "float32" and worst > most:
             raise SystemExit(f"A and B differ by {worst:.1e} in ten steps")
         states = [self.fit(self.live).state_dict()]
         states += [self.fit(self.kept).state_dict() for _ in range(2)]  # the second reads the file

@@ -347,7 +347,7 @@ def test_two_processes_share_a_search_and_one_dies(originals, tmp_path):
     assert draws == ["1", "2", "3", "4", "5", "0"] and stuck.startswith("trial 0 ")
     assert len(trials) == 6 and len({trial["params"]["lr"] for trial in trials}) == 6
     (path,) = tmp_path.rglob("study.db")
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{path}")
+    study = optuna.load_study(study_name=path.parent.name, storage=f"sqlite:///{path}")
     states = [trial.state.name for trial in study.get_trials()]
     assert states.count("FAIL") == 1 and len(states) == 7 and "RUNNING" not in states
 
