@@ -116,13 +116,13 @@ def rates(device, smoke):
                 yield row, partial(measured, pair, *how)
 
 
-if __name__ == "__main__":
+def main(flags=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["correct", "rates"])
     parser.add_argument("file", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--smoke", action="store_true")
-    own = parser.parse_args()
+    own = parser.parse_args(flags)
     torch.backends.cudnn.allow_tf32 = own.what == "rates"  # shortened numbers are no fair judge
     result = json.loads(own.file.read_text()) if own.file.exists() else {"rows": {}}
     result |= {"device": own.device, "torch": torch.__version__}
@@ -141,3 +141,7 @@ if __name__ == "__main__":
     wrong = [name for name, row in result["rows"].items() if not row.get("right", True)]
     if wrong:
         sys.exit(f"gpu.py: {len(wrong)} rows are wrong: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,8 @@ SlurmctldPidFile=$work/controller.pid
 SlurmdPidFile=$work/node.pid
 SlurmctldLogFile=$work/log-controller
 SlurmdLogFile=$work/log-node
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 MpiDefault=none
@@ -25,15 +27,16 @@ NodeName=$node NodeAddr=127.0.0.1 CPUs=$cores State=UNKNOWN
 PartitionName=all Nodes=$node Default=YES State=UP
 CONF
 export SLURM_CONF=$work/slurm.conf
-stop() {  # daemons write their numbers into files
-    scancel --quiet --state=running --state=pending 2>/dev/null || true
+stop() {  # first the jobs, then the daemons, which write their numbers into files
+    scancel --quiet --state=running && scancel --quiet --state=pending || true
+    for _ in $(seq 20); do squeue --noheader | grep -q . || break; sleep 0.5; done
     for name in node controller munge; do
-        [ ! -f "$work/$name.pid" ] || kill "$(cat "$work/$name.pid")" 2>/dev/null || true
+        [ ! -f "$work/$name.pid" ] || kill "$(cat "$work/$name.pid")" || true
     done
-}
+    for _ in $(seq 20); do ls "$work"/{node,controller}.pid 2>/dev/null | grep -q . || break; sleep 0.5; done
+} 2>/dev/null
 trap stop EXIT
-# a key and a socket of its own would need another build: munge is shared, and started only if absent
-[ -S /run/munge/munge.socket.2 ] && munge -n >/dev/null 2>&1 || {
+munge -n >/dev/null 2>&1 || {  # it has one socket a machine, so it is started only where it is absent
     install -d -o munge -g munge /run/munge
     su -s /bin/sh munge -c "munged --pid-file=/run/munge/here.pid"
     ln -sf /run/munge/here.pid "$work/munge.pid"
