@@ -395,9 +395,11 @@ def bootstrap(*, weights, measured=headline, **data):
     """
     classes = np.shape(data.get("logits", [[]]))[1]
     counts = len(weights) * data["num_groups"] * classes**2  # what `confusion` would hold of all
-    parts = 1 + max(weights.size // 2**21, counts // 2**25)  # few rows at once need little memory
-    few_rows = np.array_split(weights, parts)
-    parts = [measured(**data, weights=rows) for rows in few_rows]
+    number = 1 + max(weights.size // 2**21, counts // 2**24)  # few rows at once need little memory
+    parts = []
+    for rows in np.array_split(weights, number):
+        out = measured(**data, weights=rows)  # tables of counts have no interval
+        parts.append({name: v for name, v in out.items() if not name.startswith("counts")})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

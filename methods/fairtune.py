@@ -175,7 +175,8 @@ def settings():
     add("--source-dir", help="folder of its files (default: data/NAME)")
     ## Its name ends in _dir, so that it is no setting of the result: see `chosen`.
     kept = "where several machines keep the search, beside a common --out: a folder on a network "
-    kept += "disk, for a journal, or the URL of a database (default: a SQLite file in --out)"
+    kept += "disk, for a journal, or a database, as postgresql+psycopg2://USER@HOST/NAME (default: "
+    kept += "a SQLite file in --out)"
     add("--study-dir", metavar="PLACE", help=kept)
     # ----- end of the method's own ----------------------------------------------------------------
     return parser

@@ -8,11 +8,12 @@ FILE.json is written after every row; rows that are in it already are not measur
 """
 
 import argparse
+import functools
 import importlib
 import json
 import sys
+import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,11 +44,17 @@ LAYOUTS = {  # name: precision, layout in memory, compiled?
 }
 
 
+@functools.cache
+def pictures(task, device):
+    """The toy, drawn once; no script changes it."""
+    return ckd.load_pictures(ckd.parse(["--smoke", "--device", device, "--task", task]))
+
+
 def losses(script, device, *flags, steps=3):
     """The losses of a script's first steps, from the same weights and pictures on any device."""
-    module = importlib.import_module(script)
-    args = module.parse(["--smoke", "--device", device, "--out", f"runs/gpu/{device}", *flags])
-    args.lr, data = args.lr / 10, module.load_pictures(args)  # as in warm-up
+    module, folder = importlib.import_module(script), tempfile.TemporaryDirectory()
+    args = module.parse(["--smoke", "--device", device, "--out", folder.name, *flags])
+    args.lr, data = args.lr / 10, pictures(args.task, device)  # as in warm-up
     module.settle(args, len(data.outputs))
     torch.manual_seed(0)
     teacher = module.Network(args, args.teacher, len(data.outputs)).expect(data["train"])
@@ -69,15 +76,20 @@ def correct(device, smoke):
     for way, (extra, most) in WAYS.items():
         for script in SCRIPTS:
             method = importlib.import_module(script).Method
-            if way == "compile" and (not method.can_compile or smoke):
+            if (smoke and way != "float32") or (way == "compile" and not method.can_compile):
                 continue
             most = max(most, TRAINED[1]) if script in TRAINED[0] else most
-            own = ["--student", "convnet8", "--teacher", "convnet8"]  # of one width: no dropout
+            width = 2 if smoke else 8  # of both networks: with two, KD++ would draw its dropout
+            own = [f"--student=convnet{width}", f"--teacher=convnet{width}"]
             tasks = {"classify": [] if script == "fairtune" else own}
             if not method.no_masks:
-                tasks["segment"] = ["--task", "segment", "--teacher", "unet8", "--student", "unet8"]
+                own = [f"--student=unet{width}", f"--teacher=unet{width}"]
+                tasks["segment"] = ["--task", "segment", *own]
             for task, flags in tasks.items():
-                yield f"{script} {task} {way}", partial(compared, script, flags, extra, most)
+                yield (
+                    f"{script} {task} {way}",
+                    functools.partial(compared, script, flags, extra, most),
+                )
 
 
 def rates(device, smoke):
@@ -113,7 +125,7 @@ def rates(device, smoke):
         for name, how in LAYOUTS.items():
             if not (smoke and how[2]):
                 row = f"{' to '.join(pair[:2])} at {pair[2]}, {name}"
-                yield row, partial(measured, pair, *how)
+                yield row, functools.partial(measured, pair, *how)
 
 
 def main(flags=None):

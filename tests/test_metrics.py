@@ -724,12 +724,12 @@ def test_resamples_of_many_classes_are_counted_a_few_at_a_time():
 
     def measured(*, weights, **_):
         rows.append(len(weights))
-        return {"row": weights[:, 0]}
+        return {"row": weights[:, 0], "counts": None}
 
     weights = np.arange(9000.0).reshape(1000, 9)
     together = metrics.bootstrap(weights=weights, measured=measured, **data)
     assert np.array_equal(together["row"], weights[:, 0])
-    assert max(rows) * 2 * 1000**2 <= 2**25 and sum(rows) == 1000
+    assert max(rows) * 2 * 1000**2 < 1.1 * 2**24 and sum(rows) == 1000
 
 
 @pytest.mark.parametrize(

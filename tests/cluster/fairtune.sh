@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# FairTune's search in two tasks of a SLURM array, on one study: bash tests/cluster/fairtune.sh [FOLDER],
+# FairTune's search in two tasks of a SLURM array, on one study: bash tests/cluster/fairtune.sh [FOLDER [KIND]],
 # as root. Once the study is a journal file, once it is in Debian's PostgreSQL.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -14,14 +14,16 @@ as_postgres "$bin/initdb -A trust $work/postgres"
 as_postgres "$bin/pg_ctl -w -D $work/postgres -l $work/postgres/log -o '-p 54329 -k $work/postgres' start"
 trap 'as_postgres "$bin/pg_ctl -D $work/postgres stop" || true; stop' EXIT
 
-## One epoch, because which trials are pruned after their first depends on who is first.
+# one epoch, because which trials are pruned after their first depends on who is first
 echo "OMP_NUM_THREADS=1 python methods/fairtune.py --smoke --epochs 1" >"$work/commands"
-for place in "$work/journal" postgresql://postgres@localhost:54329/postgres; do
+for kind in ${2:-journal postgresql}; do
+    place=$work/journal
+    [ $kind = journal ] || place=postgresql+psycopg2://postgres@localhost:54329/postgres
     rm -rf "$work/runs"
     sed "s|$| --out $work/runs --study-dir $place|" "$work/commands" >"$work/list"
-    sbatch --parsable --wait --array=1-2 --output="$work/${place%%:*}-%a" --wrap "bash $work/list" >/dev/null
-    tasks=$(grep -l '^trial [0-9]' "$work/${place%%:*}"-[12] | wc -l)
-    echo "$tasks tasks worked on the study in ${place%%:*}:"
-    grep -h 'L_fair\|^trial' "$work/${place%%:*}"-[12] | sort || true
+    sbatch --wait --array=1-2 --output="$work/$kind-%a" --wrap "bash $work/list"
+    for task in 1 2; do
+        echo "$kind, task $task: $(grep -c '^trial [0-9] .* 1/1:' "$work/$kind-$task") trials"
+    done
     python tests/cluster/same.py "$work/commands" "$work/runs" | tail -n 1
 done
