@@ -339,8 +339,10 @@ def seed_interval(*, values, level=0.95):
 def log_odds(logits):
     """log p_c / (1 - p_c) of softmax probabilities p, from logits: (N, C) both."""
     ## Ranked by p itself, all pictures beyond margins of 37 would tie: p is then 1 in float64.
-    others = [np.delete(logits, c, axis=1) for c in range(logits.shape[1])]  # C times (N, C - 1)
-    return logits - np.stack([np.logaddexp.reduce(rest, axis=1) for rest in others], axis=1)
+    none = np.full((len(logits), 1), -np.inf)
+    before = np.logaddexp.accumulate(logits[:, :-1], axis=1)  # (N, C - 1) of the classes 0 to c
+    after = np.logaddexp.accumulate(logits[:, :0:-1], axis=1)[:, ::-1]  # of c + 1 to the last
+    return logits - np.logaddexp(np.hstack([none, before]), np.hstack([after, none]))
 
 
 def are_probabilities(scores):
@@ -391,8 +393,13 @@ def bootstrap(*, weights, measured=headline, **data):
 
     measured: `headline_masks`, where it is about masks.
     """
-    few_rows = np.array_split(weights, 1 + weights.size // 2**21)  # few rows need little memory
-    parts = [measured(**data, weights=rows) for rows in few_rows]
+    classes = np.shape(data.get("logits", [[]]))[1]
+    counts = len(weights) * data["num_groups"] * classes**2  # what `confusion` would hold of all
+    number = 1 + max(weights.size // 2**21, counts // 2**24)  # few rows at once need little memory
+    parts = []
+    for rows in np.array_split(weights, number):
+        out = measured(**data, weights=rows)  # tables of counts have no interval
+        parts.append({name: v for name, v in out.items() if not name.startswith("counts")})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

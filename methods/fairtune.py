@@ -173,6 +173,11 @@ def settings():
     first = "learnt first, without --pretrained and --weights (default: %(default)s)"
     add("--source", default="toy-source", choices=DATASETS, help=first)
     add("--source-dir", help="folder of its files (default: data/NAME)")
+    ## Its name ends in _dir, so that it is no setting of the result: see `chosen`.
+    kept = "where several machines keep the search, beside a common --out: a folder on a network "
+    kept += "disk, for a journal, or a database, as postgresql+psycopg2://USER@HOST/NAME (default: "
+    kept += "a SQLite file in --out)"
+    add("--study-dir", metavar="PLACE", help=kept)
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 
@@ -427,6 +432,24 @@ def theta_0(args, data):
     return network
 
 
+def storage_of(args, folder):
+    """Where Optuna keeps the study of the search in `folder`, as --study-dir says."""
+    place = args.study_dir
+    if not place:
+        return f"sqlite:///{folder / 'study.db'}"
+    try:
+        if "://" in place:
+            return optuna.storages.RDBStorage(place)
+        Path(place).mkdir(parents=True, exist_ok=True)
+        journal = optuna.storages.journal.JournalFileBackend(f"{place}/{folder.name}.journal")
+        return optuna.storages.JournalStorage(journal)
+    except Exception as error:  # no server, no driver, no right to write: errors of many kinds
+        raise InputError(
+            f"--study-dir {place} cannot be used ({networks.first_line(error)}): give a folder, or "
+            "the URL of a database that runs and whose driver is installed"
+        ) from None
+
+
 def search(args, data, start):
     """Bits ω* and learning rate of the best trial, all trials for the result file, and the seconds
     of those that were there before.
@@ -460,16 +483,17 @@ def search(args, data, start):
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     begun = datetime.now()
     with locked(folder / "study.db"):
+        storage = storage_of(args, folder)
         first_here = FileLock(folder / "search.lock")
         try:
             first_here.acquire(timeout=0)
-            if args.restart:
-                (folder / "study.db").unlink(missing_ok=True)
+            if args.restart and name in optuna.get_all_study_names(storage):
+                optuna.delete_study(study_name=name, storage=storage)
         except Timeout:  # another process is at work on this study, which must stay
             pass
         study = optuna.create_study(
-            storage=f"sqlite:///{folder / 'study.db'}",
-            study_name="search",
+            storage=storage,
+            study_name=name,
             load_if_exists=True,
             direction=better,
             ## Successive halving: who is not in the best quarter of the trials so far after one

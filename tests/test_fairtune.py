@@ -347,7 +347,7 @@ def test_two_processes_share_a_search_and_one_dies(originals, tmp_path):
     assert draws == ["1", "2", "3", "4", "5", "0"] and stuck.startswith("trial 0 ")
     assert len(trials) == 6 and len({trial["params"]["lr"] for trial in trials}) == 6
     (path,) = tmp_path.rglob("study.db")
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{path}")
+    study = optuna.load_study(study_name=path.parent.name, storage=f"sqlite:///{path}")
     states = [trial.state.name for trial in study.get_trials()]
     assert states.count("FAIL") == 1 and len(states) == 7 and "RUNNING" not in states
 
@@ -390,3 +390,23 @@ def test_killed_runs_go_on_and_two_runs_share_the_trials(originals, tmp_path):
     for trial in range(3):
         assert sum(f"trial {trial} " in text for text in texts) == 1  # no trial is tried twice
     assert len(result(both)["search"]["trials"]) == 3
+
+
+def test_a_search_in_a_journal_is_the_same_search(originals, tmp_path):
+    shutil.copytree(originals / "csv", tmp_path / "pictures")
+    results = []
+    for name, more in (("file", []), ("journal", ["--study-dir", "journal"])):
+        run = Script("fairtune", *small("fairtune"), "--out", name, *more, cwd=tmp_path)
+        assert run.wait().returncode == 0
+        results.append(result(tmp_path / name))
+    assert results[0] == results[1]
+    assert len(list(tmp_path.rglob("study.db"))) == len(list(tmp_path.rglob("*.journal"))) == 1
+
+
+@pytest.mark.parametrize("place", ["labels.csv/journal", "no-such-database://here/study"])
+def test_a_place_that_cannot_hold_a_search(originals, tmp_path, place):
+    pictures = shutil.copytree(originals / "csv", tmp_path / "pictures")
+    place = place.replace("labels.csv", str(pictures / "labels.csv"))
+    done = Script("fairtune", *small("fairtune"), "--study-dir", place, cwd=tmp_path).wait()
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"fairtune.py: --study-dir {place} cannot be used")

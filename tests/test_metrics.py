@@ -710,6 +710,28 @@ def test_auroc_of_large_margins():
     np.testing.assert_allclose(odds, np.log(probs / (1 - probs)), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4, 50])
+def test_log_odds_are_those_of_all_other_classes_together(classes):
+    logits = 20 * np.random.default_rng(classes).normal(size=(100, classes))
+    others = [np.delete(logits, c, axis=1) for c in range(classes)]
+    expected = logits - scipy.special.logsumexp(others, axis=2).T
+    np.testing.assert_allclose(metrics.log_odds(logits), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_resamples_of_many_classes_are_counted_a_few_at_a_time():
+    """A table of counts is (G, C, C): of 1000 resamples with 1000 classes it would be 16 GB."""
+    rows, data = [], {"logits": np.zeros((9, 1000)), "num_groups": 2}
+
+    def measured(*, weights, **_):
+        rows.append(len(weights))
+        return {"row": weights[:, 0], "counts": None}
+
+    weights = np.arange(9000.0).reshape(1000, 9)
+    together = metrics.bootstrap(weights=weights, measured=measured, **data)
+    assert np.array_equal(together["row"], weights[:, 0])
+    assert max(rows) * 2 * 1000**2 < 1.1 * 2**24 and sum(rows) == 1000
+
+
 @pytest.mark.parametrize(
     "counts, expected",
     [

@@ -92,18 +92,18 @@ def test_decoding_is_timed_from_files_to_pixels(pictures, tmp_path):
 
 def test_costs_against_sizes():
     sizes = {"pictures": (400, 800), "size": (16, 32), "groups": (2, 3), "classes": (2, 4)}
+    sizes["mapped"] = (1500,)
     result = json.loads(json.dumps(speed.scaling(ckd.parse(SMALL), sizes)))
     assert [row["n"] for row in result["pictures"]] == [400, 800]
     assert [row["file_megabytes"] for row in result["pictures"]] == [1.2288, 2.4576]
     small, large = result["size"]
     assert large["activation_megabytes"] > 3 * small["activation_megabytes"] > 0
     assert [row["n"] for row in result["classes"]] == [2, 4]
-    assert all(
-        value > 0
-        for part in ("groups", "classes")
-        for row in result[part]
-        for value in row.values()
-    )
+    cells = [row for part in ("groups", "classes") for row in result[part]]
+    assert all(value > 0 for row in cells for value in row.values())
+    (row,) = result["mapped"]
+    assert row["file_megabytes"] == 1500 * 3 * 64**2 / 1e6
+    assert 0 < row["own_megabytes"] < row["all_megabytes"]
 
 
 def test_where_a_step_goes(capsys):
