@@ -738,7 +738,7 @@ def show(columns, class_names, group_names, difference=None):
                 style = ".1f" if n < len(models) else "+.1f"
                 texts = ["undefined" if v is None else f"{100 * v:{style}}" for v in values]
                 value, bounds = texts[0], ", ".join(texts[1:]).replace("+", "")
-                row.append(f"{value} [{bounds}]" if bounds else value)
+                row.append(f"{value} [{bounds}]" if bounds and value != "undefined" else value)
                 name = WORDS[key][0] + (f", {first}" if parts is not models else "")
                 if value == "undefined":
                     reasons.setdefault(UNDEFINED.get(key, "there is no sample"), {})[name] = None
@@ -772,9 +772,8 @@ def show(columns, class_names, group_names, difference=None):
     if masks:
         why = "half of the masks that it should find are empty, or all are equally large"
     advice = "--balance, more --epochs, or less weight on fairness"
-    for name, model in columns.items():
-        if model["collapsed"]:
-            notes.append(f"{name} has collapsed: {why}. Try {advice}")
+    if bad := [name for name, model in columns.items() if model["collapsed"]]:
+        notes.append(f"{' and '.join(bad)} collapsed: {why}. Try {advice}")
     notes += [verdict(columns, difference)] if difference else []
     return "\n".join(lines + [textwrap.fill(note, 80, subsequent_indent="  ") for note in notes])
 
@@ -802,7 +801,8 @@ def row_of(label, losses, validation, left):
     for name, value in losses.items():
         space += 1 + max(len(name.removeprefix("loss_")), 5)
         if space <= 80:
-            cells[name.removeprefix("loss_")] = f"{value:.3f}"
+            style = ".3f" if abs(value) < 10 else ".4g"
+            cells[name.removeprefix("loss_")] = f"{value:{style}}"
     cells |= {"val": ""} | values
     head, row = (
         " ".join(f"{texts[name]:>{3 if name == 'val' else max(len(name), 5)}}" for name in cells)

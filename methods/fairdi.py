@@ -99,8 +99,7 @@ def settings():
     add(
         "--describe", action=switch, default=False, help="only show the data, as table and pictures"
     )
-    tasks = "labels, or masks (toy, ham10000, csv)"
-    add("--task", default="classify", choices=["classify", "segment"], help=tasks)
+    add("--task", default="classify", choices=["classify", "segment"], help="labels, or masks")
     add("--image-size", type=number(8, 1024, int), help="pixels a side")
     add("--target", help="what is learnt: dx, Smiling ... (datasets/*.py)")
     add("--sensitive", help="what makes groups: sex+age, Male ... (see there)")
@@ -115,8 +114,8 @@ def settings():
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
-    add("--student", "--student-module", metavar="NETWORK", help="the small network")
     add("--teacher", "--teacher-module", metavar="NETWORK", help=kinds)
+    add("--student", "--student-module", metavar="NETWORK", help="the small network")
     add("--pretrained", action=switch, default=False, help="start both from published weights")
     add(
         "--weights",
@@ -128,26 +127,27 @@ def settings():
     add("--statistics", both=True, choices=networks.STATISTICS, help=those)
     add("--teacher-train", default="all", choices=["all", "head"], help="what is trained")
     ## A view is cropped and flipped anew in each epoch; the others are answered once for all.
-    sees = "of flips it answers the mean"
+    sees = "answers to these; flips: their mean"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--epochs", both=True, type=count, help="passes over the pictures")
+    add("--turns", action=switch, help="views in all 8 flips and turns")
+    add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
-    rate = "highest learning rate (of adamw 5e-4)"
-    add("--lr", both=True, type=number(1e-12), help=rate)
+    add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
+    add("--teacher-epochs", type=count, help="passes of the teacher")
+    add("--teacher-lr", type=number(1e-12), help="rate of the teacher")
     add(
         "--optimizer",
         both=True,
         default="sgd",
         choices=["sgd", "adamw"],
-        help="adamw where one starts from weights",
+        help="adamw suits given weights",
     )
     add("--weight-decay", type=weight, default=5e-4, help="of both networks (RepDistiller)")
     add("--alpha", type=share, default=0.9, help="α: weight of L_KD, CE has 1 - α (RepDistiller)")
     ## Beyond T = 1000 the softened outputs differ by less than float32 can tell.
     softer = "T: divides the logits (RepDistiller)"
     add("--temperature", type=number(1e-6, 1000), default=4.0, help=softer)
-    add("--turns", action=switch, help="views in all 8 flips and turns")
     add("--seed", type=number(0, 2**32 - 1, int), default=0, help="of weights, order and views")
     add = parser.group("running")
     add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")

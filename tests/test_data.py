@@ -545,8 +545,9 @@ def test_hashes_tell_names_sizes_and_splits_apart():
     assert len(set(hashes)) == 4
 
 
-def test_describe_counts_every_cell(pictures):
+def test_describe_counts_every_cell(pictures, monkeypatch):
     loaded = load("csv", pictures, 16)
+    monkeypatch.setenv("COLUMNS", "100")
     text, rows = loaded.describe(), read_table(pictures / "labels.csv")
     cells = {r["file"]: (r["group"], r["label"]) for r in rows}
     head, notes, subjects, split, flat, *lines = text.splitlines()
@@ -554,8 +555,8 @@ def test_describe_counts_every_cell(pictures):
     assert subjects.strip() == "subjects: 32 of the column 'subject' (see --subject)"
     assert split.strip() == "split: by subject; another with another --target or --sensitive"
     assert flat.strip().startswith("pictures of nearly one colour: 96: pictures/000.png, ")
-    parts = lines[0].removeprefix("pictures, share of the group").split()
-    heads = list(zip(parts, lines[1].split()))
+    parts = lines[0].removeprefix("pictures, share").split()
+    heads = list(zip(parts, lines[1].removeprefix("of the group").split()))
     assert heads == [(p, g) for p in ("train", "val", "test") for g in ("indoor", "outdoor")]
     told = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert list(told) == ["cat", "dog", "fox", "all"]
@@ -567,6 +568,14 @@ def test_describe_counts_every_cell(pictures):
             assert told[label][2 * n : 2 * n + 2] == [str(count), f"{count / total:.1%}"]
         assert told["all"][2 * n : 2 * n + 2] == [str(total), "100%"]
     assert len({len(line) for line in lines}) == 1  # columns stand below each other
+    monkeypatch.setenv("COLUMNS", str(len(lines[0]) - 1))  # too narrow: splits below each other
+    stacked = loaded.describe().splitlines()[5:]
+    assert len(stacked) == 3 * len(lines)
+    for n, part in enumerate(("train", "val", "test")):
+        head, groups, *rows = stacked[n * len(lines) : (n + 1) * len(lines)]
+        assert head.split()[2:] == [part, part] and groups.split()[3:] == ["indoor", "outdoor"]
+        for name, *numbers in map(str.split, rows):
+            assert numbers == told[name][4 * n : 4 * n + 4]
 
 
 def test_contact_sheet_shows_training_pictures_of_every_cell(pictures, tmp_path, capsys):
