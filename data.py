@@ -21,6 +21,7 @@ import math
 import os
 import re
 import shutil
+import textwrap
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,11 +106,9 @@ class Settings(argparse.ArgumentParser):
     """
 
     def __init__(self, about):
-        notes = (
-            "[]: the default; without one it depends on the data set. --x is undone by --no-x.\n"
-        )
+        notes = "[]: the default; without one, the data set has its own. --no-x undoes --x.\n"
         notes += "--[teacher-]x: --x is the student's, and --teacher-x is the teacher's."
-        first = f"{about.partition('. ')[0]}. Paper, equations and examples: --about"
+        first = about.partition(". ")[0]
         more = {"formatter_class": Help, "usage": argparse.SUPPRESS, "add_help": False}
         super().__init__(description=first, epilog=notes, **more)
 
@@ -354,13 +353,14 @@ def describe(title, classes, group_names, parts, notes):
             cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
             yield "  ".join([name.ljust(widths[0]), *cells])
 
-    lines = [title]
+    lines, width = [title], shutil.get_terminal_size().columns
     for what, note in notes.items():
         if isinstance(note, list) and note:  # of ids
             note = f"{len(note)}: {', '.join(note[:5])}{', ...' if note[5:] else ''}"
-        lines += [f"  {what}: {note}"] if note else []
+        style = {"width": width, "initial_indent": "  ", "subsequent_indent": "    "}
+        lines += textwrap.wrap(f"{what}: {note}", **style) if note else []
     whole = [*table(parts)]
-    if max(map(len, whole)) > shutil.get_terminal_size().columns:  # one split below the other
+    if max(map(len, whole)) > width:  # one split below the other
         whole = [line for name in parts for line in table({name: parts[name]})]
     return "\n".join(lines + whole)
 

@@ -722,13 +722,14 @@ def show(columns, class_names, group_names, difference=None):
     ends = MASK_ENDS if masks else ENDS if two else ENDS[:1]
     heads = [f"{k} (collapsed)" if model["collapsed"] else k for k, model in columns.items()]
     heads += [" - ".join([*columns][::-1])] if difference else []
-    cells, reasons = [["percent [95 %]", *heads]], {}
+    space = 15 if masks else 14  # for names, in all blocks but those of long names
+    cells, reasons = [["percent [95 %]".ljust(space), *heads]], {}
     for title, rows in blocks.items():
         block = []
         for (first, parts, key), end in itertools.product(rows, ends):
             if key + end not in parts[0]:
                 continue
-            row = [f"    {end[1:]}" if end else f"  {first}"]
+            row = [f"   {end[1:]}" if end else f" {first}"]
             shown = [
                 [part[key + end], *part.get("interval", {}).get(key + end, [])] for part in parts
             ]
@@ -747,9 +748,11 @@ def show(columns, class_names, group_names, difference=None):
             row += [""] * (len(heads) + 1 - len(row))
             if not (masks and end) or row[1:] != block[-1][1:]:
                 block.append(row)
+        longest = max((len(row[0]) for row in block), default=0)  # each block has its own
+        block = [[row[0].ljust(max(space, longest)), *row[1:]] for row in block]
         cells += [[title], *block] if block else []
-    widths = [max(map(len, column)) for column in zip(*(row for row in cells if len(row) > 1))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    widths = [max(map(len, column)) for column in zip(*(row[1:] for row in cells if row[1:]))]
+    lines = ["  ".join(map(str.ljust, row, [0, *widths])).rstrip() for row in cells]
     notes = ["↑ more is better, ↓ less is"]
     if masks:
         if any("standardised" in row[0] for row in cells):

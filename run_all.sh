@@ -8,9 +8,9 @@
 #                                            by sex and by age
 #     ... --source-dir DIR2                  FairTune first learns DIR2 (a csv
 #                                            folder), not drawn stars
-#     ... --seeds 5 --jobs 4                 seeds; runs at a time (default: cores)
+#     ... --seeds 5 --jobs 4                 seeds; runs at a time (usual: cores)
 #     ... --only ckd bird                    these scripts alone
-#     ... -- --epochs 3                      what stands after -- goes to every run
+#     ... -- --epochs 3                      what follows -- goes to every run
 #     bash run_all.sh --list                 only print the commands, one a line
 #     bash run_all.sh --help                 this
 #

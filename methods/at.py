@@ -146,8 +146,8 @@ def settings():
     # ----- the method's own -----------------------------------------------------------------------
     parser.set_defaults(alpha=0.0)  # compared without L_KD
     add("--attention-weight", type=weight, default=1e3, help="β: of L_AT (RepDistiller: 1000)")
-    add("--layers-student", help="such as layer3,layer4 (default: the ends of all stages)")
-    add("--layers-teacher", help="as many, in the same order (default: the ends of all stages)")
+    add("--layers-student", help="as layer3,layer4 [the ends of all stages]")
+    add("--layers-teacher", help="as many, in that order [the ends of all stages]")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 

@@ -160,14 +160,14 @@ def settings():
     ## where none is searched; a teacher's budget is that of pre-training.
     parser.set_defaults(student="vit_tiny", epochs=12, batch_size=64, lr=3e-4)
     parser.set_defaults(teacher_epochs=12, teacher_lr=0.05)
-    add("--mask", default="search", help="search, all, none, or a 0 or 1 for each part")
+    add("--mask", default="search", help="search, all, none, or 0 or 1 for each part")
     goals = ["loss_worst_group", "auroc_worst_group", "auroc_gap", "auroc"]
     add("--objective", default=goals[0], choices=goals, help="of the search, on validation")
-    trials = "of the search; 0 takes --mask and --lr as they are"
+    trials = "of the search; 0: --mask and --lr as they are"
     add("--trials", type=number(0, kind=int), default=20, help=trials)
-    first = "learnt first, without --pretrained and --weights (default: %(default)s)"
+    first = "learnt first, without given weights"
     add("--source", default="toy-source", choices=DATASETS, help=first)
-    add("--source-dir", help="folder of its files (default: data/NAME)")
+    add("--source-dir", metavar="DIR", help="of its files [data/NAME]")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 

@@ -145,8 +145,8 @@ def settings():
     # ----- the method's own -----------------------------------------------------------------------
     parser.set_defaults(alpha=0.0)  # compared without L_KD
     add("--hint-weight", type=weight, default=100.0, help="β: weight of L_hint (RepDistiller: 100)")
-    add("--hint-layer-student", help="layer that imitates, as layer2 (default: the middle stage)")
-    add("--hint-layer-teacher", help="layer imitated, as layer2 (default: the middle stage)")
+    add("--hint-layer-student", help="that imitates, as layer2 [the middle stage]")
+    add("--hint-layer-teacher", help="imitated, as layer2 [the middle stage]")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 

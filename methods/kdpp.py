@@ -150,7 +150,7 @@ def settings():
     # ----- the method's own -----------------------------------------------------------------------
     parser.set_defaults(alpha=0.5)  # published: CE and L_KD weigh the same (ResNet-56 to -20)
     add("--nd-weight", type=weight, default=1.0, help="w: weight of L_ND (published: 2, halved)")
-    add("--warmup-epochs", type=weight, help="E of L_KD's weight (default: a twelfth of --epochs)")
+    add("--warmup-epochs", type=weight, help="E of L_KD's weight [a twelfth of --epochs]")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 

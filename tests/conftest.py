@@ -269,9 +269,9 @@ def cells_of(text):
     found, block, row = {}, "", ""
     for line in text.splitlines():
         name, *cells = re.split("  +", line.strip())
-        if line.startswith("  ") and cells:
-            row = row if line.startswith("    ") else name.rstrip(" ↑↓")
-            found[block, row, name if line.startswith("    ") else ""] = cells
+        if line.startswith(" ") and cells:
+            row = row if line.startswith("   ") else name.rstrip(" ↑↓")
+            found[block, row, name if line.startswith("   ") else ""] = cells
         else:
             block = line.rstrip(" ↑↓")
     return found

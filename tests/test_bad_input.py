@@ -525,6 +525,7 @@ def test_the_counts_are_shown_before_a_split_is_refused(pictures, tmp_path, monk
     """And nothing has been decoded by then."""
     monkeypatch.chdir(tmp_path)
     divided(no_fox_in_validation)(pictures)
+    monkeypatch.setenv("COLUMNS", "150")
     message = outcome("--dataset", "csv", "--data-dir", pictures, *SMALL, "--describe")
     assert "'fox' has no picture in the val split of csv (train, val and test have " in message
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fox")]

@@ -4,6 +4,7 @@ import errno
 import functools
 import importlib
 import inspect
+import io
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from PIL import Image, ImageOps
 
 import data
 import datasets
-from data import Data, InputError, Split, batches, digest, load, locked, restore, save
+from data import Data, InputError, Split, batches, digest, load, locked, restore, save, with_bar
 from datasets import Table, decode
 
 
@@ -545,9 +546,30 @@ def test_hashes_tell_names_sizes_and_splits_apart():
     assert len(set(hashes)) == 4
 
 
+def test_a_bar_tells_what_is_left_of_everything(monkeypatch):
+    """On a terminal; elsewhere it prints nothing. In 80 columns."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream in (Terminal(), io.StringIO()):
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stderr", stream)
+            bar = with_bar(range(30), "student 3/4", 120, initial=60, smoothing=0, mininterval=0)
+            bar.initial, bar.start_t = 0, time.time() - 60  # half of it took a minute
+            assert list(bar) == list(range(30))
+        shown = [part for part in stream.getvalue().split("\r") if "left" in part]
+        if not stream.isatty():
+            assert not stream.getvalue()
+            continue
+        assert shown and max(map(len, shown)) < 80
+        assert shown[0].startswith("student 3/4  51%|") and shown[0].endswith("| 00:58 left")
+
+
 def test_describe_counts_every_cell(pictures, monkeypatch):
     loaded = load("csv", pictures, 16)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "150")
     text, rows = loaded.describe(), read_table(pictures / "labels.csv")
     cells = {r["file"]: (r["group"], r["label"]) for r in rows}
     head, notes, subjects, split, flat, *lines = text.splitlines()
@@ -569,7 +591,9 @@ def test_describe_counts_every_cell(pictures, monkeypatch):
         assert told["all"][2 * n : 2 * n + 2] == [str(total), "100%"]
     assert len({len(line) for line in lines}) == 1  # columns stand below each other
     monkeypatch.setenv("COLUMNS", str(len(lines[0]) - 1))  # too narrow: splits below each other
-    stacked = loaded.describe().splitlines()[5:]
+    told_anew = loaded.describe().splitlines()
+    assert max(map(len, told_anew)) < len(lines[0])
+    stacked = told_anew[-3 * len(lines) :]
     assert len(stacked) == 3 * len(lines)
     for n, part in enumerate(("train", "val", "test")):
         head, groups, *rows = stacked[n * len(lines) : (n + 1) * len(lines)]

@@ -140,6 +140,33 @@ def test_a_run_as_a_user_starts_it(name, kind, copies, tmp_path):
     assert_same(other, tmp_path / "runs")
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_two_screens_and_about_is_the_header(name, capsys, monkeypatch):
+    """Every setting stands in it, with its default; a switch once."""
+    module, texts = importlib.import_module(name), {}
+    monkeypatch.setenv("COLUMNS", "80")
+    for flag in ("--help", "-h", "--about"):
+        with pytest.raises(SystemExit) as end:
+            module.settings().parse_args([flag])
+        texts[flag], _ = capsys.readouterr()
+        assert end.value.code == 0
+    lines = texts["--help"].splitlines()
+    assert texts["-h"] == texts["--help"] and len(lines) <= 62 and max(map(len, lines)) <= 80
+    assert texts["--about"].split() == module.__doc__.split() and "--no-smoke" not in texts["-h"]
+    for title in ("data:", "networks:", "training:", "running:"):
+        assert title in lines
+    assert ("the method's own:" in lines) == (name != "ckd")
+    said = " ".join(texts["--help"].split())
+    for action in module.settings()._actions:
+        flag, default = action.option_strings[0], action.default
+        twin = f"--[teacher-]{flag.removeprefix('--').removeprefix('teacher-')}"
+        shown = next((f for f in (flag, twin) if f" {f} " in said), None)
+        assert shown or flag == "--help", flag
+        if isinstance(default, float | str) and default != "==SUPPRESS==":
+            own = said.partition(f" {shown} ")[2].partition(" --")[0]
+            assert f"[{default}]" in own, flag
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SCRIPTS)

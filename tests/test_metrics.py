@@ -656,7 +656,7 @@ def test_table():
     ):
         assert len(cells[name]) == 2
     for word, arrow in (("top-1", "↑"), ("worst group", "↑"), ("gap", "↓"), ("mean-DEO", "↓")):
-        assert f"\n  {word} {arrow}" in text
+        assert f"\n {word} {arrow}" in text
 
 
 def test_words_and_arrows_are_those_of_all_pages():

@@ -162,7 +162,7 @@ def test_a_gap_of_masks_has_no_sign_and_only_two_groups_have_a_difference():
         names = ["a", "b", "c"][: each["num_groups"]]
         text = metrics.show({"x": metrics.evaluate_masks(**each, areas=areas)}, "abc", names)
         assert ("difference: the second group minus the first" in text) == two
-        assert ("\n  difference " in text) == two and "\n  gap ↓" in text
+        assert ("\n difference " in text) == two and "\n gap ↓" in text
     assert out["dice_gap"] == pytest.approx(np.ptp(out["group_dice"]))
 
 
