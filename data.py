@@ -93,7 +93,8 @@ class Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action):
         words, default = action.help, action.default
-        words = f"{', '.join(action.choices)}: {words}" if action.choices else words
+        if action.choices and not action.metavar:
+            words = f"{', '.join(action.choices)}: {words}"
         default = " or ".join(map(str, default)) if isinstance(default, tuple) else default
         silent = action.nargs == 0 or default is None or default == argparse.SUPPRESS
         return words if silent else f"{words} [{default}]"

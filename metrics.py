@@ -739,6 +739,7 @@ def show(columns, class_names, group_names, difference=None):
                 style = ".1f" if n < len(models) else "+.1f"
                 texts = ["undefined" if v is None else f"{100 * v:{style}}" for v in values]
                 value, bounds = texts[0], ", ".join(texts[1:]).replace("+", "")
+                bounds = "undefined" if "undefined" in bounds else bounds
                 row.append(f"{value} [{bounds}]" if bounds and value != "undefined" else value)
                 name = WORDS[key][0] + (f", {first}" if parts is not models else "")
                 if value == "undefined":

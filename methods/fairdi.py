@@ -525,7 +525,7 @@ class Method(PlainTraining):
             points = "{difference:+.2%} [{low:+.2%}, {high:+.2%}]".format(**gained)
             numbers = {k: None if math.isnan(v) else v for k, v in gained.items()}
             gains.append({"group": name} | numbers)
-            print(f"teacher of {name}: val {what} {after:.1%}, was {before:.1%}; its gain {points}")
+            print(f"teacher of {name}: val {what} {after:.1%}, was {before:.1%}; gain {points}")
         self.heads.requires_grad_(False)
         shown = sum((gained["low"] or 0) > 0 for gained in gains)
         print(f"{shown} of {len(gains)} gains are above 0 (95 %) on pictures that chose teachers")

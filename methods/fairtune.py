@@ -166,7 +166,7 @@ def settings():
     trials = "of the search; 0: --mask and --lr as they are"
     add("--trials", type=number(0, kind=int), default=20, help=trials)
     first = "learnt first, without given weights"
-    add("--source", default="toy-source", choices=DATASETS, help=first)
+    add("--source", default="toy-source", choices=DATASETS, metavar="DATASET", help=first)
     add("--source-dir", metavar="DIR", help="of its files [data/NAME]")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
