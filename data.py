@@ -130,7 +130,7 @@ class Settings(argparse.ArgumentParser):
 
     def error(self, message):
         wrong = re.match(r"unrecognized arguments: (--[\w-]+)", message)
-        meant = near(wrong[1], self._option_string_actions) if wrong else ""
+        meant = near(wrong[1], self._option_string_actions).partition(",")[0] if wrong else ""
         meant = f" (did you mean {meant}?)" if meant else ""
         self.exit(2, f"{self.prog}: error: {message}{meant}; --help lists all settings\n")
 
