@@ -7,9 +7,10 @@ Order and augmentation depend on (seed, epoch) alone. So two methods with the sa
 views, and a run that was killed continues exactly, because there is no random state to lose.
 
 Each file in datasets/ says which files make one data set, and datasets/__init__.py how they are
-decoded.
+decoded. How the scripts read their command lines stands here, too, because all of them do it alike.
 """
 
+import argparse
 import contextlib
 import difflib
 import hashlib
@@ -19,6 +20,8 @@ import json
 import math
 import os
 import re
+import shutil
+import textwrap
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +31,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from tqdm import tqdm
 
 ## Each file in datasets/ is a data set, so whoever adds a file adds a name.
 FILES = Path(__file__).with_name("datasets").glob("[a-z]*.py")
@@ -53,6 +57,89 @@ def check_finite(values, where):
 def near(name, known, cutoff=0.6):
     """The names in `known` that are most like `name`, as text for an error message, or ""."""
     return ", ".join(difflib.get_close_matches(name, known, 3, cutoff))
+
+
+# ===== COMMAND LINES ==============================================================================
+
+
+def number(low, high=math.inf, kind=float):
+    """A type for argparse: an `int` or `float` from `low` to `high`, neither infinite nor NaN."""
+
+    def read(text):
+        value = kind(text)  # argparse explains the ValueError of a text that is no number
+        if not low <= value <= high or value == math.inf:
+            limits = f"from {low:g} to {high:g}".replace("to inf", "upwards")
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
+        return value
+
+    read.__name__ = "number" if kind is float else "whole number"
+    return read
+
+
+class Help(argparse.HelpFormatter):
+    """One line for most settings: the flag with its value, what it means, and [its default]."""
+
+    def __init__(self, prog):
+        super().__init__(prog, 2, 28, width=min(shutil.get_terminal_size().columns, 100))
+
+    def _fill_text(self, text, width, indent):
+        return text  # as it is written
+
+    def _format_action_invocation(self, action):
+        kind = "one of" if action.choices else getattr(action.type, "__name__", "text")
+        value = {"one of": "X", "number": "X", "whole number": "N", "text": "NAME"}[kind]
+        flag = action.option_strings[0].replace("--", "--[teacher-]" if action.both else "--")
+        return flag if action.nargs == 0 else f"{flag} {action.metavar or value}"
+
+    def _get_help_string(self, action):
+        words, default = action.help, action.default
+        if action.choices and not action.metavar:
+            words = f"{', '.join(action.choices)}: {words}"
+        default = " or ".join(map(str, default)) if isinstance(default, tuple) else default
+        silent = action.nargs == 0 or default is None or default == argparse.SUPPRESS
+        return words if silent else f"{words} [{default}]"
+
+
+class Settings(argparse.ArgumentParser):
+    """A parser with groups of settings, a short --help, and errors of one sentence.
+
+    about: a script's header, of which --help shows the first sentence, and --about all.
+    """
+
+    def __init__(self, about):
+        notes = "[]: the default; without one, the data set has its own. --no-x undoes --x.\n"
+        notes += "--[teacher-]x: --x is the student's, and --teacher-x is the teacher's."
+        first = about.partition(". ")[0]
+        more = {"formatter_class": Help, "usage": argparse.SUPPRESS, "add_help": False}
+        super().__init__(description=first, epilog=notes, **more)
+
+    def format_help(self):
+        return super().format_help().replace("\n\n", "\n")  # so that it fits two screens
+
+    def group(self, title):
+        """A function like add_argument, for settings of a group; both: the teacher has it, too."""
+        group = self.add_argument_group(title)
+
+        def add(flag, *others, both=False, **how):
+            group.add_argument(flag, *others, **how).both = both
+            if both:
+                how["help"] = argparse.SUPPRESS  # because one line shows both
+                self.add_argument(flag.replace("--", "--teacher-"), **how)
+
+        return add
+
+    def error(self, message):
+        wrong = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        meant = near(wrong[1], self._option_string_actions).partition(",")[0] if wrong else ""
+        meant = f" (did you mean {meant}?)" if meant else ""
+        self.exit(2, f"{self.prog}: error: {message}{meant}; --help lists all settings\n")
+
+
+def with_bar(work, label, total, **more):
+    """`work` itself, with a bar on a terminal where it takes more than a second."""
+    shape = "{desc} {percentage:3.0f}%|{bar}| {remaining} left"
+    bar = {"bar_format": shape, "ncols": 79, "delay": 1, "leave": False, "disable": None}
+    return tqdm(work, label, total, **bar, **more)
 
 
 # ===== FILES ======================================================================================
@@ -252,23 +339,31 @@ def describe(title, classes, group_names, parts, notes):
 
     parts: {split: (labels, groups)}, arrays (N,) of codes.
     """
-    columns = [["pictures, share of the group", "", *classes, "all"]]
-    for name, (labels, groups) in parts.items():
-        for g, group in enumerate(group_names):
-            counts = np.bincount(labels[groups == g], minlength=len(classes)).tolist()
-            total = sum(counts)
-            cells = [f"{n} {n / max(total, 1):6.1%}" for n in counts]
-            columns.append([name, group, *cells, f"{total}   100%"])
-    rows = columns if len(group_names) > len(classes) else list(zip(*columns))  # whichever is short
-    widths, lines = [max(map(len, column)) for column in zip(*rows)], [title]
+
+    def table(parts):
+        columns = [["pictures, share", "of the group", *classes, "all"]]
+        for name, (labels, groups) in parts.items():
+            for g, group in enumerate(group_names):
+                counts = np.bincount(labels[groups == g], minlength=len(classes)).tolist()
+                total = sum(counts)
+                cells = [f"{n} {n / max(total, 1):6.1%}" for n in counts]
+                columns.append([name, group, *cells, f"{total}   100%"])
+        rows = columns if len(group_names) > len(classes) else list(zip(*columns))  # the shorter
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for name, *cells in rows:  # names begin, and numbers end, below each other
+            cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+            yield "  ".join([name.ljust(widths[0]), *cells])
+
+    lines, width = [title], shutil.get_terminal_size().columns
     for what, note in notes.items():
         if isinstance(note, list) and note:  # of ids
             note = f"{len(note)}: {', '.join(note[:5])}{', ...' if note[5:] else ''}"
-        lines += [f"  {what}: {note}"] if note else []
-    for name, *cells in rows:  # names begin, and numbers end, below each other
-        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
-        lines.append("  ".join([name.ljust(widths[0]), *cells]))
-    return "\n".join(lines)
+        style = {"width": width, "initial_indent": "  ", "subsequent_indent": "    "}
+        lines += textwrap.wrap(f"{what}: {note}", **style) if note else []
+    whole = [*table(parts)]
+    if max(map(len, whole)) > width:  # one split below the other
+        whole = [line for name in parts for line in table({name: parts[name]})]
+    return "\n".join(lines + whole)
 
 
 @dataclass

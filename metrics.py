@@ -27,10 +27,12 @@ Masks (--task segment) have a section of their own, and every metric there is on
 """
 
 import argparse
+import datetime
 import itertools
 import json
 import signal
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -419,6 +421,14 @@ def has_collapsed(*, counts):
     return bool(never or one_answer or recall(counts=counts) < 1 / max(present.sum(), 2) + 0.05)
 
 
+def main_rule(shares):
+    """The end of the names of the metrics of decisions that count: corrected where a class is rare.
+
+    Rare is a class with under half of an equal share of what was trained on; shares (C,).
+    """
+    return ENDS[bool(min(shares) < 0.5 / len(shares))]
+
+
 def _add_intervals(out, within, draws, sizes):
     """Add to `out` the intervals of its metrics, and "groups", made of `within` {metric: (G,)}."""
     out["interval"] = {k: interval(draws=draws[k], point=out[k]) for k in out if draws}
@@ -446,6 +456,7 @@ def evaluate(
     clusters=None,
     replicates=1000,
     seed=0,
+    drawn=None,
 ):
     """One model on one split as a dict for JSON. labels, groups, clusters (N,), logits (N, C).
 
@@ -455,6 +466,9 @@ def evaluate(
     "counts"             the table (G, C, C); "counts_corrected", too
     "interval"           {metric: [low, high]}, 95 %; empty with replicates=0, which is fast
     "collapsed"          `has_collapsed` of the corrected decisions
+    "main_rule"          see there
+
+    drawn: a dict that gets the metrics of all resamples, (R,) or (R, G), for `differences`.
     """
     if np.shape(logits)[1:] != (num_classes,):
         raise ValueError(f"logits must be (N, {num_classes}), not {np.shape(logits)}.")
@@ -463,6 +477,8 @@ def evaluate(
     out = headline(**data)  # before the resamples, because it checks the arguments
     weights = bootstrap_weights(n=len(labels), replicates=replicates, seed=seed, clusters=clusters)
     draws = bootstrap(**data, weights=weights) if replicates else {}
+    if drawn is not None:
+        drawn.update(draws)
     tables = {end: out.pop(f"counts{end}") for end in ENDS}
     within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
     samples, of_class = tables[""].sum(-1), {}  # (G, C), the same in both tables
@@ -478,6 +494,7 @@ def evaluate(
     out |= {f"counts{end}": counts.astype(int) for end, counts in tables.items()}
     out["classes"] = [{k: v[c] for k, v in of_class.items()} for c in range(num_classes)]
     out["collapsed"] = has_collapsed(counts=tables["_corrected"])
+    out["main_rule"] = main_rule([1] if class_shares is None else class_shares)
     empty = np.argwhere(samples == 0)
     out["undefined"] = [f"group {g} has no sample of class {c}" for g, c in empty]
     if num_groups == 1:
@@ -573,6 +590,7 @@ def evaluate_masks(
     clusters=None,
     replicates=1000,
     seed=0,
+    drawn=None,
 ):
     """One model's masks of one split as a dict for JSON, as `evaluate`, with "pictures" (G, C)."""
     areas = np.asarray(areas)
@@ -581,6 +599,8 @@ def evaluate_masks(
     out = headline_masks(**data)
     weights = bootstrap_weights(n=len(areas), replicates=replicates, seed=seed, clusters=clusters)
     draws = bootstrap(**data, weights=weights, measured=headline_masks) if replicates else {}
+    if drawn is not None:
+        drawn.update(draws)
     within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
     size = np.zeros((num_groups, num_classes), int)
     np.add.at(size, (groups, labels), 1)
@@ -599,10 +619,40 @@ def evaluate_masks(
 
 
 # ----- show and time ------------------------------------------------------------------------------
-SHOWN = ["accuracy", "f1", "auroc", "auroc_worst_group", "auroc_gap", "es_auc"]
-SHOWN += ["mean_deo", "max_deo", "disparity"]
-SHOWN += ["dice", "dice_worst_group", "dice_gap", "dice_difference", "es_dice", "dice_sd"]
-SHOWN += ["iou", "es_iou", "failure", "failure_gap", "worst_cell"]  # `dice` and on: of masks
+## {block of the table: {metric: (its word, 1 if more is better, -1 if less is, 0 if neither)}}; the
+## words are those of all pages. Blocks from "fairness of Dice" on are of masks.
+BLOCKS = {
+    "utility": {
+        "accuracy": ("top-1", 1),
+        "f1": ("F1", 1),
+        "auroc": ("AUROC", 1),
+        "dice": ("Dice", 1),
+        "iou": ("IoU", 1),
+        "failure": ("failures", -1),
+    },
+    "fairness of AUROC": {
+        "auroc_worst_group": ("worst group", 1),
+        "auroc_gap": ("gap", -1),
+        "es_auc": ("ES-AUC", 1),
+    },
+    "fairness of decisions": {
+        "mean_deo": ("mean-DEO", -1),
+        "max_deo": ("max-DEO", -1),
+        "disparity": ("disparity", -1),
+    },
+    "fairness of Dice": {
+        "dice_worst_group": ("worst group", 1),
+        "dice_gap": ("gap", -1),
+        "dice_difference": ("difference", 0),
+        "es_dice": ("ES-Dice", 1),
+        "dice_sd": ("sd", -1),
+    },
+    "fairness of IoU and failures": {"es_iou": ("ES-IoU", 1), "failure_gap": ("gap", -1)},
+    "class x group": {"worst_cell": ("worst cell", 1), "worst_cell_train": ("in training", 1)},
+}
+WORDS = {key: word for block in BLOCKS.values() for key, word in block.items()}
+BRIEF = "auroc auroc_worst_group mean_deo dice dice_worst_group dice_gap".split()
+ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 ## Why a metric is undefined. Of others: there is no sample.
 UNDEFINED = {"auroc": "without samples of two classes there is no AUROC"}
 UNDEFINED["auroc_worst_group"] = UNDEFINED["auroc"]
@@ -613,67 +663,163 @@ UNDEFINED |= dict.fromkeys(
 
 
 def main_ones(evaluated):
-    """{metric: value} of what `evaluate` or `evaluate_masks` returned, of the metrics in SHOWN."""
-    return {name: evaluated[name] for name in SHOWN if name in evaluated}
+    """{metric: value} of what `evaluate` or `evaluate_masks` returned, of the metrics in BLOCKS."""
+    return {name: evaluated[name] for name in WORDS if name in evaluated}
 
 
-def show(columns, class_names, group_names):
+def differences(first, second):
+    """{metric: [second minus first, low, high]}, from the same resamples of subjects, for JSON.
+
+    first, second: each what `evaluate` or `evaluate_masks` returned, and what was `drawn` then.
+    """
+    (a, draws_a), (b, draws_b) = first, second
+    both = [k + end for k in WORDS for end in {*ENDS, *MASK_ENDS} if k + end in draws_a]
+    out = {}
+    for key in [key for key in both if None not in (a[key], b[key])]:
+        points = {"point_a": b[key], "point_b": a[key]}
+        found = paired_difference(**points, draws_a=draws_b[key], draws_b=draws_a[key])
+        out[key] = [*found.values()]
+    return _plain(out)
+
+
+def verdict(columns, difference):
+    """Which of two models is fairer, as far as test pictures can tell: a sentence."""
+    (a, first), (b, second) = columns.items()
+    ends = {"mean_deo": first.get("main_rule"), "dice_gap": "_standardised"}
+    key = next(key for key in ends if key in first)
+    word = f"{WORDS[key][0]} ({ends[key][1:]})" if ends[key] else WORDS[key][0]
+    known = [100 * v for v in difference.get(key + (ends[key] or ""), []) if v is not None]
+    a, b = ({"teacher": "its teacher", "student": "the student"}.get(n, n) for n in (a, b))
+    if first["collapsed"] or second["collapsed"] or len(known) < 3:
+        return f"Whether {b} is fairer than {a}, this run cannot tell."
+    point, low, high = known
+    if low <= 0 <= high:
+        return (
+            f"These test pictures cannot tell whether {b} is fairer than {a}: {word} differs by "
+            f"{point:+.1f} points [{low:.1f}, {high:.1f}], and the interval holds 0."
+        )
+    low, high = sorted((abs(low), abs(high)))
+    return (
+        f"On these test pictures, {b} is {'less fair' if point > 0 else 'fairer'} than {a} by "
+        f"{abs(point):.1f} points of {word} [{low:.1f}, {high:.1f}]; another training may differ."
+    )
+
+
+def show(columns, class_names, group_names, difference=None):
     """A table as text, in percent with 95 % intervals: a column for each model.
 
-    columns: {"teacher": evaluate(...), "student": ...}. The rows are the metrics in SHOWN, then
-    AUROC and accuracy of each group, then the signed disparity of each class; of masks the Dice.
-    Where both decisions differ, each metric of decisions has a second row; a metric of masks has
-    one where standardising changes it.
+    columns: {"teacher": evaluate(...), "student": ...}; difference: `differences` of two, for one
+    more column and the `verdict`. The blocks are those of BLOCKS, then AUROC and top-1 by group and
+    the signed disparity by class; of masks Dice and failures. Where both decisions differ, each
+    metric of decisions has a second row; a metric of masks has one where standardising changes it.
     """
     models, masks = [*columns.values()], "dice" in [*columns.values()][0]
-    rows = [(key, models, key) for key in SHOWN]  # first cell, the dicts that hold the value, key
+    blocks = {}  # {title: rows}, a row: its first cell, the dicts that hold the value, their key
+    for title, words in BLOCKS.items():
+        blocks[title] = [(w + ARROWS[sign], models, key) for key, (w, sign) in words.items()]
     for key in ("auroc", "accuracy", "dice", "failure"):
-        for g, name in enumerate(group_names):
-            rows.append((f"{key}, {name}", [model["groups"][g] for model in models], key))
-    for key, (c, name) in itertools.product(("disparity", "dice"), enumerate(class_names)):
-        rows.append((f"{key}, {name}", [model["classes"][c] for model in models], key))
+        parts = [[model["groups"][g] for model in models] for g in range(len(group_names))]
+        title = f"{WORDS[key][0]} by group{ARROWS[WORDS[key][1]]}"
+        blocks[title] = [(name, part, key) for name, part in zip(group_names, parts)]
+    minus = ", {1} minus {0}".format(*group_names) if len(group_names) == 2 else ""
+    for title, key in ((f"disparity by class{minus}", "disparity"), ("Dice by class ↑", "dice")):
+        parts = [[model["classes"][c] for model in models] for c in range(len(class_names))]
+        blocks[title] = [(name, part, key) for name, part in zip(class_names, parts)]
     two = any(model.get("counts") != model.get("counts_corrected") for model in models)
     ends = MASK_ENDS if masks else ENDS if two else ENDS[:1]
-    cells, reasons = [["percent", *columns]], {}
-    for (first, parts, key), end in itertools.product(rows, ends):
-        if key + end not in parts[0]:
-            continue
-        row = [first + end.replace("_", ", ")]
-        for part in parts:
-            values = [part[key + end], *part.get("interval", {}).get(key + end, [])]
-            value, *bounds = ["undefined" if v is None else f"{100 * v:.1f}" for v in values]
-            row.append(f"{value} [{', '.join(bounds)}]" if bounds else value)
-            if value == "undefined":
-                reasons.setdefault(UNDEFINED.get(key, "there is no sample"), {})[first] = None
-            elif "undefined" in bounds:
-                reasons.setdefault("half of the resamples have no value", {})[first] = None
-        if not (masks and end) or row[1:] != cells[-1][1:]:
-            cells.append(row)
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    if two:
-        lines.append("corrected: decisions by z - log π, π the shares of the classes in training")
+    heads = [f"{k} (collapsed)" if model["collapsed"] else k for k, model in columns.items()]
+    heads += [" - ".join([*columns][::-1])] if difference else []
+    space = 15 if masks else 14  # for names, in all blocks but those of long names
+    cells, reasons = [["percent [95 %]".ljust(space), *heads]], {}
+    for title, rows in blocks.items():
+        block = []
+        for (first, parts, key), end in itertools.product(rows, ends):
+            if key + end not in parts[0]:
+                continue
+            row = [f"   {end[1:]}" if end else f" {first}"]
+            shown = [
+                [part[key + end], *part.get("interval", {}).get(key + end, [])] for part in parts
+            ]
+            if difference and key + end in difference:
+                shown += [difference[key + end]] if parts is models else []
+            for n, values in enumerate(shown):
+                style = ".1f" if n < len(models) else "+.1f"
+                texts = ["undefined" if v is None else f"{100 * v:{style}}" for v in values]
+                value, bounds = texts[0], ", ".join(texts[1:]).replace("+", "")
+                bounds = "undefined" if "undefined" in bounds else bounds
+                row.append(f"{value} [{bounds}]" if bounds and value != "undefined" else value)
+                name = WORDS[key][0] + (f", {first}" if parts is not models else "")
+                if value == "undefined":
+                    reasons.setdefault(UNDEFINED.get(key, "there is no sample"), {})[name] = None
+                elif "undefined" in bounds:
+                    reasons.setdefault("half of the resamples have no value", {})[name] = None
+            row += [""] * (len(heads) + 1 - len(row))
+            if not (masks and end) or row[1:] != block[-1][1:]:
+                block.append(row)
+        longest = max((len(row[0]) for row in block), default=0)  # each block has its own
+        block = [[row[0].ljust(max(space, longest)), *row[1:]] for row in block]
+        cells += [[title], *block] if block else []
+    widths = [max(map(len, column)) for column in zip(*(row[1:] for row in cells if row[1:]))]
+    lines = ["  ".join(map(str.ljust, row, [0, *widths])).rstrip() for row in cells]
+    notes = ["↑ more is better, ↓ less is"]
     if masks:
         if any("standardised" in row[0] for row in cells):
-            lines.append("standardised: as if each class had the same share in every group")
+            notes.append("standardised: as if each class had the same share in every group")
         if "dice_difference" in models[0]:
-            lines.append("difference: the second group minus the first; gap: without its sign")
-        lines.append(f"failure: share of masks with a Dice below {FAILED:.0%}")
-        lines.append("sd: standard deviation of the groups")
-        lines.append("es: equity-scaled, divided by 1 + the sum of the groups' distances from it")
+            notes.append("difference: the second group minus the first; gap: without its sign")
+        notes.append(f"failures: share of masks with a Dice below {FAILED:.0%}")
+        notes.append("sd: standard deviation of the groups")
+        notes.append("ES: equity-scaled, divided by 1 + the sum of the groups' distances from it")
+    else:
+        notes.append("mean-DEO: recall of the best group minus that of the worst, mean of classes")
+    if two and not masks:
+        notes.append("corrected: decisions by z - log π, π the shares of the classes in training")
     for reason, names in reasons.items():
-        lines.append(f"undefined, because {reason}: {'; '.join(names)}")
+        notes.append(f"undefined, because {reason}: {'; '.join(names)}")
     sizes = models[0]["pictures"] if masks else np.sum(models[0]["counts"], axis=-1)
     for g, c in np.argwhere(np.array(sizes) == 0):
-        lines.append(f"no picture of {class_names[c]}, {group_names[g]}: means leave it out")
+        notes.append(f"no picture of {class_names[c]}, {group_names[g]}: means leave it out")
     why = "it gives up a class, gives a group one answer, or is about as good as chance"
     if masks:
         why = "half of the masks that it should find are empty, or all are equally large"
     advice = "--balance, more --epochs, or less weight on fairness"
-    for name, model in columns.items():
-        if model["collapsed"]:
-            lines.append(f"{name} has collapsed: {why}. Try {advice}")
-    return "\n".join(lines)
+    if bad := [name for name, model in columns.items() if model["collapsed"]]:
+        notes.append(f"{' and '.join(bad)} collapsed: {why}. Try {advice}")
+    notes += [verdict(columns, difference)] if difference else []
+    return "\n".join(lines + [textwrap.fill(note, 80, subsequent_indent="  ") for note in notes])
+
+
+def summary(result):
+    """The table of a run's teacher, if it has one, and of its student after the last epoch."""
+    tests, models = {}, {"teacher": result.get("teacher"), "student": result["last"]}
+    for name, model in [pair for pair in models.items() if pair[1]]:
+        cells = {end: model["train"].get(f"worst_cell{end}") for end in ENDS}
+        cells = {f"worst_cell_train{end}": v for end, v in cells.items() if v is not None}
+        tests[name] = model["test"] | cells
+    return show(tests, result["classes"], result["group_names"], result.get("difference"))
+
+
+def row_of(label, losses, validation, left):
+    """The line above the rows of epochs, and the row of one: in 80 columns, as many losses as fit.
+
+    losses, validation: {name: value}; left: seconds, to the end of all.
+    """
+    known = {WORDS[name][0]: validation[name] for name in BRIEF if name in validation}
+    values = {name: "-" if v is None else f"{100 * v:.1f}" for name, v in known.items()}
+    values["left"] = str(datetime.timedelta(seconds=round(left))).removeprefix("0:")
+    width, cells, space = max(13, len(label)), {}, 4  # of "val "
+    space += width + sum(1 + max(len(name), 5) for name in values)
+    for name, value in losses.items():
+        space += 1 + max(len(name.removeprefix("loss_")), 5)
+        if space <= 80:
+            style = ".3f" if abs(value) < 10 else ".4g"
+            cells[name.removeprefix("loss_")] = f"{value:{style}}"
+    cells |= {"val": ""} | values
+    head, row = (
+        " ".join(f"{texts[name]:>{3 if name == 'val' else max(len(name), 5)}}" for name in cells)
+        for texts in ({name: name for name in cells}, cells)
+    )
+    return f"{'':{width}} {head}", f"{label:{width}} {row}"
 
 
 def seconds_per_call(call, times):
@@ -786,19 +932,12 @@ def main():
             raise ValueError(f"{path} has other rows, classes or groups than {a}")
         if path != a and None in names[2]:
             print(f"{path}: there is no column file: its rows are those of {a} in the same order")
-        models[path] = evaluate(**data, num_classes=len(names[0]), clusters=subjects)
-        if others:  # the resamples of `evaluate` once more, to pair them
-            weights = bootstrap_weights(n=len(subjects), clusters=subjects)
-            draws[path] = bootstrap(**data, weights=weights)
-    print(show(models, *names[:2]))
-    for b in others:
-        print(f"\n{b} minus {a}, in percent, from the same resamples of subjects")
-        for key in main_ones(models[a]):
-            points = {"point_a": models[b][key], "point_b": models[a][key]}
-            if None not in points.values():
-                drawn = {"draws_a": draws[b][key], "draws_b": draws[a][key]}
-                values = [100 * v for v in paired_difference(**points, **drawn).values()]
-                print("{:18} {:+.1f} [{:+.1f}, {:+.1f}]".format(key, *values))
+        more = {"clusters": subjects, "drawn": draws.setdefault(path, {})}
+        models[path] = evaluate(**data, num_classes=len(names[0]), **more)
+    for b in others or [a]:
+        pair = {path: models[path] for path in (a, b)}
+        paired = differences(*((models[k], draws[k]) for k in pair)) if others else None
+        print(show(pair, *names[:2], paired))
 
 
 if __name__ == "__main__":

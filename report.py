@@ -853,6 +853,8 @@ def main():
     for name, text in texts.items():
         save(folder / name, text)
     print(f"wrote {', '.join(texts)} and {sum(map(len, captions.values()))} figures to {folder}")
+    if not committed:
+        print(results.brief(by_place))
     if source.resolve() == packed:
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         save(ROOT / "README.md", fill(readme, headline_table(by_place).markdown()))

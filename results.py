@@ -881,3 +881,20 @@ def what_both_have(runs, base, pooled=False):
         return f"{len(folds_of(both))} folds, {len(pool(both).ids):,} pictures"
     count = f"{next(iter(both.values()))['last']['test']['n']:,}"
     return f"{len(both)} seeds" if len(both) > 1 else f"1 seed, {count} pictures"
+
+
+def brief(by_place):
+    """The rows of all tables that have a name of their own, in a few columns: for the terminal."""
+    lines = []
+    for (dataset, place), rows in by_place.items():
+        end, own = main_rule(rows), {name: rows[name] for name in rows if name in NAMES.values()}
+        test = next(iter(next(iter(rows.values())).values()))["last"]["test"]
+        keys = {k: k + end if k + end in test else k for k in metrics.BRIEF if k in test}
+        heads = [metrics.WORDS[key][0] + metrics.ARROWS[metrics.WORDS[key][1]] for key in keys]
+        lines += ["", f"{said(dataset)} {place}".rstrip()]
+        lines.append(f"{'percent':36}" + "".join(f"{head:>14}" for head in heads))
+        for name, runs in own.items():
+            pooled = place.startswith("folds")
+            points = [point(runs, key, pooled=pooled) for key in keys.values()]
+            lines.append(f"{name + marks(runs):36}" + "".join(f"{value:14.1f}" for value in points))
+    return "\n".join(lines)

@@ -1,18 +1,24 @@
 #!/usr/bin/env bash
 # Every run behind every table and figure, then the tables and figures.
 #
-#     bash run_all.sh                                  the toy, three seeds, labels and masks
-#     bash run_all.sh --quick                          one seed, six epochs, fewer runs
-#     bash run_all.sh --dataset NAME --data-dir DIR    real pictures; ham10000: five folds, sex and age
-#     ... --task segment                               masks alone (toy, ham10000, csv), or --task classify
-#     ... --source-dir DIR2                            FairTune first learns DIR2 (a csv folder), not drawn stars
-#     ... --seeds 5 --jobs 4 --only ckd bird           seeds, runs at a time (default: cores), scripts
-#     ... -- --epochs 3                                what stands after -- goes to every run
-#     bash run_all.sh --list                           only print the commands, one a line, for any order
+#     bash run_all.sh                        the toy, three seeds: labels and masks
+#     bash run_all.sh --quick                one seed, six epochs, fewer runs
+#     bash run_all.sh --dataset NAME --data-dir DIR
+#                                            real pictures; ham10000: five folds,
+#                                            by sex and by age
+#     ... --task segment                     masks alone; or classify: labels alone
+#     ... --source-dir DIR2                  FairTune first learns DIR2 (a csv
+#                                            folder), not drawn stars
+#     ... --seeds 5 --jobs 4                 seeds; runs at a time (usual: cores)
+#     ... --only ckd bird                    these scripts alone
+#     ... -- --epochs 3                      what follows -- goes to every run
+#     bash run_all.sh --list                 only print the commands, one a line
+#     bash run_all.sh --help                 this
 #
-# A killed run goes on from its last epoch, a failed one stops no other and is named at the end. Commands
-# that have ended well stand in runs/finished and are skipped; what a run prints goes to runs/logs/. Each
-# has one thread: two runs on two cores are faster, and the number of threads changes the last digits.
+# A killed run goes on from its last epoch, a failed one stops no other and is
+# named at the end. Commands that have ended well stand in runs/finished and are
+# skipped; what a run prints goes to runs/logs/. Each has one thread: two runs on
+# two cores are faster, and the number of threads changes the last digits.
 
 every() {  # each WHEN (always; in a quick run; in a full run, or one of a data set) SCRIPT SETTINGS
     [ "$task" = segment ] || labels
@@ -71,12 +77,13 @@ each() {  # print the command for every part of the data and every seed
 }
 commands() { every | awk '!seen[$0]++'; }
 unfinished() { commands | grep -vxFf runs/finished; }
-run() {  # run a command and say how it ended
+run() {  # run a command, say that it runs and how it ended
+    echo "running: ${1#*methods/}"
     local log=runs/logs/$(printf %s "${1#*methods/}" | tr -c 'A-Za-z0-9._=-' _ | cut -c 1-150).log
     bash -c "$1" </dev/null >"$log" 2>&1 && echo "$1" >>runs/finished && echo "done: $1" && return
     echo "FAILED ($(tail -n 1 "$log")): $1"
 }
-fail() { echo "run_all.sh: $1; see the top of this file" >&2; exit 2; }
+fail() { echo "run_all.sh: $1; see bash run_all.sh --help" >&2; exit 2; }
 
 cd "$(dirname "$0")" && export -f run || exit 1
 jobs=$(getconf _NPROCESSORS_ONLN) dataset=toy parts=('') usual=3 seeds='' quick='' list='' task=''
@@ -84,6 +91,7 @@ only='' data='' data_dir='' source_dir='' extra=''
 while [ $# -gt 0 ]; do case $1 in
     --quick) quick=quick usual=1 extra=' --epochs 6' ;;
     --list) list=yes ;;
+    -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit ;;
     --only) while [[ $# -gt 1 && $2 != --* ]]; do only+=" ${2%.py}" && shift; done ;;
     --) [ $# = 1 ] || extra+=$(printf ' %q' "${@:2}"); break ;;
     --seeds | --jobs | --dataset | --data-dir | --source-dir | --task)

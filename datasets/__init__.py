@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from data import (
     InputError,
@@ -38,6 +37,7 @@ from data import (
     replacing,
     restore,
     save,
+    with_bar,
 )
 from datasets._tables import is_number
 
@@ -321,7 +321,7 @@ def decode_into(path, table, views, shape, skip_bad, masks):
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = pool.map(decode_one, range(len(images)))
-            list(tqdm(decoded, "decoding", len(images), leave=False, disable=None))
+            list(with_bar(decoded, f"reading {what}", len(images)))
             if ranges:  # one white for all: a bright pixel must not make one picture darker
                 grey = white, _ = np.max([*ranges.values()], axis=0).tolist()
                 darker = [n for n, f in enumerate(table.files) if ranges.get(f, grey)[0] < white]

@@ -77,102 +77,85 @@ from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C during the seconds of the next imports shall be silent
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    print("loading PyTorch ...", flush=True)
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 import metrics
 import networks
-from data import DATASETS, InputError, batches, check_finite, class_shares, defaults, digest
-from data import files_of, load, locked, made_once, manual, name_codes, put_back, restore, save
+from data import DATASETS, InputError, Settings, batches, check_finite, class_shares, defaults
+from data import digest, files_of, load, locked, made_once, manual, name_codes, number, put_back
+from data import restore, save, with_bar
 from networks import Network
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
 
 
-def number(low, high=math.inf, kind=float):
-    """A type for argparse: an `int` or `float` from `low` to `high`, neither infinite nor NaN."""
-
-    def read(text):
-        value = kind(text)  # argparse explains the ValueError of a text that is no number
-        if not low <= value <= high or value == math.inf:
-            limits = f"from {low:g} to {high:g}".replace("to inf", "upwards")
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
-        return value
-
-    read.__name__ = "number" if kind is float else "whole number"
-    return read
-
-
 def settings():
     """The command line. A setting without a default gets the data set's own in `parse`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [--setting value ...], explained by %(prog)s --help",
-    )
-    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    parser, switch = Settings(about=__doc__), argparse.BooleanOptionalAction
     share, count, weight = number(0, 1), number(1, kind=int), number(0)
-    add("--dataset", default="toy", choices=DATASETS, help="the toy is drawn, others are read")
-    add("--data-dir", help="folder of the data set's files (default: data/NAME); csv: or a table")
+    add = parser.group("data")
+    add("--dataset", default="toy", choices=DATASETS, help="the toy is drawn")
+    add("--data-dir", metavar="DIR", help="of the data set's files [data/NAME]; csv: or a table")
     add("--download", action=switch, default=False, help="fetch files where their owner allows it")
     add("--skip-bad", action=switch, default=False, help="leave out what is missing or broken")
-    add("--describe", action=switch, default=False, help="only show the data: table, contact sheet")
-    tasks = "learn a label for each picture, or for each pixel: a mask (toy, ham10000, csv)"
-    add("--task", default="classify", choices=["classify", "segment"], help=tasks)
-    add("--image-size", type=number(8, 1024, int), help="pixels a side (default: by data set)")
-    add("--target", help="what is learnt, such as dx or Smiling (choices: datasets/NAME.py)")
-    add("--sensitive", help="what makes a group, such as sex+age or Male (see datasets/NAME.py)")
+    add("--describe", action=switch, default=False, help="only show the data: table, pictures")
+    add("--task", default="classify", choices=["classify", "segment"], help="labels, or masks")
+    add("--image-size", type=number(8, 1024, int), help="pixels a side")
+    add("--target", help="what is learnt: dx, Smiling ... (datasets/*.py)")
+    add("--sensitive", help="what makes groups: sex+age, Male ... (see there)")
     ## Without any default these are no settings of a data set that does not know them.
-    add("--subject", default=argparse.SUPPRESS, help="csv: column of patients (default: by name)")
-    add("--file-column", default=argparse.SUPPRESS, help="csv: column of files (default: file)")
-    add("--skew", type=share, help="cifar10s: share of a class in its usual style (default: 0.95)")
-    add("--fold", type=number(0, 4, int), help="part of five to test on (default: no folds)")
+    add("--subject", default=argparse.SUPPRESS, help="csv: column of patients [found by its name]")
+    add("--file-column", default=argparse.SUPPRESS, help="csv: column of files [file]")
+    add("--skew", type=share, help="cifar10s: share of the usual style [0.95]")
+    add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
-    add("--balance", action=switch, default=False, help="show the student all cells equally often")
-    kinds = "torchvision's name, timm:NAME, flava, convnet<width>, unet<width>, transunet<width>, "
-    kinds += "FILE.py:FUNCTION (default: by data set); NAME@224 sees pictures of 224 pixels"
+    add("--balance", action=switch, default=False, help="show class x group cells equally often")
+    add = parser.group("networks")
+    kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
+    kinds += "transunet8; NAME@224 sees 224 pixels"
     add("--teacher", "--teacher-module", metavar="NETWORK", help=kinds)
-    add("--student", "--student-module", metavar="NETWORK", help=kinds)
-    fetched = "start both from torchvision's or timm's weights, where no file is given"
-    add("--pretrained", action=switch, default=False, help=fetched)
-    add("--weights", metavar="FILE", help="the student's first weights: .pt, .pth, .safetensors")
-    add("--teacher-weights", metavar="FILE", help="the teacher's first weights")
-    those = "how pixels were normalised where these weights come from; half: mean and deviation "
-    those += "0.5; data: as the training pictures here (default: as is usual for the network)"
-    add("--statistics", choices=networks.STATISTICS, help=those)
-    add("--teacher-statistics", choices=networks.STATISTICS, help="the same for the teacher")
-    add("--teacher-train", default="all", choices=["all", "head"], help="or its last layer alone")
-    sees = "what the teacher is shown: the student's view, the picture as it is, or all its flips "
-    sees += "(and turns), whose mean is its answer; the last two once for all epochs"
+    add("--student", "--student-module", metavar="NETWORK", help="the small network")
+    add("--pretrained", action=switch, default=False, help="start both from published weights")
+    start = "to start from: .pt, .pth, .safetensors [random]"
+    add("--weights", both=True, metavar="FILE", help=start)
+    those = "of pixels for these weights [usual]"
+    add("--statistics", both=True, choices=networks.STATISTICS, help=those)
+    add("--teacher-train", default="all", choices=["all", "head"], help="what is trained")
+    ## A view is cropped and flipped anew in each epoch; the others are answered once for all.
+    sees = "answers to these; flips: their mean"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
-    add("--turns", action=switch, help="views in all 8 flips and turns (default: by data set)")
-    add("--epochs", type=count, help="passes over the pictures (default: by data set)")
-    add("--batch-size", type=number(2, kind=int), help="pictures (default: by data set)")
-    rate = "highest learning rate (default: by data set; of adamw 5e-4)"
-    add("--lr", type=number(1e-12), help=rate)
-    add("--teacher-epochs", type=count, help="the teacher's passes (default: by data set)")
-    add("--teacher-lr", type=number(1e-12), help="the teacher's rate (default: by data set)")
-    ways = "sgd with momentum 0.9; adamw is sooner done with networks that start from weights"
-    add("--optimizer", default="sgd", choices=["sgd", "adamw"], help=ways)
-    add("--teacher-optimizer", default="sgd", choices=["sgd", "adamw"], help="the teacher's")
-    add("--weight-decay", type=weight, default=5e-4, help="of both (RepDistiller: 5e-4)")
+    add = parser.group("training")
+    add("--turns", action=switch, help="views in all 8 flips and turns")
+    add("--epochs", type=count, help="passes over the pictures")
+    add("--batch-size", type=number(2, kind=int), help="pictures in a step")
+    add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
+    add("--teacher-epochs", type=count, help="passes of the teacher")
+    add("--teacher-lr", type=number(1e-12), help="rate of the teacher")
+    ways = ["sgd", "adamw"]
+    add("--optimizer", both=True, default="sgd", choices=ways, help="adamw suits given weights")
+    add("--weight-decay", type=weight, default=5e-4, help="of both networks (RepDistiller)")
     add("--alpha", type=share, default=0.9, help="α: weight of L_KD, CE has 1 - α (RepDistiller)")
     ## Beyond T = 1000 the softened outputs differ by less than float32 can tell.
-    softer = "T: divides the logits (RepDistiller: 4)"
+    softer = "T: divides the logits (RepDistiller)"
     add("--temperature", type=number(1e-6, 1000), default=4.0, help=softer)
     add("--seed", type=number(0, 2**32 - 1, int), default=0, help="of weights, order and views")
-    add("--device", default="auto", help="cpu, cuda or auto: cuda where there is one")
-    add("--precision", default="float32", choices=["float32", "bf16"], help="inside the networks")
+    add = parser.group("running")
+    add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
+    add("--out", default="runs", metavar="DIR", help="for all that a run leaves behind")
+    add("--restart", action=switch, default=False, help="make this run anew; its teacher stays")
+    add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")
+    add("--precision", default="float32", choices=["float32", "bf16"], help="in the networks")
     add("--compile", action=switch, default=False, help="make networks faster on GPUs")
     add("--live-teacher", action=switch, default=False, help="keep no answers of the teacher")
-    add("--log", choices=["tensorboard"], help="write losses and metrics of the student, too")
-    add("--out", default="runs", help="folder for all that a run leaves behind")
-    add("--restart", action=switch, default=False, help="make this run anew; its teacher stays")
-    add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
+    add("--log", choices=["tensorboard"], help="writes the losses, too [no]")
+    add("--about", action="version", version=__doc__, help="show paper, equations, examples")
+    add("--help", "-h", action="help", help=argparse.SUPPRESS)
+    add = parser.group("the method's own")
     # ----- the method's own -----------------------------------------------------------------------
     add("--feature-weight", type=weight, default=10.0, help="γ: weight of the gated features")
     add("--fair-weight", type=weight, default=0.1, help="μ: weight of the soft mean-DEO, R")
@@ -455,7 +438,9 @@ def outputs(network, split, folder=None):
     network.eval()
 
     def ask():
-        return torch.cat([network(batch.images)[0] for batch in batches(split, 256)])
+        number = math.ceil(len(split) / 256)
+        views = with_bar(batches(split, 256), f"{network.name} answers", number)
+        return torch.cat([network(batch.images)[0] for batch in views])
 
     if folder:
         body = {k: v for k, v in network.state_dict().items() if not k.startswith("head.")}
@@ -476,28 +461,28 @@ def areas(logits, masks):
     return torch.stack([said.sum(1), true.sum(1), (said & true).sum(1)], dim=1).int()
 
 
-def measure(model, data, part, shares=None, replicates=0, folder=None):
+def measure(model, data, part, shares=None, replicates=0, folder=None, drawn=None):
     """Logits (N, C) of `model` on data[part], and every metric of metrics.py.
 
     Of masks, not logits are returned, but what all their metrics need: see `areas`.
 
     shares    (C,) of the classes among what the model was trained on, for corrected decisions
     folder    of a teacher's features, see `outputs`
+    drawn     a dict for the metrics of all resamples
     """
+    more = {"replicates": replicates, "drawn": drawn} | data.truth(part)
     if model.segment:
         model.eval()
         with torch.no_grad():
             found = [areas(model(b.images)[1], b.labels) for b in batches(data[part], 256)]
         found = torch.cat(found).cpu().numpy()  # (N, 3)
-        truth = data.truth(part)
-        return found, metrics.evaluate_masks(**truth, areas=found, replicates=replicates)
+        return found, metrics.evaluate_masks(**more, areas=found)
     _, logits = outputs(model, data[part], folder)
     ## Logits are stored as float16, whose rounding is finer than any of our intervals. They are
     ## rounded before anything is computed, so that the stored ones give the same numbers again.
     check_finite({"the largest logit": float(abs(logits).max())}, f"{model.name} on {part}")
     logits = logits.clamp(-65504, 65504).half().float().cpu().numpy()  # float16 ends there
-    truth = data.truth(part) | {"class_shares": shares}
-    return logits, metrics.evaluate(**truth, logits=logits, replicates=replicates)
+    return logits, metrics.evaluate(**more, logits=logits, class_shares=shares)
 
 
 ## Which epoch counts? Three rules, fixed in advance, all reported: the last ("last"), the one with
@@ -519,10 +504,11 @@ def training_views(args, split, epoch):
     return batches(split, args.batch_size, args.seed, epoch, **more)
 
 
-def fit(args, data, method, label, checkpoint=None, rules=None):
+def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     """Train method.student for args.epochs, from the epoch on that the file `checkpoint` holds.
 
-    Returns its states by rule, the log (a dict for each epoch) and the seconds of each epoch.
+    later: of how many epochs' length is what then follows; a test is of about two. Returns states
+    by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
     log, states, best, seconds = [], {}, {}, []
     rules = RULES[args.task] if rules is None else rules
@@ -543,14 +529,18 @@ def fit(args, data, method, label, checkpoint=None, rules=None):
         state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         return {"epoch": epoch, **state}
 
-    for epoch in range(len(log), args.epochs):
+    begun = len(log)
+    for epoch in range(begun, args.epochs):
         start, sums = time.time(), {}
         teacher = method.teacher
         answers = teacher.begin_epoch(args, method.split, epoch) if teacher else None
         torch.manual_seed(args.seed * 100_003 + epoch)  # dropout, too, depends on (seed, epoch)
         model.train()
         views = training_views(args, method.split, epoch)
-        for batch in tqdm(views, label, steps, leave=False, disable=None):
+        now, whole = f"{label} {epoch + 1}/{args.epochs}", steps * (args.epochs + later)
+        bar = with_bar(views, now, whole, initial=steps * epoch, smoothing=0)
+        bar.initial, bar.start_t = 0, start - sum(seconds)  # what is left is told by all epochs
+        for batch in bar:
             if answers:
                 rows = slice(batch.step * size, (batch.step + 1) * size)
                 rows = rows if args.teacher_sees == "view" else batch.index
@@ -564,7 +554,6 @@ def fit(args, data, method, label, checkpoint=None, rules=None):
             for name, loss in method.step(batch).items():
                 sums[name] = sums.get(name, 0) + loss.detach()  # .item() would stop the device
         losses = {name: float(total) / steps for name, total in sums.items()}
-        rate = steps * size / (time.time() - start)
         check_finite(losses, f"epoch {epoch + 1} of the {label} (the last checkpoint is kept)")
         _, validation = measure(model, data, "val", method.class_shares())
         method.end_epoch(epoch, validation)
@@ -580,12 +569,9 @@ def fit(args, data, method, label, checkpoint=None, rules=None):
                 if value is not None:
                     writer.add_scalar(name, value, epoch + 1)
             writer.flush()  # a run that is killed goes on after this epoch
-        shown = "auroc auroc_worst_group mean_deo dice dice_worst_group dice_gap".split()
-        shown = {name: kept[name] for name in shown if name in kept}
-        words = [f"{k} {math.nan if v is None else v:.3f}" for k, v in (losses | shown).items()]
-        left = (args.epochs - epoch - 1) * seconds[-1]
-        words.append(f"{rate:.0f} images/s, {left // 60:.0f}:{left % 60:02.0f} left")
-        print(f"{label} {epoch + 1}/{args.epochs}:", ", ".join(words), flush=True)
+        left = (args.epochs + later - epoch - 1) * np.mean(seconds)
+        head, row = metrics.row_of(now, losses, kept, left)
+        print(*([head] if epoch == begun else []), row, sep="\n", flush=True)
         if checkpoint:
             parts = {name: part.state_dict() for name, part in method.saved.items()}
             progress = {"log": log, "states": states, "best": best, "seconds": seconds}
@@ -653,7 +639,8 @@ class Teacher:
 
         def ask():
             ## Batch by batch, so that they are bit by bit what each step would compute.
-            views = training_views(args, split, epoch)
+            steps = len(split) // args.batch_size
+            views = with_bar(training_views(args, split, epoch), "the teacher's answers", steps)
             feats, logits = zip(*(self(batch) for batch in views))
             return torch.cat(feats), torch.cat(logits)
 
@@ -729,12 +716,12 @@ def get_teacher(args, data):
             return {"state": network.state_dict(), "log": [], "seconds": time.time() - start}
         plain = argparse.Namespace(**recipe, device=args.device, balance=False)
         method, checkpoint = PlainTraining(plain, data, network), folder / "checkpoint.pt"
-        states, log, seconds = fit(plain, data, method, "teacher", checkpoint, rules={})
+        states, log, seconds = fit(plain, data, method, "teacher", checkpoint, {}, args.epochs + 2)
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}
 
     trained = made_once(folder / "teacher.pt", train, keys=("state", "seconds"))
     put_back(network, trained["state"], folder)
-    print(f"the teacher, {args.teacher}, is ready in {folder}")
+    print(f"the teacher, {args.teacher}, is ready in\n    {folder}")
     network.ways = ways
     return Teacher(network, kept), trained["seconds"]
 
@@ -760,6 +747,7 @@ def main():
         raise InputError(f"--log {args.log} needs the package {args.log}: install it")
     names, files = (args.teacher, args.student), (args.teacher_weights, args.weights)
     networks.refuse_unknown(names, files, args.task == "segment")
+    print(f"reading {args.dataset} ...", flush=True)
     data = load_pictures(args)
     settle(args, len(data.outputs))
     print(data.describe())
@@ -785,14 +773,8 @@ def main():
     else:
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
-    result = restore(path, keys=("last", "classes", "group_names"))
-    models = {"teacher": result.get("teacher"), "student": result["last"]}
-    models = {name: model for name, model in models.items() if model}
-    columns = {name: model["test"] for name, model in models.items()}
-    print(metrics.show(columns, result["classes"], result["group_names"]))
-    what, key = ("Dice", "") if args.task == "segment" else ("corrected recall", "_corrected")
-    fitted = [f"{name} {m['train'][f'worst_cell{key}']:.1%}" for name, m in models.items()]
-    print(f"{what} of the worst class x group cell of the training pictures:", ", ".join(fitted))
+    print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
+    print(f"\nnext: python predict.py {folder} PICTURE", "python report.py", sep="\n      ")
 
 
 def train_and_test(args, data, folder, about):
@@ -812,7 +794,8 @@ def train_and_test(args, data, folder, about):
         states, log, seconds = fit(args, data, method, "student", folder / "checkpoint.pt")
 
         ## The test split is touched here, once, when nothing is left to choose.
-        result, logits, test, val = {}, {}, data["test"], data["val"]
+        print("testing ...", flush=True)
+        drawn, result, logits, test, val = {}, {}, {}, data["test"], data["val"]
         tested = {"teacher": teacher.network} if teacher else {}
         seen, taught = method.class_shares(), class_shares(data["train"], len(data.classes))
         measured = {}  # two rules often choose the same epoch, which is measured once
@@ -822,14 +805,15 @@ def train_and_test(args, data, folder, about):
             twin = measured.setdefault(digest(network.state_dict()), name)
             if twin != name:
                 result[name] = result[twin] | {"epoch": states.get(name, {}).get("epoch")}
+                drawn[name] = drawn[twin]
                 logits |= {f"{name}{end}": logits[f"{twin}{end}"] for end in ("", "_val")}
                 continue
             shares = taught if name == "teacher" else seen
             kept = teacher.folder if name == "teacher" else None
             _, on_train = measure(network, data, "train", shares, 0, kept)
             logits[f"{name}_val"], on_val = measure(network, data, "val", shares, 0, kept)
-            draws = 100 if args.smoke else 1000
-            logits[name], on_test = measure(network, data, "test", shares, draws, kept)
+            draws, drawn[name] = 100 if args.smoke else 1000, {}
+            logits[name], on_test = measure(network, data, "test", shares, draws, kept, drawn[name])
             tensors = network.state_dict().values()
             result[name] = {
                 "epoch": states.get(name, {}).get("epoch"),
@@ -843,6 +827,9 @@ def train_and_test(args, data, folder, about):
                 "test": on_test,
             }
 
+        if teacher:  # how the student differs from its teacher
+            pair = [(result[name]["test"], drawn[name]) for name in ("teacher", "last")]
+            result["difference"] = metrics.differences(*pair)
         gpu = torch.cuda.get_device_name(args.device) if "cuda" in args.device else None
         times = {
             "total": time.time() - start,

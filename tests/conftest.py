@@ -8,6 +8,7 @@ import copy
 import csv
 import functools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +262,19 @@ def arguments(module, *flags):
     """A script's settings in smoke mode on the CPU, for the toy's six classes, or its masks."""
     args = module.parse(["--smoke", "--device", "cpu", *flags])
     return module.settle(args, 2 if args.task == "segment" else 6)
+
+
+def cells_of(text):
+    """{(block, row, rule): [cells]} of a table of metrics.show; rule: "" or its word."""
+    found, block, row = {}, "", ""
+    for line in text.splitlines():
+        name, *cells = re.split("  +", line.strip())
+        if line.startswith(" ") and cells:
+            row = row if line.startswith("   ") else name.rstrip(" ↑↓")
+            found[block, row, name if line.startswith("   ") else ""] = cells
+        else:
+            block = line.rstrip(" ↑↓")
+    return found
 
 
 def random(*shape, seed=0):

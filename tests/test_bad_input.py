@@ -525,6 +525,7 @@ def test_the_counts_are_shown_before_a_split_is_refused(pictures, tmp_path, monk
     """And nothing has been decoded by then."""
     monkeypatch.chdir(tmp_path)
     divided(no_fox_in_validation)(pictures)
+    monkeypatch.setenv("COLUMNS", "150")
     message = outcome("--dataset", "csv", "--data-dir", pictures, *SMALL, "--describe")
     assert "'fox' has no picture in the val split of csv (train, val and test have " in message
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fox")]
@@ -597,15 +598,15 @@ def test_a_wrong_student_is_refused_by_every_script_before_anything_is_trained(
     assert not list(tmp_path.rglob("*.pt"))
 
 
-# ----- what argparse refuses: a line on how to use the script, a sentence, exit code 2 ------------
+# ----- what argparse refuses: a sentence, exit code 2 ---------------------------------------------
 
 
 def refused(script, capsys, *arguments):
     """The sentence with which a script refuses these arguments."""
     with pytest.raises(SystemExit) as end:
         importlib.import_module(script).parse([str(argument) for argument in arguments])
-    usage, sentence = capsys.readouterr().err.splitlines()
-    assert end.value.code == 2 and usage.startswith("usage: ") and ": error: " in sentence
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and ": error: " in sentence and sentence.endswith("all settings")
     return sentence
 
 
@@ -638,7 +639,9 @@ def test_every_number_of_every_script_is_checked(script, capsys):
 def test_unknown_names_are_refused_with_the_known_ones(capsys):
     assert "ham10000" in refused("ckd", capsys, "--dataset", "ham1000")
     assert "bf16" in refused("ckd", capsys, "--precision", "float16")
-    assert "--apha" in refused("ckd", capsys, "--apha", "0.5")
+    assert "--apha 0.5 (did you mean --alpha?)" in refused("ckd", capsys, "--apha", "0.5")
+    assert "(did you mean --teacher-lr" in refused("ckd", capsys, "--techer-lr=0.5")
+    assert "did you mean" not in refused("ckd", capsys, "--xyzzy")
     assert "argument --lr: expected one argument" in refused("ckd", capsys, "--lr")
     assert "ignored explicit argument 'False'" in refused("ckd", capsys, "--smoke=False")
 

@@ -4,6 +4,7 @@ import errno
 import functools
 import importlib
 import inspect
+import io
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from PIL import Image, ImageOps
 
 import data
 import datasets
-from data import Data, InputError, Split, batches, digest, load, locked, restore, save
+from data import Data, InputError, Split, batches, digest, load, locked, restore, save, with_bar
 from datasets import Table, decode
 
 
@@ -546,8 +547,30 @@ def test_hashes_tell_names_sizes_and_splits_apart():
     assert len(set(hashes)) == 4
 
 
-def test_describe_counts_every_cell(pictures):
+def test_a_bar_tells_what_is_left_of_everything(monkeypatch):
+    """On a terminal; elsewhere it prints nothing. In 80 columns."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream in (Terminal(), io.StringIO()):
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stderr", stream)
+            bar = with_bar(range(30), "student 3/4", 120, initial=60, smoothing=0, mininterval=0)
+            bar.initial, bar.start_t = 0, time.time() - 60  # half of it took a minute
+            assert list(bar) == list(range(30))
+        shown = [part for part in stream.getvalue().split("\r") if "left" in part]
+        if not stream.isatty():
+            assert not stream.getvalue()
+            continue
+        assert shown and max(map(len, shown)) < 80
+        assert shown[0].startswith("student 3/4  51%|") and shown[0].endswith("| 00:58 left")
+
+
+def test_describe_counts_every_cell(pictures, monkeypatch):
     loaded = load("csv", pictures, 16)
+    monkeypatch.setenv("COLUMNS", "150")
     text, rows = loaded.describe(), read_table(pictures / "labels.csv")
     cells = {r["file"]: (r["group"], r["label"]) for r in rows}
     head, notes, subjects, split, flat, *lines = text.splitlines()
@@ -555,8 +578,8 @@ def test_describe_counts_every_cell(pictures):
     assert subjects.strip() == "subjects: 32 of the column 'subject' (see --subject)"
     assert split.strip() == "split: by subject; another with another --target or --sensitive"
     assert flat.strip().startswith("pictures of nearly one colour: 96: pictures/000.png, ")
-    parts = lines[0].removeprefix("pictures, share of the group").split()
-    heads = list(zip(parts, lines[1].split()))
+    parts = lines[0].removeprefix("pictures, share").split()
+    heads = list(zip(parts, lines[1].removeprefix("of the group").split()))
     assert heads == [(p, g) for p in ("train", "val", "test") for g in ("indoor", "outdoor")]
     told = {line.split()[0]: line.split()[1:] for line in lines[2:]}
     assert list(told) == ["cat", "dog", "fox", "all"]
@@ -568,6 +591,16 @@ def test_describe_counts_every_cell(pictures):
             assert told[label][2 * n : 2 * n + 2] == [str(count), f"{count / total:.1%}"]
         assert told["all"][2 * n : 2 * n + 2] == [str(total), "100%"]
     assert len({len(line) for line in lines}) == 1  # columns stand below each other
+    monkeypatch.setenv("COLUMNS", str(len(lines[0]) - 1))  # too narrow: splits below each other
+    told_anew = loaded.describe().splitlines()
+    assert max(map(len, told_anew)) < len(lines[0])
+    stacked = told_anew[-3 * len(lines) :]
+    assert len(stacked) == 3 * len(lines)
+    for n, part in enumerate(("train", "val", "test")):
+        head, groups, *rows = stacked[n * len(lines) : (n + 1) * len(lines)]
+        assert head.split()[2:] == [part, part] and groups.split()[3:] == ["indoor", "outdoor"]
+        for name, *numbers in map(str.split, rows):
+            assert numbers == told[name][4 * n : 4 * n + 4]
 
 
 def test_contact_sheet_shows_training_pictures_of_every_cell(pictures, tmp_path, capsys):

@@ -196,7 +196,7 @@ def cost(lr):
     return (math.log10(lr) + 4) ** 2
 
 
-def pretended_fit(args, data, method, label, checkpoint=None, rules=()):
+def pretended_fit(args, data, method, label, checkpoint=None, rules=(), later=0):
     """Three epochs with the same validation, all reported."""
     for epoch in range(args.epochs):
         lr = method.optimizer.param_groups[0]["initial_lr"]
@@ -277,7 +277,7 @@ def test_a_trial_that_diverges_does_not_end_the_search(toy, tmp_path, monkeypatc
     calls, bad = [], (0, 3)
     _, lr, trials, _ = fairtune.search(settings(tmp_path, trials=5), toy, network())
     assert [t["values"] for t in trials].count([]) == 2 and trials[0]["state"] == "pruned"
-    assert len(calls) == 5 and "trial 3 ends here: loss is nan" in capsys.readouterr().out
+    assert len(calls) == 5 and "trial 4 ends here: loss is nan" in capsys.readouterr().out
     calls, bad = [], range(9)
     with pytest.raises(InputError, match="no trial came to its end"):
         fairtune.search(settings(tmp_path / "none", trials=2), toy, network())

@@ -5,6 +5,7 @@ data set; the names of its folders; the teacher, which never moves, and its answ
 import importlib
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -87,7 +88,11 @@ def test_a_run_as_a_user_starts_it(name, kind, copies, tmp_path):
     module, flags = importlib.import_module(name), miniature(name, kind, copies)
     done = run_script(name, *flags, cwd=tmp_path)
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert "wrote" in done.stdout and "auroc_worst_group" in done.stdout
+    said = done.stdout.splitlines()
+    assert said[0] == "loading PyTorch ..." and said[1].startswith(f"reading {kind}")
+    assert "wrote" in done.stdout and "fairness of AUROC" in said
+    ours = [line for line in said if not re.search(r"\w/\w", line)]  # names of files may be long
+    assert max(map(len, ours)) <= 80, max(ours, key=len)
     (path,) = (tmp_path / "runs" / "smoke" / kind / name).rglob("result.json")
     left = sorted(file.name for file in path.parent.iterdir() if file.suffix != ".lock")
     assert left == ["logits.npz", "result.json", "student.pt"]
@@ -133,6 +138,33 @@ def test_a_run_as_a_user_starts_it(name, kind, copies, tmp_path):
     run(name, *flags, "--out", other)
     assert not list(other.rglob("checkpoint.pt"))
     assert_same(other, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_two_screens_and_about_is_the_header(name, capsys, monkeypatch):
+    """Every setting stands in it, with its default; a switch once."""
+    module, texts = importlib.import_module(name), {}
+    monkeypatch.setenv("COLUMNS", "80")
+    for flag in ("--help", "-h", "--about"):
+        with pytest.raises(SystemExit) as end:
+            module.settings().parse_args([flag])
+        texts[flag], _ = capsys.readouterr()
+        assert end.value.code == 0
+    lines = texts["--help"].splitlines()
+    assert texts["-h"] == texts["--help"] and len(lines) <= 62 and max(map(len, lines)) <= 80
+    assert texts["--about"].split() == module.__doc__.split() and "--no-smoke" not in texts["-h"]
+    for title in ("data:", "networks:", "training:", "running:"):
+        assert title in lines
+    assert ("the method's own:" in lines) == (name != "ckd")
+    said = " ".join(texts["--help"].split())
+    for action in module.settings()._actions:
+        flag, default = action.option_strings[0], action.default
+        twin = f"--[teacher-]{flag.removeprefix('--').removeprefix('teacher-')}"
+        shown = next((f for f in (flag, twin) if f" {f} " in said), None)
+        assert shown or flag == "--help", flag
+        if isinstance(default, float | str) and default != "==SUPPRESS==":
+            own = said.partition(f" {shown} ")[2].partition(" --")[0]
+            assert f"[{default}]" in own, flag
 
 
 @pytest.mark.slow

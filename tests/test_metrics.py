@@ -17,9 +17,11 @@ import pytest
 import scipy.special
 import scipy.stats
 import sklearn.metrics as sk
+from conftest import cells_of
 from sklearn.calibration import calibration_curve
 
 import metrics
+import results
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -627,7 +629,7 @@ def test_constant_predictor_is_flagged_and_empty_cells_are_none():
     assert out["precision"] < 0.2  # giving three classes up is not rewarded
     assert out["undefined"] == [f"group 1 has no sample of class {c}" for c in (0, 1, 3)]
     text = metrics.show({"student": out}, "abcd", ["female", "male"])
-    assert "undefined" in text and "student has collapsed" in text
+    assert "undefined" in text and "student collapsed: " in text
     lonely = evaluate_sample(groups=groups * 0, num_groups=1, replicates=0)
     assert lonely["accuracy_gap"] is None and "one group" in lonely["undefined"][0]
     json.dumps([out, lonely], allow_nan=False)
@@ -640,18 +642,98 @@ def test_table():
         ["akiec", "bcc", "mel", "nv"],
         ["female", "male"],
     )
-    lines = text.splitlines()
-    assert max(map(len, lines)) < 80 and lines[0].split() == ["percent", "teacher", "student"]
+    lines, cells = text.splitlines(), cells_of(text)
+    assert lines[0].split() == ["percent", "[95", "%]", "teacher", "student"]
     low, high = out["interval"]["accuracy"]
-    assert f"{100 * out['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in text
+    value = f"{100 * out['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert cells["utility", "top-1", ""][0] == value
     for name in (
-        "auroc_worst_group",
-        "max_deo",
-        "auroc, male",
-        "accuracy, female",
-        "disparity, bcc",
+        ("fairness of AUROC", "worst group", ""),
+        ("fairness of decisions", "max-DEO", ""),
+        ("AUROC by group", "male", ""),
+        ("top-1 by group", "female", ""),
+        ("disparity by class, male minus female", "bcc", ""),
     ):
-        assert sum(line.startswith(name) for line in lines) == 1
+        assert len(cells[name]) == 2
+    for word, arrow in (("top-1", "↑"), ("worst group", "↑"), ("gap", "↓"), ("mean-DEO", "↓")):
+        assert f"\n {word} {arrow}" in text
+
+
+def test_words_and_arrows_are_those_of_all_pages():
+    """results.METRICS has the columns of pages: {word: (metric, 1 if more is better)}."""
+    pages = {metric: (word, sign) for word, (metric, sign) in results.METRICS.items()}
+    both = pages.keys() & metrics.WORDS.keys()
+    assert len(both) >= 9 and all(pages[k] == metrics.WORDS[k] for k in both)
+
+
+def test_differences_are_paired_and_those_of_the_pages(tmp_path):
+    """As results.change computes them from the stored logits."""
+    labels, _, groups, _, logits = sample(0, num_groups=2)
+    both = {"teacher": logits, "last": logits + np.random.default_rng(3).normal(size=logits.shape)}
+    drawn, run = (
+        {name: {} for name in both},
+        {"group_names": ["a", "b"], "settings": {"fold": None}},
+    )
+    given = {"labels": labels, "groups": groups}
+    shares = [0.7, 0.2, 0.08, 0.02]
+    for name, values in both.items():
+        more = {"num_classes": 4, "num_groups": 2, "class_shares": shares, "drawn": drawn[name]}
+        run[name] = {"test": metrics.evaluate(**given, **more, logits=values)}
+        run[name]["class_shares"] = shares
+    found = metrics.differences(*((run[name]["test"], drawn[name]) for name in both))
+    ids = np.arange(len(labels)).astype(str)
+    np.savez(tmp_path / "x.npz", **both, **given, ids=ids, subjects=np.arange(len(labels)))
+    run["arrays"] = tmp_path / "x.npz", {k: k for k in (*both, *results.TRUTH)}
+    for key in ("accuracy", "auroc", "mean_deo", "mean_deo_corrected"):
+        value = results.change({(0, 0): run}, {(0, 0): run}, key, "last", "teacher")
+        expected = [value.point / 100, value.low / 100, value.high / 100]
+        np.testing.assert_allclose(found[key], expected, atol=1e-9)
+
+
+def test_the_table_ends_with_a_verdict():
+    """Less fair or fairer only where the interval leaves out 0, and never of a collapsed model."""
+    labels, _, groups, _, logits = sample(0, num_groups=2)
+    logits = logits + 3 * np.eye(4)[labels]
+    worse = logits + 4 * (groups == 1)[:, None] * np.eye(4)[(labels + 1) % 4]
+    drawn = [{}, {}]
+    made = [evaluate_sample(logits=z, drawn=d) for z, d in zip((logits, worse), drawn)]
+    columns = {"teacher": made[0], "student": made[1]}
+    difference = metrics.differences(*zip(made, drawn))
+    point, low, high = (100 * v for v in difference["mean_deo"])
+    text = metrics.show(columns, "abcd", ["female", "male"], difference)
+    assert 0 < low < point < high and "student - teacher" in text.splitlines()[0]
+    shown = f"{point:+.1f} [{low:.1f}, {high:.1f}]"
+    assert cells_of(text)["fairness of decisions", "mean-DEO", ""][2] == shown
+    said = " ".join(text.split())
+    assert f"the student is less fair than its teacher by {point:.1f} points of mean-DEO" in said
+    assert max(map(len, text.splitlines())) <= 80
+    swapped = metrics.differences(*zip(made[::-1], drawn[::-1]))
+    said = metrics.verdict({"teacher": made[1], "student": made[0]}, swapped)
+    assert f"the student is fairer than its teacher by {point:.1f} points" in said
+    same = metrics.differences(*zip(made[:1] * 2, drawn[:1] * 2))
+    said = metrics.verdict({"teacher": made[0], "student": made[0]}, same)
+    assert said.startswith("These test pictures cannot tell") and "+0.0 points" in said
+    columns["student"] = made[1] | {"collapsed": True}
+    text = metrics.show(columns, "abcd", ["female", "male"], difference)
+    assert "student (collapsed)" in text.splitlines()[0] and "student collapsed: " in text
+    assert text.endswith("Whether the student is fairer than its teacher, this run cannot tell.")
+    ## Where a class is rare, the corrected decisions count, as on the pages.
+    rare = evaluate_sample(logits=logits, class_shares=[0.8, 0.1, 0.05, 0.05], replicates=20)
+    columns = {"teacher": rare, "student": rare}
+    known = {"mean_deo_corrected": [0.1, 0.05, 0.2], "mean_deo": [-0.1, -0.2, -0.05]}
+    said = metrics.verdict(columns, known)
+    assert "less fair than its teacher by 10.0 points of mean-DEO (corrected) [5.0, 20.0]" in said
+
+
+def test_the_row_of_an_epoch_fits_80_columns():
+    validation = {"auroc": 0.5, "auroc_worst_group": None, "mean_deo": 1.0, "loss": 3.0}
+    losses = {"loss": 1.0, "loss_ce": 22.5, "loss_kd": 1.0, "loss_feat": 1, "loss_fair": 2}
+    head, row = metrics.row_of("student 12/48", losses | {"gate": 1.0}, validation, 83)
+    assert len(head) == len(row) == 80 and row.startswith("student 12/48 1.000  22.5 ")
+    assert head.split() == "loss ce kd feat fair val AUROC worst group mean-DEO left".split()
+    assert row.split()[-4:] == ["50.0", "-", "100.0", "01:23"]
+    head, row = metrics.row_of("teacher 1/2", {"loss": 0.1}, {"dice": 0.9}, 3723.4)
+    assert row.split() == ["teacher", "1/2", "0.100", "90.0", "1:02:03"] and "Dice" in head
 
 
 def test_both_decisions():
@@ -677,9 +759,15 @@ def test_both_decisions():
     assert out["recall_corrected"] > out["recall"] + 0.1  # otherwise this test shows nothing
     for name in ("auroc", "calibration_error", "loss"):
         assert out[name] == plain[name] and f"{name}_corrected" not in out
-    lines = metrics.show({"student": out}, "abcd", ["female", "male"]).splitlines()
-    for name in ("mean_deo", "accuracy, male", "disparity, b"):
-        assert [line.startswith(f"{name}, corrected") for line in lines].count(True) == 1
+    cells = cells_of(metrics.show({"student": out}, "abcd", ["female", "male"]))
+    for row in (
+        ("fairness of decisions", "mean-DEO"),
+        ("top-1 by group", "male"),
+        ("disparity by class, male minus female", "b"),
+    ):
+        assert {(*row, ""), (*row, "corrected")} <= cells.keys()
+    value = f"{100 * out['mean_deo_corrected']:.1f}"
+    assert cells["fairness of decisions", "mean-DEO", "corrected"][0].startswith(value)
     assert "corrected" not in metrics.show({"student": plain}, "abcd", ["female", "male"])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import read_table, write_table
+from conftest import cells_of, read_table, write_table
 from forked import ROOT, run_script
 from PIL import Image
 
@@ -161,9 +161,14 @@ def test_labels_give_the_metrics_by_group(lively, originals, main, tmp_path):
     ## What is written can be read by metrics.py: the same numbers at the largest output.
     again = run_script(ROOT / "metrics.py", "answers.csv", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    ours = {line.split("  ")[0]: line.split()[1:] for line in expected.splitlines()}
-    theirs = {line.split("  ")[0]: line.split()[1:] for line in again.stdout.splitlines()}
-    for name in ("accuracy", "mean_deo", "worst_cell", "accuracy, indoor", "disparity, fox"):
+    ours, theirs = cells_of(expected), cells_of(again.stdout)
+    for name in (
+        ("utility", "top-1", ""),
+        ("fairness of decisions", "mean-DEO", ""),
+        ("class x group", "worst cell", ""),
+        ("top-1 by group", "indoor", ""),
+        ("disparity by class, outdoor minus indoor", "fox", ""),
+    ):
         assert ours[name] == theirs[name]
 
 
@@ -207,7 +212,8 @@ def test_the_table_of_the_training_is_read_by_the_settings_of_the_training(
     assert read_table(tmp_path / "after.csv")[3]["subject"] == "p1"
     saved["settings"]["sensitive"] = "age:7,20"
     torch.save(saved, tmp_path / "other.pt")
-    assert "auroc, 7<age<=20" in main(tmp_path / "other.pt", "--labels", folder / "labels.csv")
+    shown = cells_of(main(tmp_path / "other.pt", "--labels", folder / "labels.csv"))
+    assert ("AUROC by group", "7<age<=20", "") in shown
 
 
 def test_bad_pictures_are_named_and_the_others_are_answered(run, originals, tmp_path):
@@ -221,7 +227,7 @@ def test_bad_pictures_are_named_and_the_others_are_answered(run, originals, tmp_
     assert "009.jpg cannot be read as a picture" in second and "No such file" in second
     assert last.startswith("predict.py: 2 of 96 pictures are left out, the first: ")
     assert done.returncode == 1 and "94 of 96 pictures have a label and a group" in done.stdout
-    assert "auroc_gap" in done.stdout and len(read_table(tmp_path / "answers.csv")) == 94
+    assert "fairness of AUROC" in done.stdout and len(read_table(tmp_path / "answers.csv")) == 94
 
 
 def test_grey_of_more_than_8_bits_is_spread_as_in_training(run, main, tmp_path):

@@ -182,6 +182,21 @@ def test_a_killed_call_has_finished_what_it_says(tmp_path, stand_in):
     assert (tmp_path / "calls").read_text().count("\n") == 1
 
 
+def test_it_says_what_is_running_and_how_to_use_it(tmp_path, stand_in):
+    lines = stand_in("--seeds", "1", "--jobs", "1", "--only", "at").stdout.splitlines()
+    done = "done: OMP_NUM_THREADS=1 python methods/at.py --seed 0"
+    assert lines == ["1 runs, 1 to do, 1 at a time", "running: at.py --seed 0", done]
+    (tmp_path / "calls").unlink()
+    for flag in ("--help", "-h"):
+        told = stand_in(flag)
+        lines = told.stdout.splitlines()
+        assert told.returncode == 0 and lines[0].startswith("Every run behind every table")
+        assert max(map(len, lines)) <= 80 and len(lines) < 30 and "#" not in told.stdout
+        for option in ("--quick", "--dataset", "--source-dir", "--seeds", "--jobs", "--only"):
+            assert option in told.stdout
+    assert not (tmp_path / "calls").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -21,6 +21,7 @@ from conftest import (
     add_masks,
     arguments,
     assert_step_2_is_plain_distillation,
+    cells_of,
     check_colours,
     load_toy,
     mask_of,
@@ -164,7 +165,7 @@ def test_a_gap_of_masks_has_no_sign_and_only_two_groups_have_a_difference():
         names = ["a", "b", "c"][: each["num_groups"]]
         text = metrics.show({"x": metrics.evaluate_masks(**each, areas=areas)}, "abc", names)
         assert ("difference: the second group minus the first" in text) == two
-        assert ("dice_difference" in text) == two and "dice_gap" in text
+        assert ("\n difference " in text) == two and "\n gap ↓" in text
     assert out["dice_gap"] == pytest.approx(np.ptp(out["group_dice"]))
 
 
@@ -233,14 +234,14 @@ def test_what_is_reported_of_masks_is_json_and_a_table():
         low, high = out["interval"][key]
         assert low <= out[key] <= high
     text = metrics.show({"student": out}, ["a", "b", "c"], ["women", "men"])
-    for words in ("dice_gap, standardised", "failure, men", "dice, c", "standardised: as if each"):
-        assert words in text
-    assert (
-        "failure: share of masks with a Dice below 70%\nsd: stan" in text and "es: equity" in text
-    )
-    assert "ser" not in text and out["dice_ser"] >= 1  # a ratio, among percentages
+    cells = cells_of(text)
+    assert ("fairness of Dice", "gap", "standardised") in cells
+    assert {("failures by group", "men", ""), ("Dice by class", "c", "")} <= cells.keys()
+    for words in ("standardised: as if each", "sd: standard dev", "ES: equity", "Dice below 70%"):
+        assert f"\n{words}" in text or words in text.partition("\nfailures: ")[2]
+    assert "SER" not in text and out["dice_ser"] >= 1  # a ratio, among percentages
     assert out["dice"] == pytest.approx(out["dice_standardised"])
-    assert "\ndice, standardised" not in text  # a row that says the same
+    assert ("utility", "Dice", "standardised") not in cells  # a row that says the same
     assert {k for k in out["interval"] if "iou" in k} == {
         "iou",
         "es_iou",
@@ -252,9 +253,8 @@ def test_what_is_reported_of_masks_is_json_and_a_table():
     assert "standardised" not in metrics.show({"student": same}, ["a"], ["women", "men"])
     nothing = np.stack([0 * areas[:, 0], areas[:, 1], 0 * areas[:, 0]], axis=1)
     out = metrics.evaluate_masks(**given, areas=nothing, replicates=0)
-    assert out["collapsed"] and "half of the masks that it should find are empty" in metrics.show(
-        {"x": out}, "abc", "gh"
-    )
+    text = " ".join(metrics.show({"x": out}, "abc", "gh").split())
+    assert out["collapsed"] and "half of the masks that it should find are empty" in text
 
 
 # ----- the loss of a picture ----------------------------------------------------------------------
@@ -514,7 +514,7 @@ def test_a_run_on_masks_of_ones_own_as_a_user_starts_it(masked, tmp_path):
     flags += ["--teacher", "unet4", "--student", "unet2", "--batch-size", "8", "--device", "cpu"]
     done = run_script("ckd", *flags, cwd=tmp_path)
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert "dice_gap, standardised" in done.stdout and "auroc" not in done.stdout
+    assert "fairness of Dice" in done.stdout and "AUROC" not in done.stdout
 
 
 # ----- networks -----------------------------------------------------------------------------------
