@@ -106,14 +106,14 @@ def test_below_each_output_stands_what_it_says(path):
 
 @notebooks
 def test_a_table_has_no_empty_cell_and_no_unknown_method(path):
-    text, last = "", []
+    text, last, name = "", [], re.compile(r"[^(=,]*[^(=, ]")
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type == "markdown":
             text += cell.source
             continue
         for row in table_rows(shown(cell))[1:]:
-            assert all(row) and re.match(r"[^(=,]+", row[0])[0].strip() in text, row
-        last = [row[0] for row in table_rows(shown(cell))] or last
+            assert all(row) and name.match(row[0])[0] in text, row
+        last = [name.match(row[0])[0] for row in table_rows(shown(cell))] or last
     assert {"teacher", "CKD"} < {*last} and {*last} & {"re-balancing", "FairTune", "FairDi"}
 
 
