@@ -390,18 +390,19 @@ def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=N
     return out
 
 
-def bootstrap(*, weights, measured=headline, **data):
+def bootstrap(*, weights, measured=headline, tables=False, **data):
     """`headline` of all resamples `weights` (R, N): {metric: (R,), "group_...": (R, G), ...}.
 
-    measured: `headline_masks`, where it is about masks.
+    measured: `headline_masks`, where it is about masks; tables: keep those of counts, (R, G, C, C),
+    which may be large and have no interval.
     """
     classes = np.shape(data.get("logits", [[]]))[1]
     counts = len(weights) * data["num_groups"] * classes**2  # what `confusion` would hold of all
     number = 1 + max(weights.size // 2**21, counts // 2**24)  # few rows at once need little memory
     parts = []
     for rows in np.array_split(weights, number):
-        out = measured(**data, weights=rows)  # tables of counts have no interval
-        parts.append({name: v for name, v in out.items() if not name.startswith("counts")})
+        out = measured(**data, weights=rows)
+        parts.append({k: v for k, v in out.items() if tables or not k.startswith("counts")})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -628,7 +629,7 @@ BLOCKS = {
         "auroc": ("AUROC", 1),
         "dice": ("Dice", 1),
         "iou": ("IoU", 1),
-        "failure": ("failures", -1),
+        "failure": ("failed", -1),
     },
     "fairness of AUROC": {
         "auroc_worst_group": ("worst group", 1),
@@ -641,8 +642,8 @@ BLOCKS = {
         "disparity": ("disparity", -1),
     },
     "fairness of Dice": {
-        "dice_worst_group": ("worst group", 1),
-        "dice_gap": ("gap", -1),
+        "dice_worst_group": ("worst Dice", 1),
+        "dice_gap": ("Dice gap", -1),
         "dice_difference": ("difference", 0),
         "es_dice": ("ES-Dice", 1),
         "dice_sd": ("sd", -1),
@@ -767,7 +768,7 @@ def show(columns, class_names, group_names, difference=None):
             notes.append("standardised: as if each class had the same share in every group")
         if "dice_difference" in models[0]:
             notes.append("difference: the second group minus the first; gap: without its sign")
-        notes.append(f"failures: share of masks with a Dice below {FAILED:.0%}")
+        notes.append(f"failed: share of masks with a Dice below {FAILED:.0%}")
         notes.append("sd: standard deviation of the groups")
         notes.append("ES: equity-scaled, divided by 1 + the sum of the groups' distances from it")
     else:

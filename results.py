@@ -665,7 +665,8 @@ class Pool:
     @functools.cached_property
     def draws(self):
         weights = resamples(tuple(self.subjects.tolist()))
-        return metrics.bootstrap(**self.data, weights=weights, measured=self.measured)
+        more = {"weights": weights, "measured": self.measured, "tables": True}
+        return metrics.bootstrap(**self.data, **more)
 
 
 @functools.lru_cache(maxsize=4)

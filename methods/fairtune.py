@@ -150,15 +150,14 @@ def settings():
     parser.set_defaults(teacher_epochs=12, teacher_lr=0.05)
     add("--mask", default="search", help="search, all, none, or 0 or 1 for each part")
     goals = ["loss_worst_group", "auroc_worst_group", "auroc_gap", "auroc"]
-    add("--objective", default=goals[0], choices=goals, help="of the search, on validation")
+    add("--objective", default=goals[0], choices=goals, help="on validation")
     trials = "of the search; 0: --mask and --lr as they are"
     add("--trials", type=number(0, kind=int), default=20, help=trials)
     first = "learnt first, without given weights"
     add("--source", default="toy-source", choices=DATASETS, metavar="DATASET", help=first)
     add("--source-dir", metavar="DIR", help="of its files [data/NAME]")
     ## Its name ends in _dir, so that it is no setting of the result: see `chosen`.
-    several = "a folder or database that machines share for the search [a file in --out]"
-    add("--study-dir", metavar="PLACE", help=several)
+    add("--study-dir", metavar="DIR", help="or URL of a database, for several machines")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 

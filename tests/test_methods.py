@@ -268,6 +268,7 @@ OTHER_VALUES = {  # for each setting of all scripts that changes a result
     "sensitive": "label",
     "skew": "0.5",
     "fold": "1",
+    "train_share": "0.5",
     "skip_bad": True,
     "balance": True,
     "teacher": "convnet8",

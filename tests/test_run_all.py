@@ -183,7 +183,8 @@ def test_a_killed_call_has_finished_what_it_says(tmp_path, stand_in):
 
 
 def test_it_says_what_is_running_and_how_to_use_it(tmp_path, stand_in):
-    lines = stand_in("--seeds", "1", "--jobs", "1", "--only", "at").stdout.splitlines()
+    one = ("--seeds", "1", "--jobs", "1")
+    lines = stand_in(*one, "--only", "at", "--task", "classify").stdout.splitlines()
     done = "done: OMP_NUM_THREADS=1 python methods/at.py --seed 0"
     assert lines == ["1 runs, 1 to do, 1 at a time", "running: at.py --seed 0", done]
     (tmp_path / "calls").unlink()

@@ -235,10 +235,10 @@ def test_what_is_reported_of_masks_is_json_and_a_table():
         assert low <= out[key] <= high
     text = metrics.show({"student": out}, ["a", "b", "c"], ["women", "men"])
     cells = cells_of(text)
-    assert ("fairness of Dice", "gap", "standardised") in cells
-    assert {("failures by group", "men", ""), ("Dice by class", "c", "")} <= cells.keys()
+    assert ("fairness of Dice", "Dice gap", "standardised") in cells
+    assert {("failed by group", "men", ""), ("Dice by class", "c", "")} <= cells.keys()
     for words in ("standardised: as if each", "sd: standard dev", "ES: equity", "Dice below 70%"):
-        assert f"\n{words}" in text or words in text.partition("\nfailures: ")[2]
+        assert f"\n{words}" in text or words in text.partition("\nfailed: ")[2]
     assert "SER" not in text and out["dice_ser"] >= 1  # a ratio, among percentages
     assert out["dice"] == pytest.approx(out["dice_standardised"])
     assert ("utility", "Dice", "standardised") not in cells  # a row that says the same
