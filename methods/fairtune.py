@@ -173,11 +173,8 @@ def settings():
     first = "learnt first, without --pretrained and --weights (default: %(default)s)"
     add("--source", default="toy-source", choices=DATASETS, help=first)
     add("--source-dir", help="folder of its files (default: data/NAME)")
-    ## Its name ends in _dir, so that it is no setting of the result: see `chosen`.
-    kept = "where several machines keep the search, beside a common --out: a folder on a network "
-    kept += "disk, for a journal, or a database, as postgresql+psycopg2://USER@HOST/NAME (default: "
-    kept += "a SQLite file in --out)"
-    add("--study-dir", metavar="PLACE", help=kept)
+    where = "folder (a journal, for network disks) or database URL where machines share the search"
+    add("--study-dir", metavar="PLACE", help=where)  # ends in _dir: no setting, see `chosen`
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 
@@ -410,11 +407,9 @@ def theta_0(args, data):
     ## To pre-train is to make a teacher for the source's pictures.
     plain = copy.copy(args)
     plain.dataset, plain.data_dir, plain.teacher = args.source, args.source_dir, args.student
-    plain.teacher_train, plain.teacher_sees, plain.teacher_weights = "all", "view", None
-    plain.teacher_statistics = None
-    vars(plain).update(
-        dict.fromkeys("target sensitive fold skew subject file_column".split()), seed=0
-    )
+    plain.teacher_train, plain.teacher_sees = "all", "view"
+    unset = "target sensitive fold skew subject file_column teacher_weights teacher_statistics"
+    vars(plain).update(dict.fromkeys(unset.split()), seed=0)
     plain.image_size = 32 if drawn else args.image_size  # stars are drawn in one size
     pictures = load_pictures(plain)
     teacher, _ = get_teacher(plain, pictures)
@@ -430,24 +425,6 @@ def theta_0(args, data):
         state = interpolate_embeddings(args.image_size, body.patch_size, state)
     body.load_state_dict(state)
     return network
-
-
-def storage_of(args, folder):
-    """Where Optuna keeps the study of the search in `folder`, as --study-dir says."""
-    place = args.study_dir
-    if not place:
-        return f"sqlite:///{folder / 'study.db'}"
-    try:
-        if "://" in place:
-            return optuna.storages.RDBStorage(place)
-        Path(place).mkdir(parents=True, exist_ok=True)
-        journal = optuna.storages.journal.JournalFileBackend(f"{place}/{folder.name}.journal")
-        return optuna.storages.JournalStorage(journal)
-    except Exception as error:  # no server, no driver, no right to write: errors of many kinds
-        raise InputError(
-            f"--study-dir {place} cannot be used ({networks.first_line(error)}): give a folder, or "
-            "the URL of a database that runs and whose driver is installed"
-        ) from None
 
 
 def search(args, data, start):
@@ -483,23 +460,27 @@ def search(args, data, start):
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     begun = datetime.now()
     with locked(folder / "study.db"):
-        storage = storage_of(args, folder)
+        storage = args.study_dir or f"sqlite:///{folder / 'study.db'}"
+        try:
+            if "://" not in storage:
+                journal = optuna.storages.journal.JournalFileBackend(f"{storage}/{name}.journal")
+                storage = optuna.storages.JournalStorage(journal)
+            known = optuna.get_all_study_names(storage)
+        except Exception as error:  # no server, no driver, no folder: of many kinds
+            reason = networks.first_line(error)
+            raise InputError(f"--study-dir {args.study_dir} cannot be used: {reason}") from None
         first_here = FileLock(folder / "search.lock")
         try:
             first_here.acquire(timeout=0)
-            if args.restart and name in optuna.get_all_study_names(storage):
+            if args.restart and name in known:
                 optuna.delete_study(study_name=name, storage=storage)
         except Timeout:  # another process is at work on this study, which must stay
             pass
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            load_if_exists=True,
-            direction=better,
-            ## Successive halving: who is not in the best quarter of the trials so far after one
-            ## epoch, or again after four, ends there.
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4),
-        )
+        ## Successive halving: who is not in the best quarter of the trials so far after one epoch,
+        ## or again after four, ends there.
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+        more = {"load_if_exists": True, "direction": better, "pruner": pruner}
+        study = optuna.create_study(storage=storage, study_name=name, **more)
 
     def attempt(draw):
         """Trial number `draw`, unless it is finished: L_fair after args.epochs of training.
@@ -544,14 +525,11 @@ def search(args, data, start):
             except Timeout:
                 pass
     first_here.release()
-    trials = [
-        {
-            "params": trial.params,
-            "state": trial.state.name.lower(),
-            "values": [value for _, value in sorted(trial.intermediate_values.items())],
-        }
-        for trial in study.get_trials(states=[State.COMPLETE, State.PRUNED])
-    ]
+    trials = []
+    for trial in study.get_trials(states=[State.COMPLETE, State.PRUNED]):
+        values = [value for _, value in sorted(trial.intermediate_values.items())]
+        state = trial.state.name.lower()
+        trials.append({"params": trial.params, "state": state, "values": values})
     if all(trial["state"] == "pruned" for trial in trials):
         raise InputError("no trial came to its end, see above why: --restart begins a new search")
     # Eq. (3): the parameters of the best trial
