@@ -463,6 +463,7 @@ def search(args, data, start):
         storage = args.study_dir or f"sqlite:///{folder / 'study.db'}"
         try:
             if "://" not in storage:
+                Path(storage).mkdir(parents=True, exist_ok=True)
                 journal = optuna.storages.journal.JournalFileBackend(f"{storage}/{name}.journal")
                 storage = optuna.storages.JournalStorage(journal)
             known = optuna.get_all_study_names(storage)
@@ -528,8 +529,7 @@ def search(args, data, start):
     trials = []
     for trial in study.get_trials(states=[State.COMPLETE, State.PRUNED]):
         values = [value for _, value in sorted(trial.intermediate_values.items())]
-        state = trial.state.name.lower()
-        trials.append({"params": trial.params, "state": state, "values": values})
+        trials.append({"params": trial.params, "state": trial.state.name.lower(), "values": values})
     if all(trial["state"] == "pruned" for trial in trials):
         raise InputError("no trial came to its end, see above why: --restart begins a new search")
     # Eq. (3): the parameters of the best trial
