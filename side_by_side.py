@@ -171,7 +171,7 @@ def form(root):
             yield f"{name}: the header has the fields {order}, not {FIELDS}"
         parts, common = sections(text), "".join(shared(text).values())
         own = "".join(parts.get(title, "") for title in OWN)
-        for what, part, most in (("of its own", own, 340), ("shared with others", common, 675)):
+        for what, part, most in (("of its own", own, 325), ("shared with others", common, 675)):
             if len(part.splitlines()) > most:
                 yield f"{name} has {len(part.splitlines())} lines {what}, more than {most}"
         _, share = code_lines(parts.get(OWN[0], "") + parts.get(OWN[2], ""))

@@ -390,11 +390,9 @@ def theta_0(args, data):
     ## To pre-train is to make a teacher for the source's pictures.
     plain = copy.copy(args)
     plain.dataset, plain.data_dir, plain.teacher = args.source, args.source_dir, args.student
-    plain.teacher_train, plain.teacher_sees, plain.teacher_weights = "all", "view", None
-    plain.teacher_statistics = None
-    vars(plain).update(
-        dict.fromkeys("target sensitive fold skew subject file_column".split()), seed=0
-    )
+    plain.teacher_train, plain.teacher_sees = "all", "view"
+    unset = "target sensitive fold skew subject file_column teacher_weights teacher_statistics"
+    vars(plain).update(dict.fromkeys(unset.split()), seed=0)
     plain.image_size = 32 if drawn else args.image_size  # stars are drawn in one size
     pictures = load_pictures(plain)
     teacher, _ = get_teacher(plain, pictures)
@@ -410,20 +408,6 @@ def theta_0(args, data):
         state = interpolate_embeddings(args.image_size, body.patch_size, state)
     body.load_state_dict(state)
     return network
-
-
-def storage_of(args, folder):
-    """Where Optuna keeps the study: a file in `folder`, a journal, or a database: --study-dir."""
-    place = args.study_dir
-    try:
-        if not place or "://" in place:
-            return optuna.storages.RDBStorage(place or f"sqlite:///{folder / 'study.db'}")
-        Path(place).mkdir(parents=True, exist_ok=True)
-        file = optuna.storages.journal.JournalFileBackend(f"{place}/{folder.name}.journal")
-        return optuna.storages.JournalStorage(file)
-    except Exception as error:  # no server, no driver, no right to write: errors of many kinds
-        why = f"--study-dir {place} cannot be used ({networks.first_line(error)}): give a folder, "
-        raise InputError(why + "or the URL of a database, and install its driver") from None
 
 
 def search(args, data, start):
@@ -459,23 +443,28 @@ def search(args, data, start):
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     begun = datetime.now()
     with locked(folder / "study.db"):
-        storage = storage_of(args, folder)
+        storage = args.study_dir or f"sqlite:///{folder / 'study.db'}"
+        try:
+            if "://" not in storage:
+                Path(storage).mkdir(parents=True, exist_ok=True)
+                journal = optuna.storages.journal.JournalFileBackend(f"{storage}/{name}.journal")
+                storage = optuna.storages.JournalStorage(journal)
+            known = optuna.get_all_study_names(storage)
+        except Exception as error:  # no server, no driver, no folder: of many kinds
+            reason = networks.first_line(error)
+            raise InputError(f"--study-dir {args.study_dir} cannot be used: {reason}") from None
         first_here = FileLock(folder / "search.lock")
         try:
             first_here.acquire(timeout=0)
-            if args.restart and name in optuna.get_all_study_names(storage):
+            if args.restart and name in known:
                 optuna.delete_study(study_name=name, storage=storage)
         except Timeout:  # another process is at work on this study, which must stay
             pass
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            load_if_exists=True,
-            direction=better,
-            ## Successive halving: who is not in the best quarter of the trials so far after one
-            ## epoch, or again after four, ends there.
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4),
-        )
+        ## Successive halving: who is not in the best quarter of the trials so far after one epoch,
+        ## or again after four, ends there.
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=4)
+        more = {"load_if_exists": True, "direction": better, "pruner": pruner}
+        study = optuna.create_study(storage=storage, study_name=name, **more)
 
     def attempt(draw):
         """Trial number `draw`, unless it is finished: L_fair after args.epochs of training.
@@ -522,14 +511,10 @@ def search(args, data, start):
             except Timeout:
                 pass
     first_here.release()
-    trials = [
-        {
-            "params": trial.params,
-            "state": trial.state.name.lower(),
-            "values": [value for _, value in sorted(trial.intermediate_values.items())],
-        }
-        for trial in study.get_trials(states=[State.COMPLETE, State.PRUNED])
-    ]
+    trials = []
+    for trial in study.get_trials(states=[State.COMPLETE, State.PRUNED]):
+        values = [value for _, value in sorted(trial.intermediate_values.items())]
+        trials.append({"params": trial.params, "state": trial.state.name.lower(), "values": values})
     if all(trial["state"] == "pruned" for trial in trials):
         raise InputError("no trial came to its end, see above why: --restart begins a new search")
     # Eq. (3): the parameters of the best trial

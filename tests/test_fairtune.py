@@ -395,12 +395,13 @@ def test_killed_runs_go_on_and_two_runs_share_the_trials(originals, tmp_path):
 def test_a_search_in_a_journal_is_the_same_search(originals, tmp_path):
     shutil.copytree(originals / "csv", tmp_path / "pictures")
     results = []
-    for name, more in (("file", []), ("journal", ["--study-dir", "journal"])):
+    for name, more in (("file", []), ("journal", ["--study-dir", "shared/studies"])):
         run = Script("fairtune", *small("fairtune"), "--out", name, *more, cwd=tmp_path)
         assert run.wait().returncode == 0
         results.append(result(tmp_path / name))
     assert results[0] == results[1]
-    assert len(list(tmp_path.rglob("study.db"))) == len(list(tmp_path.rglob("*.journal"))) == 1
+    journals = list(tmp_path.glob("shared/studies/*.journal"))
+    assert len(list(tmp_path.rglob("study.db"))) == len(journals) == 1
 
 
 @pytest.mark.parametrize("place", ["labels.csv/journal", "no-such-database://here/study"])
