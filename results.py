@@ -68,6 +68,7 @@ NAMES = {
 }
 CEILING = NAMES["own"]  # it is told the group of a test picture: no competitor
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α", "fair_weight": "μ"}
+SYMBOLS |= {"attention_weight": "β", "hint_weight": "β", "feature_weight": "γ"}
 SYMBOLS |= {"mfd_weight": "λ", "weight_step": "η", "fis_temperature": "t", "threshold": "r"}
 ## The scripts that learn masks, too.
 OF_MASKS = "ckd ctkd fitnet at adversarial_kd bird groupdro swad fairdi".split()
@@ -80,6 +81,13 @@ GRID = {
     "groupdro": ("weight_step", (0.001, 0.01, 0.1, 1)),
     "fairdi": ("fis_temperature", (1, 3, 10, 30)),
     "swad": ("threshold", (0.05, 0.3, 1, 3)),
+}
+## Of masks also the weights of feature maps, because those that are usual for classes leave a small
+## student no room for its own answer: it fits maps of twice its channels, at every pixel.
+MASK_GRID = GRID | {
+    "at": ("attention_weight", (1, 10, 100, 1000)),
+    "fitnet": ("hint_weight", (0.1, 1, 10, 100)),
+    "bird": ("feature_weight", (0.1, 1, 10, 100)),
 }
 ## Settings that the rows of a table share; all others make rows.
 CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained weights".split()
@@ -343,10 +351,16 @@ def own_settings(result):
     return {k: v for k, v in sorted(result["changed"].items()) if k not in shared}
 
 
+def grid_of(result):
+    """The weight that is chosen for the method of a result, and its values; ("", ()) without."""
+    grid = MASK_GRID if task_of(result) == "segment" else GRID
+    return grid.get(result["method"], ("", ()))
+
+
 def row_name(result):
     """The name of a result's row: from NAMES, or the script's with the changed settings."""
     own, script = own_settings(result), result["method"]
-    setting, _ = GRID.get(script, ("", ()))
+    setting, _ = grid_of(result)
     weight = weight_words(setting, own.pop(setting)) if setting in own else ""
     key = " ".join([script, *(f"{k}={v}" for k, v in own.items())])
     words = [f"{SYMBOLS.get(k, k)} = {v:g}" for k, v in own.items() if isinstance(v, float)]
@@ -451,7 +465,7 @@ def as_rows(result):
     """A result as rows: its own and, for FairDi, those of its step 0 and of its step 1."""
     yield row_name(result), result
     own, (path, places) = own_settings(result), result["arrays"]
-    setting, _ = GRID["fairdi"]
+    setting, _ = grid_of(result)
     weight = weight_words(setting, own.pop(setting)) if setting in own else ""
     if "fis" in result and "balance" not in own:
         ## Where step 0 has no other epoch at a rule, its last one stands for that rule.
@@ -573,7 +587,7 @@ def grids(rows):
     found = {}
     for name, runs in rows.items():
         first = runs[min(runs)]
-        setting, values = GRID.get(first["method"], ("", ()))
+        setting, values = grid_of(first)
         value = first["settings"].get(setting)
         if value in values and "val" in first["last"]:
             words = [weight_words(setting, v) for v in values]
@@ -603,7 +617,7 @@ def choose(rows, row_of):
 def weight_of(runs):
     """The weight of a row in words, "" for its method's usual one, or if it has none."""
     first = runs[min(runs)]
-    setting, _ = GRID.get(first["method"], ("", ()))
+    setting, _ = grid_of(first)
     changed = first["changed"]
     return weight_words(setting, changed[setting]) if setting in changed else ""
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Every run behind every table and figure, then the tables and figures.
 #
-#     bash run_all.sh                        the toy, three seeds: labels and masks
+#     bash run_all.sh                        the toy, three seeds, also masks
 #     bash run_all.sh --quick                one seed, six epochs, fewer runs
 #     bash run_all.sh --dataset NAME --data-dir DIR
 #                                            real pictures; ham10000: five folds,
 #                                            by sex and by age
-#     ... --task segment                     masks alone; or classify: labels alone
+#     ... --task segment                     masks alone; classify: labels
 #     ... --source-dir DIR2                  FairTune first learns DIR2 (a csv
 #                                            folder), not drawn stars
 #     ... --seeds 5 --jobs 4                 seeds; runs at a time (usual: cores)
@@ -29,6 +29,7 @@ labels() {
     each always ckd --alpha 0 --balance  # re-balancing
     for file in methods/*.py; do each always "$(basename "$file" .py)"; done  # with its usual settings
     grids ''
+    grid bird --fair-weight 0.1 0.3 1 3
     grid mfd --mfd-weight 0.1 0.3 1 3
     grid groupdro '--by-class --weight-step' 0.001 0.01 0.1 1
     each always ckd --temperature 1  # does CKD's bias come from its temperature?
@@ -49,12 +50,16 @@ masks() {  # by the methods that have a meaning for them
     each full ckd --task segment --alpha 0 --balance
     for script in at ctkd fitnet adversarial_kd bird groupdro swad; do each full $script --task segment; done
     for first in febs febs-mended; do each full fairdi --task segment --step0 $first; done  # in place of FIS
-    [ -z "$task" ] || grids '--task segment '
+    [ -z "$task" ] || {
+        grids '--task segment '
+        grid bird '--task segment --feature-weight' 0.1 1 10 100
+        grid at '--task segment --attention-weight' 1 10 100 1000
+        grid fitnet '--task segment --hint-weight' 0.1 1 10 100
+    }
 }
 
 grids() {  # the weight of each fairness method: of four, validation chooses, on the first seed (and fold)
     grid adversarial_kd "$1--adversary-weight" 0.5 1 2 5
-    grid bird "$1--fair-weight" 0.1 0.3 1 3
     grid groupdro "$1--weight-step" 0.001 0.01 0.1 1
     grid fairdi "$1--fis-temperature" 1 3 10 30
     grid swad "$1--threshold" 0.05 0.3 1 3

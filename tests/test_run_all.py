@@ -134,11 +134,11 @@ def test_masks_are_listed_with_the_toy_and_when_asked_for(stand_in):
     assert len(usual) == len(toy) == 3 * 13  # seeds, rows
     assert {line[0][8:-3] for line in alone} == {*results.OF_MASKS}
     tried = {line[3] for line in alone if line not in toy}
-    weights = {"--" + setting.replace("_", "-") for setting, _ in results.GRID.values()}
+    weights = {"--" + setting.replace("_", "-") for setting, _ in results.MASK_GRID.values()}
     assert tried == weights - {"--mfd-weight"}
     assert not masks("--task", "classify")[0] and not masks("--dataset", "ham10000")[0]
     folds, number = masks("--task", "segment", "--dataset", "ham10000", "--only", "at")
-    assert len(folds) == number == 10 and sum("age" in line for line in folds) == 5
+    assert len(folds) == number == 10 + 4 and sum("age" in line for line in folds) == 5
 
 
 def test_failures_are_named_and_stop_nothing_and_what_has_ended_is_not_run_again(
