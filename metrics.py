@@ -745,7 +745,9 @@ def show(columns, class_names, group_names, difference=None):
                 shown += [difference[key + end]] if parts is models else []
             for n, values in enumerate(shown):
                 style = ".1f" if n < len(models) else "+.1f"
-                texts = ["undefined" if v is None else f"{100 * v:{style}}" for v in values]
+                ## Adding 0.0 turns -0.0 into 0.0.
+                points = [v if v is None else round(100 * v, 1) + 0.0 for v in values]
+                texts = ["undefined" if v is None else f"{v:{style}}" for v in points]
                 value, bounds = texts[0], ", ".join(texts[1:]).replace("+", "")
                 bounds = "undefined" if "undefined" in bounds else bounds
                 row.append(f"{value} [{bounds}]" if bounds and value != "undefined" else value)

@@ -50,6 +50,7 @@ POSTER += ["re-balancing"]
 FAIRDI = ["ERM", "re-balancing", "GroupDRO", "FIS", "FEBS", "FairDi", "FairTune"]
 README = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "adversarial KD"]
 README += ["MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi", "FairTune"]
+FIRST = ["ERM", "re-balancing", "CKD", "adversarial KD", "FairDi"]  # the same at its top, in short
 ## Rows that are ranked, of classes and of masks: what stands behind a comma is a variant.
 RANKED = [name for name in NAMES.values() if "," not in name and name != results.CEILING]
 UNRANKED = {False: "GroupDRO", True: "GroupDRO by class"}  # one of them is enough
@@ -582,27 +583,27 @@ HEADLINE = {  # the places whose results stand in the README
 }
 
 
-def headline_table(by_place):
-    """AUROC / worst group / mean-DEO of the methods in README on four data sets, a column each."""
+def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-DEO")):
+    """Metrics of the methods in the README on four data sets, a column each."""
     places = {title: place for title, place in HEADLINE.items() if place in by_place}
     ends = {place: results.main_rule(by_place[place]) for place in places.values()}
     words = [t + (", prior-corrected" if ends[place] else "") for t, place in places.items()]
     table = Table(["method", *words])
     most = {place: max(map(len, by_place[place].values())) for place in ends}
-    for row in README:
+    for row in names:
         cells = [
-            headline_cell(by_place[p].get(row, {}), end, p, most[p]) for p, end in ends.items()
+            headline_cell(by_place[p].get(row, {}), [metric_of(s, end) for s in shown], p, most[p])
+            for p, end in ends.items()
         ]
         table.add(row, cells)
     return table
 
 
-def headline_cell(runs, end, place, most):
-    """A method on one data set, on which others have `most` runs."""
+def headline_cell(runs, shown, place, most):
+    """The metrics `shown` of a method on one data set, on which others have `most` runs."""
     bad = results.number_collapsed(runs)
     if bad == len(runs):  # also of none
         return "collapsed" if bad else ""
-    shown = [metric_of(s, end) for s in ("AUROC", "worst group", "mean-DEO")]
     points = [results.point(runs, metric, pooled=in_folds(place)) for metric in shown]
     notes = [results.pretrained(runs), results.weight_of(runs).strip(", ")]
     notes += [f"{bad} of {len(runs)} collapsed" if bad else ""]
@@ -744,6 +745,9 @@ COMMITTED = (  # the figures of the packed results; your own results get all of 
     "ranks-AUROC.png",
     "ranks-worst-group.png",
     "ranks-mean-DEO.png",
+    "ranks-worst-Dice.png",
+    "ham10000-segment-folds-image_size_32-sensitive_age-teacher_unet8-student_unet4-epochs_20-"
+    "teacher_epochs_20-train_share_0.1-two-points.png",
 )
 
 
@@ -813,9 +817,16 @@ def draw(by_place, folder, wanted, data_dir):
     return captions
 
 
-def fill(text, table):
-    """A README with its one generated table made anew."""
-    start, end = "<!-- table results -->\n", "\n<!-- end -->"
+def fill(text, by_place):
+    """A README with its two generated tables made anew."""
+    first = headline_table(by_place, FIRST, ("AUROC", "mean-DEO"))
+    text = put(text, "first", first.markdown())
+    return put(text, "results", headline_table(by_place).markdown())
+
+
+def put(text, name, table):
+    """A text with the generated table of this name made anew."""
+    start, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
     if start not in text or end not in text:
         raise Refused(f"README.md has no place for the table, {start.strip()} ... {end.strip()}")
     before, rest = text.split(start, 1)
@@ -844,7 +855,7 @@ def main():
     if args.pack:
         results.pack(source, packed)
         return print(f"packed {source} into {packed}")
-    committed = any(source.glob("*.jsonl"))
+    committed = any(source.glob("*.jsonl.gz"))
     folder = source if committed else source / "report"
     folder.mkdir(exist_ok=True)
     made, refused = tables(by_place, repeated)
@@ -857,7 +868,7 @@ def main():
         print(results.brief(by_place))
     if source.resolve() == packed:
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        save(ROOT / "README.md", fill(readme, headline_table(by_place).markdown()))
+        save(ROOT / "README.md", fill(readme, by_place))
     if refused:
         lines = [f"no table {kind} of {place}: {why}" for (place, kind), why in refused.items()]
         raise Refused("\n".join(lines))

@@ -18,6 +18,7 @@ show the corrected one first, elsewhere that of the largest output: `main_rule`.
 """
 
 import functools
+import gzip
 import hashlib
 import io
 import itertools
@@ -87,7 +88,7 @@ GRID = {
 MASK_GRID = GRID | {
     "at": ("attention_weight", (1, 10, 100, 1000)),
     "fitnet": ("hint_weight", (0.1, 1, 10, 100)),
-    "bird": ("feature_weight", (0.1, 1, 10, 100)),
+    "bird": ("feature_weight", (0.01, 0.1, 1, 10)),
 }
 ## Settings that the rows of a table share; all others make rows.
 CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained weights".split()
@@ -195,12 +196,14 @@ def read(folder, smoke=False):
         names = {name: name for name in (*tested(result), *TRUTH)}
         if smoke or not result["settings"].get("smoke"):
             runs.append(result | {"arrays": (path.with_name("logits.npz"), names)})
-    for path in sorted(Path(folder).glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+    for path in sorted(Path(folder).glob("*.jsonl.gz")):
+        for line in gzip.decompress(path.read_bytes()).splitlines():
             result = json.loads(line)
             for part in tested(result).values():
                 part["test"] |= decided(part["test"]) if "counts" in part["test"] else {}
-            runs.append(result | {"arrays": (path.with_suffix(".npz"), result["arrays"])})
+            runs.append(
+                result | {"arrays": (path.with_suffix("").with_suffix(".npz"), result["arrays"])}
+            )
     return runs
 
 
@@ -338,7 +341,8 @@ def pack(source, target):
         if kept:
             np.savez_compressed(packed := io.BytesIO(), **kept)
             save(Path(target) / f"{dataset}.npz", packed.getvalue())
-        save(Path(target) / f"{dataset}.jsonl", "\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"
+        save(Path(target) / f"{dataset}.jsonl.gz", gzip.compress(text.encode(), mtime=0))
 
 
 # ----- rows ---------------------------------------------------------------------------------------

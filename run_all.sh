@@ -52,7 +52,7 @@ masks() {  # by the methods that have a meaning for them
     for first in febs febs-mended; do each full fairdi --task segment --step0 $first; done  # in place of FIS
     [ -z "$task" ] || {
         grids '--task segment '
-        grid bird '--task segment --feature-weight' 0.1 1 10 100
+        grid bird '--task segment --feature-weight' 0.01 0.1 1 10
         grid at '--task segment --attention-weight' 1 10 100 1000
         grid fitnet '--task segment --hint-weight' 0.1 1 10 100
     }

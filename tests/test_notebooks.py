@@ -6,6 +6,7 @@ since, after it has removed runs/notebooks; with names, those notebooks.
 """
 
 import ast
+import gzip
 import hashlib
 import re
 import resource
@@ -41,7 +42,8 @@ def sources(book):
             text = path.read_text(encoding="utf-8")
             own = text[text.index("# ===== 4.") : text.index("# ===== 5.")]
             parts.append(ast.unparse(ast.parse(own)).encode())
-    parts += [p.read_bytes() for p in sorted((ROOT / "results").glob("*.jsonl")) if p.stem in names]
+    packed = [p for p in sorted((ROOT / "results").glob("*.jsonl.gz")) if p.name[:-9] in names]
+    parts += [gzip.decompress(path.read_bytes()) for path in packed]
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 """Tables come from result files alone and refuse to mix runs that cannot be compared."""
 
+import gzip
 import importlib
 import itertools
 import json
@@ -214,7 +215,7 @@ def test_collapsed_is_what_the_counts_say_not_what_was_packed(tmp_path):
     made = result("ckd", counts=USELESS)
     line = results.lean(made, False) | {"arrays": {}}
     line["last"]["test"]["collapsed"] = False
-    (packed / "toy.jsonl").write_text(json.dumps(line) + "\n")
+    (packed / "toy.jsonl.gz").write_bytes(gzip.compress(json.dumps(line).encode()))
     (run,) = results.read(packed)
     assert run["last"]["test"]["collapsed"] is True
 
@@ -662,13 +663,15 @@ def test_packed_masks_give_the_same_tables(masks, of_masks, tmp_path):
     packed = tmp_path / "packed"
     results.pack(masks, packed)
     names = {path.name for path in packed.iterdir()}
-    assert names == {f"{d}-segment.{end}" for d in ("ham10000", "toy") for end in ("npz", "jsonl")}
+    assert names == {
+        f"{d}-segment.{end}" for d in ("ham10000", "toy") for end in ("npz", "jsonl.gz")
+    }
     fresh, again = (report.tables(rows, {}) for rows in (of_masks, results.collect(packed)))
     texts = [{key: t.markdown() for key, t in made.items()} for made, _ in (fresh, again)]
     assert texts[0] == texts[1] and not again[1]
     before = {path: path.read_bytes() for path in packed.iterdir()}
     results.pack(tmp_path / "nothing", packed)
-    assert {path: path.read_bytes() for path in packed.glob("*.jsonl")}.items() <= before.items()
+    assert {path: path.read_bytes() for path in packed.glob("*.jsonl.gz")}.items() <= before.items()
 
 
 def test_claims_about_masks_are_judged_by_dice_alone(of_masks, folder):
@@ -732,7 +735,7 @@ def test_every_group_is_shown_where_there_are_more_than_two(tmp_path, task):
 def test_packed_results_give_the_same_tables(folded, tmp_path):
     packed = tmp_path / "packed"
     results.pack(folded, packed)
-    assert {path.name for path in packed.iterdir()} == {"ham10000.jsonl", "ham10000.npz"}
+    assert {path.name for path in packed.iterdir()} == {"ham10000.jsonl.gz", "ham10000.npz"}
     fresh, again = (report.tables(results.collect(path), {}) for path in (folded, packed))
     assert [t.markdown() for t in fresh[0].values()] == [t.markdown() for t in again[0].values()]
     assert len(fresh[0]) == 6 and not fresh[1]
@@ -745,9 +748,9 @@ def test_packing_adds_runs_and_replaces_equal_ones(folder, lesions, tmp_path):
     packed = tmp_path / "packed"
     put_arrays(folder / "toy" / "ckd" / "default-seed0", lesions, "ckd")  # a figure shows them
     results.pack(folder, packed)
-    before = (packed / "toy.jsonl").read_bytes()
+    before = (packed / "toy.jsonl.gz").read_bytes()
     results.pack(tmp_path / "nothing", packed)
-    assert (packed / "toy.jsonl").read_bytes() == before  # 12 digits stay 12 digits
+    assert (packed / "toy.jsonl.gz").read_bytes() == before  # 12 digits stay 12 digits
     put(tmp_path / "more", changed_test(result("rkd", 2), auroc_worst_group=0.123))
     put_arrays(
         put(tmp_path / "more", result("kdpp", 0)), lesions | {"kdpp": lesions["ckd"]}, "kdpp"
@@ -822,9 +825,9 @@ def test_no_results_and_no_place_for_the_table_are_named(tmp_path, monkeypatch):
     with pytest.raises(results.Refused, match="holds no results: run a script first"):
         report.main()
     with pytest.raises(results.Refused, match="no place for the table"):
-        report.fill("A README without it", "| a |")
+        report.put("A README without it", "results", "| a |")
     text = "a\n<!-- table results -->\nold\n<!-- end -->\nb"
-    assert report.fill(text, "| new |") == text.replace("old", "| new |")
+    assert report.put(text, "results", "| new |") == text.replace("old", "| new |")
 
 
 def test_a_result_without_its_student_is_named(folder):
