@@ -520,9 +520,8 @@ def test_the_variant_of_a_figure_is_that_of_the_tables():
     assert results.variant(rows, "BIRD") == "BIRD, μ = 0.1" and not results.variant(rows, "MFD")
     assert results.variant(rows | {"BIRD": runs}, "BIRD") == "BIRD"
     assert results.label("BIRD", runs) == "BIRD, μ = 0.1"
-    assert results.label("FairTune", {0: {"method": "fairtune", "changed": {}}}).endswith(
-        "(pre-trained)"
-    )
+    tuned = {(0, 0): {"method": "fairtune", "changed": {}, "settings": {}}}
+    assert results.label("FairTune", tuned).endswith("(pre-trained)")
 
 
 def test_names_of_files_are_those_that_windows_allows(by_place, tmp_path):
