@@ -29,7 +29,8 @@ DIFFERENCES FROM PUBLIC CODE (the authors' attention-transfer; RepDistiller).
 RUN.  python methods/at.py                       the embedded toy data, two CPU cores: 2 minutes
       python methods/at.py --layers-student 1,2 --layers-teacher 1,2    the last two stages
 EXPECT. On the toy a little less accurate than with ckd.py --alpha 0 (five seeds); between unlike
-networks it is so in RepDistiller's tables, too.
+networks it is so in RepDistiller's tables, too. Of masks β = 1000 is too much: on
+HAM10000 (unet4) validation chose 1 of 1, 10, 100 and 1000, Dice 89.5 and not 75.8.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

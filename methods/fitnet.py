@@ -28,7 +28,8 @@ DIFFERENCES FROM PUBLIC CODE (RepDistiller).
 RUN.  python methods/fitnet.py                     the embedded toy data, two CPU cores: 2 minutes
       python methods/fitnet.py --hint-layer-student 2 --hint-layer-teacher 2    the last stages
 EXPECT. On the toy L_hint falls to 0.03. Of the students that follow a teacher and are not told the
-groups, this one comes nearest to it, in accuracy and in fairness (five seeds).
+groups, this one comes nearest to it, in accuracy and in fairness (five seeds). Of masks β = 100 is
+too much: on HAM10000 (unet4) validation chose 0.1 of 0.1, 1, 10 and 100, Dice 89.6 and not 79.3.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
