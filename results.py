@@ -322,6 +322,7 @@ def pack(source, target):
             is_packed = result["arrays"][0].name != "logits.npz"
             over_seeds = fold is None and len(seeds[dataset, place, row]) > 1 and not is_packed
             names, digests = list(result["arrays"][1]), {}
+            plain = row.removesuffix(weight_of({0: result}))  # whatever weight will be chosen
             if own_settings(result).keys() - {"fis_temperature"}:  # its teachers are no row
                 names = [name for name in names if not name.startswith("teacher_")]
                 if result["settings"].get("step0", "fis") != "fis":  # nor two points of its own
@@ -329,7 +330,7 @@ def pack(source, target):
             if over_seeds and (row not in (*DEBIASED, "CKD") or seed > 0):
                 taught = [name for name in names if name.startswith("teacher_")]
                 names = [*taught, *TRUTH] if taught else []
-            elif not is_packed and row not in TWO_POINTS and result["method"] != "fairdi":
+            elif not is_packed and plain not in TWO_POINTS and result["method"] != "fairdi":
                 names = [name for name in names if name in ("teacher", "last", *TRUTH)]
             content = dict(zip(names, arrays(result, names)))
             content = small(content) if task_of(result) == "segment" else content

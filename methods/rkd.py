@@ -86,7 +86,7 @@ def settings():
     add("--task", default="classify", choices=["classify", "segment"], help="labels, or masks")
     add("--image-size", type=number(8, 1024, int), help="pixels a side")
     add("--target", help="what is learnt: dx, Smiling ... (datasets/*.py)")
-    add("--sensitive", help="what makes groups: sex+age, Male ... (see there)")
+    add("--sensitive", help="what makes groups: sex+age, Male ... (datasets/*.py)")
     ## Without any default these are no settings of a data set that does not know them.
     add("--subject", default=argparse.SUPPRESS, help="csv: column of patients [found by its name]")
     add("--file-column", default=argparse.SUPPRESS, help="csv: column of files [file]")
@@ -106,7 +106,7 @@ def settings():
     add("--statistics", both=True, choices=networks.STATISTICS, help=those)
     add("--teacher-train", default="all", choices=["all", "head"], help="what is trained")
     ## A view is cropped and flipped anew in each epoch; the others are answered once for all.
-    sees = "answers to these; flips: their mean"
+    sees = "what it answers; flips: their mean"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
     add("--turns", action=switch, help="views in all 8 flips and turns")
@@ -238,7 +238,7 @@ class PlainTraining:
         self.saved = {"student": student, "optimizer": self.optimizer}  # goes into checkpoints
         self.reported = {}  # other networks that are tested at the end, by name
         self.extra = {}  # further entries of the result
-        self.seconds = 0.0  # that an earlier run spent on what this one found made
+        self.seconds = 0.0  # an earlier run spent them on what is reused here
 
     def class_shares(self):
         """The share of each class in what the loss sees, for corrected decisions: a list (C,)."""
@@ -438,8 +438,8 @@ def training_views(args, split, epoch):
 def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     """Train method.student for args.epochs, from the epoch on that the file `checkpoint` holds.
 
-    later: of how many epochs' length is what then follows; a test is of about two. Returns states
-    by rule, the log (a dict for each epoch) and the seconds of each epoch.
+    later: how many epochs the work after it would fill, for the time left; testing fills about two.
+    Returns states by rule, the log (a dict for each epoch) and the seconds of each epoch.
     """
     log, states, best, seconds = [], {}, {}, []
     rules = RULES[args.task] if rules is None else rules
@@ -537,7 +537,7 @@ class Teacher:
     def __init__(self, network, folder=None):
         self.network = network.eval().requires_grad_(False)
         self.folder = folder  # of the answers; None: each step asks the network itself
-        self.split, self.views = None, None  # whose answers these are; their digest, or they
+        self.split, self.views = None, None  # whose answers these are; their digest, or the answers
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
