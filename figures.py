@@ -10,7 +10,6 @@ caption says how many runs there are, and what is left out. In every figure
 - a row with collapsed runs is crossed out: to be equally useless is not to be fair.
 """
 
-import argparse
 import collections
 import textwrap
 from pathlib import Path
@@ -27,7 +26,7 @@ from PIL import Image
 import metrics
 import results
 from data import InputError, batches, load, outlined, put_back, restore
-from networks import Network
+from networks import Network, as_saved
 from results import DEBIASED, DECISIONS, RULES, TRAINING, TWO_POINTS, Value, number_collapsed, said
 
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
@@ -434,8 +433,7 @@ def asked(run, rule, split, areas):
     for file in filter(Path.is_file, paths):
         saved = restore(file)
         state = saved["state"] if rule == "teacher" else saved["states"][rule]
-        own = {"compile": False, "statistics": "imagenet" if "scale" in state else "data"}
-        args = argparse.Namespace(**run["settings"] | own)
+        args = as_saved(run["settings"], state)
         network = Network(args, run["settings"][role], 2, load=False)
         try:
             put_back(network.eval(), state, file)

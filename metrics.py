@@ -663,6 +663,12 @@ UNDEFINED |= dict.fromkeys(
 )
 
 
+def cell_sizes(evaluated):
+    """How many pictures each group has of each class, (G, C), by what `evaluate` returned."""
+    ## Of masks there are no counts of decisions.
+    return np.array(evaluated.get("pictures") or np.sum(evaluated["counts"], axis=-1))
+
+
 def main_ones(evaluated):
     """{metric: value} of what `evaluate` or `evaluate_masks` returned, of the metrics in BLOCKS."""
     return {name: evaluated[name] for name in WORDS if name in evaluated}
@@ -779,8 +785,7 @@ def show(columns, class_names, group_names, difference=None):
         notes.append("corrected: decisions by z - log π, π the shares of the classes in training")
     for reason, names in reasons.items():
         notes.append(f"undefined, because {reason}: {'; '.join(names)}")
-    sizes = models[0]["pictures"] if masks else np.sum(models[0]["counts"], axis=-1)
-    for g, c in np.argwhere(np.array(sizes) == 0):
+    for g, c in np.argwhere(cell_sizes(models[0]) == 0):
         notes.append(f"no picture of {class_names[c]}, {group_names[g]}: means leave it out")
     why = "it gives up a class, gives a group one answer, or is about as good as chance"
     if masks:

@@ -19,6 +19,7 @@ Of masks, bodies make maps (B, D, H', W'):
 NAME@224 sees pictures enlarged to 224 pixels a side.
 """
 
+import argparse
 import math
 import os
 import re
@@ -476,3 +477,11 @@ class Network(nn.Module):
             feats = self.features(images)
         feats = feats.float() if self.bf16 else feats  # the last layer is small
         return feats, self.head(feats)  # (B, C), or (B, 2, H, W)
+
+
+def as_saved(settings, state):
+    """The settings for a `Network` that is then given the saved weights `state`, of any version."""
+    older = {"task": "classify", "weights": None, "statistics": None, "pretrained": False}
+    ## Whether it normalises pixels anew is seen in its tensors, how stands in them.
+    own = {"compile": False, "statistics": "imagenet" if "scale" in state else "data"}
+    return argparse.Namespace(**older | settings | own)

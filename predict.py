@@ -51,6 +51,7 @@ from datasets._tables import (
     require,
     subject_column,
 )
+from networks import as_saved
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
 RULES = ("last", "best_overall", "best_worst_group")
@@ -111,11 +112,7 @@ def load_student(path, rule="last", module=None):
             )
     sys.path.insert(0, str(METHODS[saved["method"]].parent))
     script = importlib.import_module(saved["method"])
-    ## Settings of today with which a student was trained that is older than they are.
-    older = {"task": "classify", "weights": None, "statistics": None, "pretrained": False}
-    args = argparse.Namespace(**older | saved["settings"] | {"compile": False})
-    ## Whether it normalises pixels anew is seen in its tensors, how stands in them.
-    args.statistics = "imagenet" if "scale" in saved["states"][rule] else "data"
+    args = as_saved(saved["settings"], saved["states"][rule])
     saved.setdefault("outputs", saved["classes"])  # of a student that is older than masks
     network = script.Network(args, module or saved["network"], len(saved["outputs"]), load=False)
     try:

@@ -74,9 +74,7 @@ class Table:
         ):  # no number of a sweep
             self.notes.append(f"{name}{weight}")
         for run in dict(runs).values():
-            test = run[rule]["test"]
-            sizes = test["pictures"] if "pictures" in test else np.sum(test["counts"], axis=-1)
-            for g, c in np.argwhere(np.array(sizes) == 0):
+            for g, c in np.argwhere(metrics.cell_sizes(run[rule]["test"]) == 0):
                 where = f"{run['classes'][c]}, {run['group_names'][g]}"
                 self.notes.append(f"a test set has no picture of {where}: means leave it out")
         gains = results.gains(dict(runs)) if name.startswith("FairDi") else {}

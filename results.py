@@ -183,6 +183,12 @@ def data_of(result):
     return dataset if task == "classify" else f"{dataset}-{task}"
 
 
+def with_arrays(result, path):
+    """A result, read from the file `path`, with the place of its arrays: see `read`."""
+    names = {name: name for name in (*tested(result), *TRUTH)}
+    return result | {"arrays": (path.with_name("logits.npz"), names)}
+
+
 def read(folder, smoke=False):
     """All results in `folder`, fresh or packed, smoke runs only if they are asked for.
 
@@ -193,9 +199,8 @@ def read(folder, smoke=False):
         result = restore(path)
         if not {"method", "settings", "changed", "last"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
-        names = {name: name for name in (*tested(result), *TRUTH)}
         if smoke or not result["settings"].get("smoke"):
-            runs.append(result | {"arrays": (path.with_name("logits.npz"), names)})
+            runs.append(with_arrays(result, path))
     for path in sorted(Path(folder).glob("*.jsonl.gz")):
         for line in gzip.decompress(path.read_bytes()).splitlines():
             result = json.loads(line)
@@ -391,9 +396,10 @@ def pretrained(runs, rule="last"):
     return "pre-trained teacher" if taught and settings.get("teacher_weights") else ""
 
 
-def pretrained_words(runs):
+def pretrained_words(runs, rule="last"):
     """`pretrained` in brackets, behind a name."""
-    return f" ({pretrained(runs)})" if pretrained(runs) else ""
+    words = pretrained(runs, rule)
+    return f" ({words})" if words else ""
 
 
 def marks(runs, rule="last"):
@@ -417,7 +423,7 @@ def variant(rows, method):
 def label(name, runs, rule="last"):
     """A row's name with its weight, if that is not the usual one, and whether it is pre-trained."""
     name += "" if "," in name or rule == "teacher" else weight_of(runs)
-    return f"{name} ({pretrained(runs, rule)})" if pretrained(runs, rule) else name
+    return name + pretrained_words(runs, rule)
 
 
 SAID = {"not Male": "women", "Male": "men", "female": "women", "male": "men", "group": ""}
@@ -568,15 +574,15 @@ def number_collapsed(runs, rule="last"):
 def main_rule(rows):
     """The end of the names of the metrics of decisions that count in a table of these rows.
 
-    "_corrected" where the rarest class has under half of an equal share of the training pictures.
-    Masks know no such decisions.
+    "_corrected" where it is that of any network, see `metrics.main_rule`. Masks know no such
+    decisions.
     """
     if of_masks(rows):
         return ""
     runs = [run for row in rows.values() for run in row.values()]
     runs = [run for run in runs if run["method"] != "groupdro"]  # whose weights move its shares
     shares = [part["class_shares"] for run in runs for part in tested(run).values()]
-    return metrics.ENDS[any(min(share) < 0.5 / len(share) for share in shares)]
+    return metrics.ENDS[any(map(metrics.main_rule, shares))]
 
 
 def metric_of(shown, end):

@@ -10,6 +10,7 @@ import csv
 import html
 import io
 import itertools
+import math
 import re
 import textwrap
 
@@ -22,7 +23,7 @@ import metrics
 import results
 from data import InputError, outlined, restore, save
 from figures import said
-from results import GAPS, HARD, MASKS, METRICS, TRUTH, Refused, Value, metric_of
+from results import GAPS, HARD, MASKS, METRICS, Refused, Value, metric_of
 
 STYLE = """body{font:15px/1.45 sans-serif;color:#222;max-width:1100px;margin:1em auto;padding:0 1em}
 table{border-collapse:collapse;margin:.7em 0}td,th{padding:2px 12px 2px 0;text-align:left;
@@ -76,11 +77,10 @@ def read(path):
     runs = {}
     for file in [path] if path.is_file() else sorted(path.rglob("result.json")):
         result = restore(file, keys=("method", "settings", "changed", "last"))
-        names = {name: name for name in (*results.tested(result), *TRUTH)}
         key = result["settings"]["fold"] or 0, result["settings"]["seed"]
         if key in runs:
             raise InputError(f"{path} holds several runs with seed {key[1]}: name one of them")
-        runs[key] = result | {"arrays": (file.with_name("logits.npz"), names)}
+        runs[key] = results.with_arrays(result, file)
     if not runs:
         raise InputError(f"{path} is no result file and holds none: name a finished run")
     return runs
@@ -199,7 +199,7 @@ class Run:
 
 def panels(number, height=3.6):
     """A figure with so many axes, at most four in a row."""
-    rows, columns = -(-number // 4), min(number, 4)
+    rows, columns = math.ceil(number / 4), min(number, 4)
     size = {"figsize": (3.3 * columns, height * rows), "layout": "constrained"}
     figure, axes = plt.subplots(rows, columns, squeeze=False, **size)
     for spare in axes.flat[number:]:

@@ -390,8 +390,8 @@ def outputs(network, split, folder=None):
     network.eval()
 
     def ask():
-        number = math.ceil(len(split) / 256)
-        views = with_bar(batches(split, 256), f"{network.name} answers", number)
+        steps = math.ceil(len(split) / 256)
+        views = with_bar(batches(split, 256), f"{network.name} answers", steps)
         return torch.cat([network(batch.images)[0] for batch in views])
 
     if folder:
