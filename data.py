@@ -452,22 +452,34 @@ class Batch(NamedTuple):
     answers: tuple = None  # features and logits of a teacher, where they are known already
 
 
-def balanced_order(labels, groups, rng):
-    """(N,) positions, drawn with replacement: every class x group cell has an equal share."""
-    pairs = np.stack([labels, groups])
-    _, cell_of, sizes = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
-    by_cell = np.argsort(cell_of.ravel(), kind="stable")  # (N,) positions, sorted by their cells
+def cells_of(split, balance):
+    """(N,) integers: what each picture counts as when `balance` shows all of that equally often."""
+    columns = {"cells": ["labels", "groups"], "classes": ["labels"], "groups": ["groups"]}[balance]
+    pairs = np.stack([getattr(split, column).cpu().numpy() for column in columns])
+    return np.unique(pairs, axis=1, return_inverse=True)[1].ravel()
+
+
+def balanced_order(cells, rng):
+    """(N,) positions, drawn with replacement: each of the `cells` (N,) has an equal share."""
+    sizes = np.bincount(cells)
+    by_cell = np.argsort(cells, kind="stable")  # (N,) positions, sorted by their cells
     start = np.cumsum(sizes) - sizes  # (cells,) where each cell begins in by_cell
-    drawn = rng.permutation(np.arange(len(labels)) % len(sizes))  # (N,) the cell of each draw
+    drawn = rng.permutation(np.arange(len(cells)) % len(sizes))  # (N,) the cell of each draw
     return by_cell[start[drawn] + rng.integers(0, sizes[drawn])]
 
 
-def class_shares(split, num_classes, balance=False):
+def times_shown(split, balance=""):
+    """(N,) float64 tensor: how often `batches` shows each picture in an epoch, on average."""
+    cells = cells_of(split, balance) if balance else np.arange(len(split))
+    sizes = np.bincount(cells)
+    return torch.from_numpy(len(cells) / len(sizes) / sizes[cells]).to(split.labels.device)
+
+
+def class_shares(split, num_classes, balance=""):
     """The share of each class among the pictures that `batches` gives: a list (C,)."""
-    cells = torch.stack([split.labels, split.groups], dim=1)
-    seen = cells.unique(dim=0)[:, 0] if balance else split.labels
+    counts = torch.bincount(split.labels, times_shown(split, balance), minlength=num_classes)
     ## A class without a picture counts as one: its share must not be 0, which has no logarithm.
-    counts = torch.bincount(seen, minlength=num_classes).clamp(min=1)  # (C,)
+    counts = torch.where(counts > 0, counts, 1.0)  # (C,)
     return (counts / counts.sum()).tolist()
 
 
@@ -480,14 +492,15 @@ def refuse_batch(batch_size, n):
         )
 
 
-def batches(split, batch_size, seed=None, epoch=0, augment=False, turns=False, balance=False):
+def batches(split, batch_size, seed=None, epoch=0, augment=False, turns=False, balance=""):
     """The batches of one epoch.
 
     seed     None: every picture once, in order (evaluation). A number: a new order in each epoch,
              without the last, incomplete batch, so that batch norm never meets a single picture
     augment  random horizontal flip, and a random crop after padding by an eighth of the side
     turns    with augment: all eight flips and turns of the square, where pictures have no upright
-    balance  every class x group cell equally often (with replacement), not every picture once
+    balance  "cells": every class x group cell equally often (drawn with replacement), not every
+             picture once; "groups" or "classes": every group, or every class
     Raises InputError when there are fewer training pictures than one batch holds.
     """
     n, (height, width) = len(split), split.store.shape[1:3]
@@ -497,7 +510,7 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, turns=False, b
     rng = np.random.default_rng((seed or 0, epoch))
     order = np.arange(n) if seed is None else rng.permutation(n)
     if balance:
-        order = balanced_order(split.labels.cpu().numpy(), split.groups.cpu().numpy(), rng)
+        order = balanced_order(cells_of(split, balance), rng)
     pad = height // 8 if augment else 0
     flip = rng.random(n) < (0.5 if augment else 0)  # (N,)
     shift = rng.integers(-pad, pad + 1, (2, n))  # (2, N) down and right

@@ -37,7 +37,9 @@ from data import InputError, restore, save
 ## A row is a script with some of its settings changed. Tables have the rows in this order.
 NAMES = {
     "ckd alpha=0.0": "ERM",
-    "ckd alpha=0.0 balance=True": "re-balancing",
+    "ckd alpha=0.0 balance=cells": "re-balancing",
+    "ckd alpha=0.0 balance=groups": "re-balancing by group",
+    "ckd alpha=0.0 balance=classes": "re-balancing by class",
     "ckd": "CKD",
     "ckd temperature=1.0": "CKD, T = 1",
     "rkd": "RKD",
@@ -57,7 +59,7 @@ NAMES = {
     "febs": "FEBS",
     "febs-mended": "FEBS, mended",
     "fairdi": "FairDi",
-    "fairdi balance=True": "FairDi, balanced",
+    "fairdi balance=cells": "FairDi, balanced",
     "fairdi train_backbone=True": "FairDi, φ trained",
     "fairdi alpha=0.0": "FairDi, no teachers",
     "fairdi step0=febs": "FairDi, FEBS",

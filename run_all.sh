@@ -47,7 +47,7 @@ labels() {
 masks() {  # by the methods that have a meaning for them
     each always ckd --task segment --alpha 0
     for script in ckd fairdi; do each always $script --task segment; done
-    each full ckd --task segment --alpha 0 --balance
+    for by in cells groups classes; do each full ckd --task segment --alpha 0 --balance $by; done
     for script in at ctkd fitnet adversarial_kd bird groupdro swad; do each full $script --task segment; done
     for first in febs febs-mended; do each full fairdi --task segment --step0 $first; done  # in place of FIS
     [ -z "$task" ] || {

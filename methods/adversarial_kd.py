@@ -111,7 +111,8 @@ def settings():
     add("--skew", type=share, help="cifar10s: share of the usual style [0.95]")
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
-    add("--balance", action=switch, default=False, help="show class x group cells equally often")
+    parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
+    add("--balance", **parts, default="", help="show equally often; cells: class x group")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -284,6 +285,8 @@ class PlainTraining:
 
 from torch import nn
 
+from data import times_shown
+
 
 def kd_loss(logits_s, logits_t, temperature):
     """Eq. (2): T² · KL(teacher ‖ student) of the softened outputs, averaged over the batch.
@@ -358,10 +361,11 @@ class Method(PlainTraining):
         self.adversary = Adversary(*shape, width=width).to(args.device)
         self.opponent = torch.optim.Adam(self.adversary.parameters(), args.adversary_lr)
         self.saved |= {"adversary": self.adversary, "opponent": self.opponent}
-        count = torch.bincount(train.labels * shape[1] + train.groups, minlength=math.prod(shape))
-        count = count > 0 if args.balance else count  # then batches hold all cells equally often
-        cells = count.clamp(min=1).view(shape) * (count > 0).sum()  # (C, G)
-        self.weights = count.sum() / cells  # (C, G), 1 on average over what is drawn
+        cell, shown = train.labels * shape[1] + train.groups, times_shown(train, args.balance)
+        count = torch.bincount(cell, shown, minlength=math.prod(shape)).float()  # in an epoch
+        there = count > 0
+        ## (C, G), 1 on average over what is drawn
+        self.weights = (count.sum() / (count.where(there, 1.0) * there.sum())).view(shape)
 
     def step(self, batch):
         """One batch: forward, losses, backward, update. Returns the losses by name."""
@@ -679,7 +683,7 @@ def get_teacher(args, data):
             start, network.ways = time.time(), ways
             fit_head(network, data["train"], kept, args.weight_decay)
             return {"state": network.state_dict(), "log": [], "seconds": time.time() - start}
-        plain = argparse.Namespace(**recipe, device=args.device, balance=False)
+        plain = argparse.Namespace(**recipe, device=args.device, balance="")
         method, checkpoint = PlainTraining(plain, data, network), folder / "checkpoint.pt"
         states, log, seconds = fit(plain, data, method, "teacher", checkpoint, {}, args.epochs + 2)
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}

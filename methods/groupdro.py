@@ -98,7 +98,8 @@ def settings():
     add("--skew", type=share, help="cifar10s: share of the usual style [0.95]")
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
-    add("--balance", action=switch, default=False, help="show class x group cells equally often")
+    parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
+    add("--balance", **parts, default="", help="show equally often; cells: class x group")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -270,6 +271,8 @@ class PlainTraining:
 
 from torch import nn
 
+from data import times_shown
+
 
 def group_losses(losses, groups, num_groups):
     """Eq. (1): the mean loss of each group in the batch, m (G,); 0 where the batch has none of it.
@@ -313,9 +316,9 @@ class Method(PlainTraining):
     def class_shares(self):
         """The share of each class in Eq. (3), (C,): q moves it away from that of the pictures."""
         split, shape = self.split, (len(self.data.group_names), len(self.data.classes))
-        cells = torch.bincount(split.groups * shape[1] + split.labels, minlength=math.prod(shape))
-        cells = (cells > 0 if self.args.balance else cells).view(shape).float()  # (G, C)
-        inside = cells / cells.sum(dim=1, keepdim=True)  # share of a class inside its group
+        cell, shown = split.groups * shape[1] + split.labels, times_shown(split, self.args.balance)
+        cells = torch.bincount(cell, shown, minlength=math.prod(shape)).float().view(shape)
+        inside = cells / cells.sum(dim=1, keepdim=True)  # (G, C) shares of classes in each group
         q = self.weights.q.view(shape) if self.args.by_class else self.weights.q[:, None] * inside
         return q.sum(dim=0).clamp(min=1e-6).tolist()
 
@@ -625,7 +628,7 @@ def get_teacher(args, data):
             start, network.ways = time.time(), ways
             fit_head(network, data["train"], kept, args.weight_decay)
             return {"state": network.state_dict(), "log": [], "seconds": time.time() - start}
-        plain = argparse.Namespace(**recipe, device=args.device, balance=False)
+        plain = argparse.Namespace(**recipe, device=args.device, balance="")
         method, checkpoint = PlainTraining(plain, data, network), folder / "checkpoint.pt"
         states, log, seconds = fit(plain, data, method, "teacher", checkpoint, {}, args.epochs + 2)
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}

@@ -93,7 +93,8 @@ def settings():
     add("--skew", type=share, help="cifar10s: share of the usual style [0.95]")
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
-    add("--balance", action=switch, default=False, help="show class x group cells equally often")
+    parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
+    add("--balance", **parts, default="", help="show equally often; cells: class x group")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -642,7 +643,7 @@ def get_teacher(args, data):
             start, network.ways = time.time(), ways
             fit_head(network, data["train"], kept, args.weight_decay)
             return {"state": network.state_dict(), "log": [], "seconds": time.time() - start}
-        plain = argparse.Namespace(**recipe, device=args.device, balance=False)
+        plain = argparse.Namespace(**recipe, device=args.device, balance="")
         method, checkpoint = PlainTraining(plain, data, network), folder / "checkpoint.pt"
         states, log, seconds = fit(plain, data, method, "teacher", checkpoint, {}, args.epochs + 2)
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}

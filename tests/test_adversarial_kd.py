@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from conftest import arguments, load_toy
 
-from data import batches
+from data import batches, times_shown
 
 PARITY = np.load(Path(__file__).parent / "parity" / "fair_kd.npz")
 SWEEP = (0, 0.1, 0.5, 1, 2, 5, 10, 50, 150)  # the values of λ that run_all.sh compares
@@ -141,25 +141,27 @@ def test_weights_of_the_cells():
     assert emptied.weights.isfinite().all()
 
 
-@pytest.mark.parametrize("balance", ["--balance", "--no-balance"])
+@pytest.mark.parametrize("balance", ["cells", "groups", ""])
 def test_weights_do_what_the_batches_do_not(balance):
     """The mean weight of what is drawn is 1, and each cell has an equal share of the weights;
     batches of --balance hold all cells equally often already, so that their weights are 1."""
-    method, _ = made(balance, data=uneven())
+    method, _ = made(*["--balance", balance][: 2 * bool(balance)], data=uneven())
     drawn = [*batches(method.data["train"], 32, seed=0, balance=method.args.balance)]
     labels, groups = (torch.cat([getattr(b, part) for b in drawn]) for part in ("labels", "groups"))
     weights = method.weights[labels, groups]
     np.testing.assert_allclose(weights.mean(), 1, rtol=0.05)  # the last batch is incomplete
-    cells = torch.zeros(12).index_add(0, labels * 2 + groups, weights)
-    np.testing.assert_allclose(cells / len(labels), 1 / 12, rtol=0.3)
-    assert (torch.bincount(labels * 2 + groups)[2] < 10) == (balance == "--no-balance")
-    assert balance != "--balance" or (method.weights == 1).all()
+    train = method.data["train"]
+    shown = times_shown(train, balance) * method.weights[train.labels, train.groups]
+    cells = torch.zeros(12).index_add(0, train.labels * 2 + train.groups, shown.float())
+    np.testing.assert_allclose(cells / len(train), 1 / 12, rtol=1e-5)
+    assert (torch.bincount(labels * 2 + groups)[2] < 10) == (balance != "cells")
+    assert (balance == "cells") == (method.weights - 1).abs().max().lt(1e-6).item()
 
 
-@pytest.mark.parametrize("balance", ["--balance", "--no-balance"])
+@pytest.mark.parametrize("balance", ["cells", "groups", ""])
 def test_the_logged_accuracy_is_an_accuracy(balance, monkeypatch):
     """It is 1 for an adversary that is always right, also where a batch holds few rare pictures."""
-    method, given = made(balance, data=uneven())
+    method, given = made(*["--balance", balance][: 2 * bool(balance)], data=uneven())
     batch = given[0]
     rare = batch._replace(  # one cell alone, whose pictures weigh 10 times as much as others
         labels=torch.ones_like(batch.labels), groups=torch.zeros_like(batch.groups)

@@ -329,7 +329,7 @@ def test_what_was_made_once_is_read_under_its_lock(tmp_path, monkeypatch):
 # ----- order and augmentation --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("balance", ["", "cells"])
 def test_same_seed_and_epoch_give_the_same_views_and_others_give_others(balance):
     split = picture_split()
     first = epoch_of(split, 8, 3, 5, True, balance)
@@ -427,22 +427,31 @@ def test_training_pictures_are_normalised_to_mean_0_and_std_1(pictures):
         assert torch.equal(loaded[part].std, loaded["train"].std)
 
 
+@pytest.mark.parametrize("balance", ["cells", "groups", "classes"])
 @pytest.mark.parametrize("n", [48, 50])
-def test_balance_gives_each_cell_an_equal_share(n):
+def test_balance_gives_each_cell_an_equal_share(n, balance):
     split = picture_split(n)
     labels, groups = split.labels.numpy(), split.groups.numpy()
-    cells = 2 * labels + groups
+    cells = {"cells": 2 * labels + groups, "groups": groups, "classes": labels}[balance]
     there = np.unique(cells)
     assert len(set(np.bincount(cells)[there])) > 1  # the data are not even by themselves
     for epoch in range(3):
-        order = data.balanced_order(labels, groups, np.random.default_rng(epoch))
+        own = data.cells_of(split, balance)
+        order = data.balanced_order(own, np.random.default_rng(epoch))
         shares = np.bincount(cells[order], minlength=6)[there]
         assert len(order) == n and shares.max() - shares.min() <= 1
     ## Within a cell every picture has its chance, and the epoch has the usual length.
-    epochs = [batches(split, 2, 0, epoch, balance=True) for epoch in range(40)]
+    epochs = [batches(split, 2, 0, epoch, balance=balance) for epoch in range(40)]
     seen = [torch.cat([batch.index for batch in epoch]) for epoch in epochs]
     assert {len(s) for s in seen} == {n}
     assert set(torch.cat(seen).tolist()) == set(range(n))
+    ## What is said about the shares is what is drawn.
+    drawn, classes = split.labels[torch.cat(seen)], int(split.labels.max()) + 1
+    shares = torch.bincount(drawn, minlength=classes) / len(drawn)
+    said = torch.tensor(data.class_shares(split, classes, balance))
+    torch.testing.assert_close(shares, said, atol=0.03, rtol=0)
+    shown = torch.bincount(torch.cat(seen), minlength=n) / 40
+    assert (shown - data.times_shown(split, balance)).abs().max() < 1
 
 
 def test_a_batch_larger_than_the_training_set_is_refused_and_evaluation_is_not():

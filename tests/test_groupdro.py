@@ -153,7 +153,9 @@ def test_no_teacher_and_the_weights_are_saved(toy):
     assert torch.equal(other.weights.q, method.weights.q) and other.weights.q[0] != 0.5
 
 
-@pytest.mark.parametrize("flags", [[], ["--by-class"], ["--by-class", "--balance"]])
+@pytest.mark.parametrize(
+    "flags", [[], ["--by-class"], ["--by-class", "--balance"], ["--balance", "groups"]]
+)
 def test_class_shares_are_those_of_the_loss(toy, flags):
     """What Eq. (3) gives to the pictures of a class, added up over all pictures at once."""
     data = copy.copy(toy)

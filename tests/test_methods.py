@@ -270,7 +270,7 @@ OTHER_VALUES = {  # for each setting of all scripts that changes a result
     "fold": "1",
     "train_share": "0.5",
     "skip_bad": True,
-    "balance": True,
+    "balance": "cells",
     "teacher": "convnet8",
     "student": "convnet8",
     "pretrained": True,
@@ -515,7 +515,7 @@ def test_whatever_answers_depend_on_makes_other_files(setting, tmp_path):
     check("epoch", args, number=1)
     check("seed", settings_with(seed=1))
     check("batch size", settings_with(batch_size=16))
-    check("balance", settings_with(balance=True))
+    check("balance", settings_with(balance="cells"))
     check("teacher", args, teacher=make(seed=1))
     statistics = make()
     statistics.network.body[0][1].running_var.mul_(2)
@@ -524,7 +524,7 @@ def test_whatever_answers_depend_on_makes_other_files(setting, tmp_path):
     check("another order", args, train.subset(torch.arange(len(train)).flip(0)))
     changed = train.subset(range(len(train)))
     changed.labels = train.labels.flip(0)
-    check("cells to draw from", settings_with(balance=True), changed)
+    check("cells to draw from", settings_with(balance="cells"), changed)
     changed = train.subset(range(len(train)))
     changed.store = train.store.clone()
     changed.store[train.rows[3], 0, 0, 0] ^= 1

@@ -121,7 +121,7 @@ def test_smoke_runs_are_left_out(folder):
     ("script", "own", "name"),
     [
         ("ckd", {"alpha": 0.0}, "ERM"),
-        ("ckd", {"balance": True, "alpha": 0.0}, "re-balancing"),
+        ("ckd", {"balance": "cells", "alpha": 0.0}, "re-balancing"),
         ("bird", {}, "BIRD"),
         ("bird", {"fair_weight": 0.3}, "BIRD, μ = 0.3"),
         ("adversarial_kd", {"adversary_weight": 0.5}, "adversarial KD, λ = 0.5"),
@@ -424,14 +424,14 @@ def test_the_corrected_rule_is_main_where_a_class_is_rare(tmp_path):
             made = result("ckd", seed, class_shares=list(shares))
             made = changed_test(made, accuracy_corrected=0.6 + seed / 100)
             put(folder, made)
-            put(folder, result("rkd", seed, balance=True), "balance")
+            put(folder, result("rkd", seed, balance="cells"), "balance")
         rows = toy_rows(folder)
         assert (
             results.main_rule(rows) == end
-            and results.main_rule({"RKD": rows["RKD, balance = True"]}) == ""
+            and results.main_rule({"RKD": rows["RKD, balance = cells"]}) == ""
         )
         put(folder, result("rkd", 0, class_shares=list(shares)))
-        rows = {name: toy_rows(folder)[name] for name in ("CKD", "RKD, balance = True")}
+        rows = {name: toy_rows(folder)[name] for name in ("CKD", "RKD, balance = cells")}
         made, _ = report.tables({("toy", ""): rows}, {})
         assert ((("toy", ""), "overview-largest") in made) == bool(end)
         table = made[("toy", ""), "overview"]
@@ -1063,13 +1063,13 @@ def test_a_second_processor_s_runs_are_compared_and_stand_in_no_other_table(fold
 def test_commands_name_what_was_changed(folder):
     for seed in range(3):
         put(folder, result("ckd", seed, dataset="csv", epochs=3, skip_bad=True), "epochs_3")
-    put(folder, result("rkd", 4, dataset="ham10000", target="dx 7", balance=True, fold=2), "dx")
+    put(folder, result("rkd", 4, dataset="ham10000", target="dx 7", balance="cells", fold=2), "dx")
     commands = [row[1] for row in report.made_table(results.collect(folder)).rows]
     assert commands == [
         "`bash run_all.sh --dataset csv --data-dir DIR --seeds 3 --only ckd "
         "-- --skip-bad --epochs 3`",
         "`python methods/rkd.py --dataset ham10000 --data-dir DIR --seed 4 "
-        "--target 'dx 7' --balance --fold 2`",
+        "--target 'dx 7' --balance cells --fold 2`",
         "`bash run_all.sh --seeds 3 --only ckd rkd`",
     ]
 

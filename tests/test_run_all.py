@@ -131,7 +131,7 @@ def test_masks_are_listed_with_the_toy_and_when_asked_for(stand_in):
     alone, number = masks("--task", "segment")
     assert 0 < len(toy) < every and len(alone) == number
     usual = [line for line in alone if line in toy]
-    assert len(usual) == len(toy) == 3 * 13  # seeds, rows
+    assert len(usual) == len(toy) == 3 * 15  # seeds, rows
     assert {line[0][8:-3] for line in alone} == {*results.OF_MASKS}
     tried = {line[3] for line in alone if line not in toy}
     weights = {"--" + setting.replace("_", "-") for setting, _ in results.MASK_GRID.values()}
