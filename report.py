@@ -283,16 +283,30 @@ POOLED = {  # columns of folds together: of classes, and of masks
 }
 
 
-def pooled_tables(rows, rules):
+def seen_twice(value, runs, base, metric, rule):
+    """A difference, marked ² where a second training, too, shows one in that direction.
+
+    runs, base    the same two rows in the second training; None where there was none
+    """
+    if runs and base and not value.low <= 0 <= value.high:
+        second = results.change(runs, base, metric, rule, None, True)
+        if second.low > 0 < value.low or second.high < 0 > value.high:
+            return value._replace(mark="²")
+    return value
+
+
+def pooled_tables(rows, rules, second=()):
     """Folds together, so that every picture is tested once: values, and differences to ERM or CKD.
 
-    rules    {network: what is added to a row's name}
+    rules     {network: what is added to a row's name}
+    second    the rows of a second training, see `trainings`
 
     A method with fewer folds than the most is compared on its own folds alone: ERM, or CKD, stands
     above it once more, on these folds. Rows of masks are compared with both.
     """
     results.comparable(rows, whole=False)
     masks, end, groups = results.of_masks(rows), results.main_rule(rows), results.groups_of(rows)
+    second = dict(second)
     shown = {name: metric_of(name, end) for name in POOLED[masks].split("|")}
     shown |= gap_columns(rows) | ({"mean-DEO, largest output": "mean_deo"} if end else {})
     words, score = results.score_of(rows)
@@ -304,6 +318,10 @@ def pooled_tables(rows, rules):
     differences = {b: Table(["method", *(f"{s}, − {b}" for s in shown)]) for b in bases}
     for part in (table, *differences.values()):
         part.notes += [] if masks else [results.DECISIONS[end]]
+    for part in differences.values() if second else ():
+        once = [name for name in rows if name not in second and name not in (TEACHER, *bases)]
+        without = f"; without one: {', '.join(once)}" if once else ""
+        part.notes.append(f"²: a second training shows it, too{without}")
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
     most = max(folds.values(), key=len)
     for keys in sorted({*folds.values()}, key=lambda keys: (-len(keys), keys)):
@@ -322,12 +340,23 @@ def pooled_tables(rows, rules):
                 cells.append(results.in_percent(whole, *metrics.interval(draws=draws)))
             cells.append(results.trained(runs, rule, end))
             table.add(label, cells, runs, rule, ranked=keys == most and competes)
+            again = second.get(name)
             for base in [base for base in bases if base in parts and base != name]:
-                pair = runs, parts[base]
-                cells = [results.change(*pair, m, rule, None, True) for m in shown.values()]
+                pair, pair_2 = (runs, parts[base]), (again, second.get(base))
+                pair_2 = pair_2 if again and again.keys() == runs.keys() else (None, None)
+                cells = []
+                for metric in shown.values():
+                    value = results.change(*pair, metric, rule, None, True)
+                    cells.append(seen_twice(value, *pair_2, metric, rule))
                 differences[base].add(label, cells, runs, rule, ranked=competes)
     ends = dict(zip(("-differences", "-differences-CKD"), differences.values()))
     return {"": table} | ends
+
+
+def with_teacher(rows):
+    """Rows of masks, with CKD's teacher in front."""
+    taught = rows.get("CKD", {}) if results.of_masks(rows) else {}
+    return ({TEACHER: results.other_network(taught, "teacher")} if taught else {}) | rows
 
 
 def gains_table(rows):
@@ -399,6 +428,27 @@ FEWER[2] = tuple(words.replace("once", "twice") for words in FEWER[1])
 def in_folds(place):
     """Whether the test set of a place (data set, conditions) is one of five folds."""
     return place[1].startswith("folds")
+
+
+def trainings(by_place):
+    """`by_place` with one training of each fold, that of the lowest seed; and the second ones.
+
+    Those stand under the keys (fold, seed) of the first ones, so that the two are pairs. Rows
+    without folds stay as they are: several seeds are one table.
+    """
+    first, second = {}, {}
+    for place, rows in by_place.items():
+        for name, runs in rows.items():
+            keys = {}
+            for key in sorted(runs):
+                keys.setdefault(key[0], []).append(key)
+            if not in_folds(place):
+                first.setdefault(place, {})[name] = runs
+                continue
+            first.setdefault(place, {})[name] = {k[0]: runs[k[0]] for k in keys.values()}
+            if again := {k[0]: runs[k[1]] for k in keys.values() if len(k) > 1}:
+                second.setdefault(place, {})[name] = again
+    return first, second
 
 
 def ruled(place, rows):
@@ -498,11 +548,12 @@ def pairs_table(by_place):
 
 
 def repeated_table(by_place, repeated):
-    """The same command on another processor, minus the first time: what rounding changes.
+    """A second training minus the first: with another seed, or on another processor.
 
-    ## Sums are rounded in another order there; after some thousand steps it is another training.
-    ## So these differences are also how far two trainings lie apart, which no bootstrap over test
-    ## pictures shows. CelebA's committed pictures carry numbers drawn anew each time: not paired.
+    ## Another processor rounds sums in another order; after some thousand steps that is another
+    ## training, too. These differences are how far two trainings lie apart, which no bootstrap over
+    ## test pictures shows. CelebA's committed pictures have numbers drawn anew each time: not
+    ## paired.
     """
     lines = []
     for place, rows in repeated.items():
@@ -633,7 +684,7 @@ ACROSS = {
     "inflation": "Disparity (of masks: gap in Dice) of every student minus that of its own teacher",
     "pairs": "What one part of a method does",
     "pairs-masks": "What one part of a method does, masks",
-    "repeated": "A second training minus the first, by the same command on another processor",
+    "repeated": "A second training minus the first, with another seed or on another processor",
     "repeated-claims": "The claims in the second training",
     "repeated-inflation": "Disparity of students minus that of their teachers, second training",
     "repeated-pairs": "What one part of a method does, second training",
@@ -647,7 +698,7 @@ def tables(by_place, repeated):
     """{(place, kind): Table} of all tables that the results give; and {(place, kind): why not}.
 
     place      (data set, conditions), or "all" for tables across data sets
-    repeated   `by_place` of results of the same commands on another processor
+    repeated   the same of second trainings, see `trainings`
     """
     made, refused = {}, {}
 
@@ -679,9 +730,8 @@ def tables(by_place, repeated):
             if len(chosen) > 1:
                 layout(place, kind, chosen)
         if in_folds(place):
-            taught = usual.get("CKD", {}) if results.of_masks(rows) else {}
-            taught = {TEACHER: results.other_network(taught, "teacher")} if taught else {}
-            make(place, "pooled", pooled_tables, taught | usual, {"last": ""})
+            second = repeated.get(place, {})
+            make(place, "pooled", pooled_tables, with_teacher(usual), {"last": ""}, second)
             chosen = {name: rows[name] for name in FAIRDI if name in rows}
             if len(chosen) > 1:
                 words = {rule: f", {words}" for rule, words in RULES.items()}
@@ -701,7 +751,7 @@ def tables(by_place, repeated):
     make("all", "repeated", repeated_table, by_place, repeated)
     for place, rows in repeated.items():
         if in_folds(place):
-            make(place, "repeated-pooled", pooled_tables, rows, {"last": ""})
+            make(place, "repeated-pooled", pooled_tables, with_teacher(rows), {"last": ""})
     make("all", "made", made_table, by_place)
     return made, refused
 
@@ -847,7 +897,9 @@ def main():
         return print(webpages.compare(*args.compare))
     if args.html:
         return print(webpages.write(source, args.data_dir))
-    by_place, repeated = results.collect(source), results.collect(source / "again")
+    by_place, repeated = trainings(results.collect(source))
+    for place, rows in results.collect(source / "again").items():
+        repeated.setdefault(place, rows)
     if not by_place:
         raise Refused(f"{source} holds no results: run a script first, or run_all.sh")
     if args.pack:

@@ -729,15 +729,16 @@ class Value(NamedTuple):
     low: float = np.nan
     high: float = np.nan
     style: str = "[]"
+    mark: str = ""  # behind the number: ² if a second training shows the difference, too
 
     def __str__(self):
         if np.isnan(self.point):
             return "undefined"
         if np.isnan(self.low):
-            return f"{self.point:.1f}"
+            return f"{self.point:.1f}{self.mark}"
         if self.style == "±":
-            return f"{self.point:.1f} ± {(self.high - self.low) / 2:.1f}"
-        return f"{self.point:.1f} [{self.low:.1f}, {self.high:.1f}]"
+            return f"{self.point:.1f} ± {(self.high - self.low) / 2:.1f}{self.mark}"
+        return f"{self.point:.1f} [{self.low:.1f}, {self.high:.1f}]{self.mark}"
 
 
 def values(runs, metric, rule="last", group=None, split="test"):

@@ -329,6 +329,35 @@ def pooled_tables(folder):
     return report.pooled_tables(results.collect(folder)["ham10000", "folds"], {"last": ""})
 
 
+def test_a_second_training_marks_what_it_shows_too(folded, lesions):
+    """² stands where both trainings show a difference in one direction, and nowhere else."""
+
+    def tables():
+        results.opened.cache_clear()
+        results.POOLS.clear()
+        first, second = report.trainings(results.collect(folded))
+        made, refused = report.tables(first, second)
+        table = made[("ham10000", "folds"), "pooled-differences"]
+        assert not refused and len(made[("ham10000", "folds"), "pooled"].rows) == 2
+        return dict(zip(table.header[1:], table.rows[0][1:])), table.notes, second
+
+    def train_again(**logits):
+        for script, own in (("ckd", {"alpha": 0.0}), ("groupdro", {})):
+            put_folds(folded, lesions | logits, script, seed=1, **own)
+
+    once, notes, second = tables()
+    assert not second and not any(value.mark for value in once.values())
+    train_again()
+    twice, notes, second = tables()
+    assert "²: a second training shows it, too" in notes
+    assert second["ham10000", "folds"]["GroupDRO"].keys() == {(fold, 0) for fold in range(5)}
+    shown = {name for name, value in once.items() if not value.low <= 0 <= value.high}
+    assert shown and {name for name, value in twice.items() if str(value).endswith("²")} == shown
+    assert {name: value._replace(mark="") for name, value in twice.items()} == once
+    train_again(ckd=lesions["groupdro"], groupdro=lesions["ckd"])  # which shows the contrary
+    assert tables()[0] == once
+
+
 def test_pooled_folds_test_every_picture_once(folded, lesions):
     made = pooled_tables(folded)
     table, differences = made[""], made["-differences"]
