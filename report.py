@@ -632,8 +632,11 @@ HEADLINE = {  # the places whose results stand in the README
 }
 
 
-def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-DEO")):
-    """Metrics of the methods in the README on four data sets, a column each."""
+def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-DEO"), sure=False):
+    """Metrics of the methods in the README on four data sets, a column each.
+
+    sure    whether the last metric has its interval
+    """
     places = {title: place for title, place in HEADLINE.items() if place in by_place}
     ends = {place: results.main_rule(by_place[place]) for place in places.values()}
     words = [t + (", prior-corrected" if ends[place] else "") for t, place in places.items()]
@@ -641,24 +644,28 @@ def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-
     most = {place: max(map(len, by_place[place].values())) for place in ends}
     for row in names:
         cells = [
-            headline_cell(by_place[p].get(row, {}), [metric_of(s, end) for s in shown], p, most[p])
+            headline_cell(
+                by_place[p].get(row, {}), [metric_of(s, end) for s in shown], p, most[p], sure
+            )
             for p, end in ends.items()
         ]
         table.add(row, cells)
     return table
 
 
-def headline_cell(runs, shown, place, most):
+def headline_cell(runs, shown, place, most, sure=False):
     """The metrics `shown` of a method on one data set, on which others have `most` runs."""
     bad = results.number_collapsed(runs)
     if bad == len(runs):  # also of none
         return "collapsed" if bad else ""
-    points = [results.point(runs, metric, pooled=in_folds(place)) for metric in shown]
+    pooled = in_folds(place)
+    texts = [f"{results.point(runs, metric, pooled=pooled):.1f}" for metric in shown]
+    texts[-1] = str(results.cell(runs, shown[-1], pooled=pooled)) if sure else texts[-1]
     notes = [results.pretrained(runs), results.weight_of(runs).strip(", ")]
     notes += [f"{bad} of {len(runs)} collapsed" if bad else ""]
     notes.append(f"{len(runs)} of {most} runs" if len(runs) < most else "")
     note = ", ".join(filter(None, notes))
-    return " / ".join(f"{point:.1f}" for point in points) + (note and f" ({note})")
+    return " / ".join(texts) + (note and f" ({note})")
 
 
 # ----- pages --------------------------------------------------------------------------------------
@@ -867,7 +874,7 @@ def draw(by_place, folder, wanted, data_dir):
 
 def fill(text, by_place):
     """A README with its two generated tables made anew."""
-    first = headline_table(by_place, FIRST, ("AUROC", "mean-DEO"))
+    first = headline_table(by_place, FIRST, ("AUROC", "mean-DEO"), sure=True)
     text = put(text, "first", first.markdown())
     return put(text, "results", headline_table(by_place).markdown())
 
