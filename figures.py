@@ -183,9 +183,11 @@ def two_points(rows, pooled, where, path):
         fill = "none" if form["ms"] == 9 else "0.4"
         axes.plot([], [], "o", color="0.4", mfc=fill, label=words, **form)
     save(figure, path, gap_sentence(rows, groups, pooled), where)
+    inside = " Inside classes: as if each class had the same share in every group."
     return (
         f"{what} and its gap between groups: each method at two epochs chosen on validation (the "
         f"numbers of FairDi's first figure); N = {len(rows)} methods, {over(runs, pooled)}."
+        + inside * results.of_masks(rows)
         + listed("Left out, their outputs at these epochs not kept", labels_of(every, but=rows))
     )
 
@@ -412,7 +414,7 @@ def outlines(models, data, where, path):
             axes.set_title(text.get(name) or f"Dice {dice[name][place]:.0f}", fontsize=7.5)
             if n == 0:
                 axes.annotate(name, (-0.08, 0.5), xycoords="axes fraction", ha="right", va="center")
-    sentence = "CKD's worst, median and good masks of each group; beside them the truth, "
+    sentence = "CKD's worst, median and good masks, by group; with them the truth, "
     save(figure, path, f"{sentence}the teacher's masks and those of {[*models][2]}", where)
     return (
         "Outlines of the true mask (its class above it) and of those that the networks find, with "
@@ -567,8 +569,10 @@ def ends_apart(last):
         return ""
     apart, base = {"below": [], "above": []}, last["CKD"]
     for name, runs in last.items():
-        both = sorted(runs.keys() & base.keys())
-        change = sure(results.over_runs(np.array([runs[k] - base[k] for k in both])), both)
+        both = runs.keys() & base.keys()
+        if len(both) < FEWEST:
+            continue
+        change = results.over_runs(np.array([runs[k] - base[k] for k in sorted(both)]))
         apart["below"] += [name] if change.high < 0 else []
         apart["above"] += [name] if change.low > 0 else []
     parts = [f"{where} CKD's with {' and '.join(names)}" for where, names in apart.items() if names]
@@ -615,6 +619,7 @@ def training(rows, where, path):
     save(figure, path, f"Validation along training{ends_apart(last)}", where)
     return (
         f"Fairness ({DECISIONS[end]}) and use on validation along training; N = {most} a method; "
-        f"bands are 95 % intervals over at least {FEWEST} runs."
+        f"bands are 95 % intervals over at least {FEWEST} runs. The title names the rows whose "
+        "paired difference to CKD after the last epoch has an interval without 0."
         + listed("Left out, their logs not kept", labels_of(every, but=rows))
     )

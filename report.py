@@ -733,6 +733,8 @@ def pages(by_place, made, captions):
 
 # ----- figures ------------------------------------------------------------------------------------
 
+## results/masks-gallery.png is none of these, because it needs the saved networks and the pictures:
+## it is the ...-gallery.png of `python report.py --results RUNS --data-dir DIR`, renamed.
 COMMITTED = (  # the figures of the packed results; your own results get all of them
     "toy-gallery.png",
     "toy-training.png",

@@ -291,7 +291,6 @@ def test_pages_over_seeds_are_made_from_the_results(by_place):
 @pytest.mark.slow
 def test_all_pages_and_figures_are_made_from_the_results(tmp_path, monkeypatch):
     folder = shutil.copytree(COMMITTED, tmp_path / "results")
-    ## Outlines need saved networks and real pictures: what draws them stands in `report.draw`.
     (folder / "masks-gallery.png").unlink(missing_ok=True)
     figures = {path.name for path in folder.glob("*.png")}
     assert figures == set(report.COMMITTED) and len(figures) <= 12
