@@ -414,8 +414,8 @@ def outlines(models, data, where, path):
             axes.set_title(text.get(name) or f"Dice {dice[name][place]:.0f}", fontsize=7.5)
             if n == 0:
                 axes.annotate(name, (-0.08, 0.5), xycoords="axes fraction", ha="right", va="center")
-    sentence = "CKD's worst, median and good masks, by group; with them the truth, "
-    save(figure, path, f"{sentence}the teacher's masks and those of {[*models][2]}", where)
+    sentence = "CKD's worst, median and good masks by group, with the others' of these pictures"
+    save(figure, path, sentence, where)
     return (
         "Outlines of the true mask (its class above it) and of those that the networks find, with "
         "Dice in percent. Of all test pictures of a group, ordered by the Dice of CKD's mask: the "
