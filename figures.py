@@ -183,28 +183,46 @@ def two_points(rows, pooled, where, path):
         fill = "none" if form["ms"] == 9 else "0.4"
         axes.plot([], [], "o", color="0.4", mfc=fill, label=words, **form)
     save(figure, path, gap_sentence(rows, groups, pooled), where)
+    inside = " Inside classes: as if each class had the same share in every group."
     return (
         f"{what} and its gap between groups: each method at two epochs chosen on validation (the "
         f"numbers of FairDi's first figure); N = {len(rows)} methods, {over(runs, pooled)}."
+        + inside * results.of_masks(rows)
         + listed("Left out, their outputs at these epochs not kept", labels_of(every, but=rows))
     )
 
 
 def gap_sentence(rows, groups, pooled):
-    """Which of two groups is served worse, by how many methods, as intervals show it."""
+    """Which of two groups is served worse, by how many methods, as intervals show it.
+
+    Of masks also how much of that is left inside classes.
+    """
     what, score = results.score_of(rows)
     if len(groups) != 2:
         gaps = {results.point(r, f"{score}_gap", "best_overall"): n for n, r in rows.items()}
         gaps = {gap: name for gap, name in gaps.items() if not np.isnan(gap)}
         smallest = f"is smallest with {gaps[min(gaps)]}" if gaps else "is undefined"
         return f"The gap in {what} {smallest}"
-    signed = [ahead(r, f"{score}_gap", "best_overall", pooled)[0] for r in rows.values()]
-    first, second = [v.point for v in signed if v.low > 0], [-v.point for v in signed if v.high < 0]
-    group, gaps = max(zip(groups, (first, second)), key=lambda pair: len(pair[1]))
-    if not gaps:
+
+    def behind(metric):
+        """The sizes of shown gaps to the first group's disadvantage, and to the second's."""
+        signed = [ahead(r, metric, "best_overall", pooled)[0] for r in rows.values()]
+        return [v.point for v in signed if v.low > 0], [-v.point for v in signed if v.high < 0]
+
+    both = behind(f"{score}_gap")
+    worse = max((0, 1), key=lambda g: len(both[g]))
+    if not (gaps := both[worse]):
         return f"No method is shown to serve {groups[0]} and {groups[1]} differently in {what}"
-    ends = f"by {min(gaps):.1f} to {max(gaps):.1f} points"
-    return f"{what} is lower in the group {group} with {len(gaps)} of {len(rows)} methods, {ends}"
+
+    def counted(gaps):
+        ends = f", by {min(gaps):.1f} to {max(gaps):.1f} points" if gaps else ""
+        return f"with {len(gaps)} of {len(rows)} methods{ends}"
+
+    sentence = f"{what} is lower in the group {groups[worse]} {counted(gaps)}"
+    if results.of_masks(rows):
+        inside = behind(f"{score}_gap_standardised")[worse]
+        sentence += f"; inside classes, such as diagnoses, {counted(inside)}"
+    return sentence
 
 
 def ranks(scores):
@@ -212,50 +230,39 @@ def ranks(scores):
     return scipy.stats.rankdata(-scores, axis=1)
 
 
-def friedman(scores):
-    """p of Friedman's test, corrected for ties: do the columns of scores (N, k > 2) differ?"""
-    if (scores == scores[:, :1]).all():  # nothing differs, and the statistic is 0 / 0
-        return 1.0
-    return scipy.stats.friedmanchisquare(*ranks(scores).T).pvalue
+def mean_ranks(names, scores, lost, blocks, title, path):
+    """Mean rank of each method, with a bar from its best rank to its worst.
 
+    ## No test: the data sets are few, and repetitions of one share their test pictures.
 
-def nemenyi(k, n, level=0.95):
-    """Critical difference of mean ranks: q/√2 · √(k(k+1)/6n), q of the studentized range."""
-    q = scipy.stats.studentized_range.ppf(level, k, np.inf)
-    return q / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * n))
-
-
-def critical_difference(names, scores, lost, title, path):
-    """Mean ranks of the methods, with bars half of Nemenyi's distance long to either side.
-
-    scores    (N, k), higher is better: N data sets, folds or seeds, k methods
-    lost      methods that not every block has
+    scores    (N, k), higher is better: N repetitions, k methods
+    lost      methods that not every repetition has
+    blocks    {data set: how many of the N repetitions are its}
     """
     n, k = scores.shape
     if n < 2 or k < 3:
         return None
-    p, mean, half = friedman(scores), ranks(scores).mean(0), nemenyi(k, n) / 2
-    half = half if p < 0.05 else np.nan  # the gate: Friedman's test comes first
-    order, behind = np.argsort(mean, kind="stable"), (mean - mean.min() > 2 * half).sum()
-    figure, axes = plt.subplots(figsize=(7, 1.6 + 0.26 * k), layout="constrained")
+    each = ranks(scores)  # (N, k)
+    mean, order = each.mean(0), np.argsort(each.mean(0), kind="stable")
+    figure, axes = plt.subplots(figsize=(7, 1.9 + 0.26 * k), layout="constrained")
     for y, m in enumerate(order):
-        put(axes, Value(mean[m], mean[m] - half, mean[m] + half), y, names[m])
+        put(axes, Value(mean[m], each[:, m].min(), each[:, m].max()), y, names[m])
     axes.set_yticks(range(k), [f"{names[m]}: {mean[m]:.1f}" for m in order])
-    axes.set(ylim=(k - 0.5, -0.5), xlabel=better(f"mean rank of {k} methods", False))
+    axes.set(
+        ylim=(k - 0.5, -0.5), xlabel=better(f"rank among {k} methods: mean, best, worst", False)
+    )
     axes.margins(x=0.05)
-    sentence = f"No method is shown to rank best in {title}"
-    if p < 0.05:
-        sentence = (
-            f"In {title}, {names[order[0]]} ranks best; {behind} of {k - 1} others are shown "
-        )
-        sentence += "to rank lower"
-    save(figure, path, sentence, f"N = {n} repetitions, Friedman's test: p = {p:.2g}")
+    best = [names[m] for m in order if mean[m] == mean[order[0]]]
+    sentence = f"Ranks by {title}: {' and '.join(best)} {'have' if best[1:] else 'has'} the best "
+    sentence += f"mean ({mean[order[0]]:.1f} of {k})"
+    where = f"N = {n} repetitions ({', '.join(f'{name} {m}' for name, m in blocks.items())})"
+    save(figure, path, sentence, where + (f"; not ranked: {', '.join(lost)}" if lost else ""))
     return (
-        f"Mean ranks over N = {n} repetitions (seeds, or folds, of which the attributes are "
-        "averaged; those of one data set share pictures, so that the test is optimistic; decisions "
-        "are prior-corrected where a class is rare; what has collapsed ranks last there). Where "
-        "bars overlap (Nemenyi) no difference is shown; without bars Friedman's test finds none."
-        + listed("Left out, because some repetitions lack them", lost)
+        f"Ranks over N = {n} repetitions (seeds, or folds, of which the attributes are averaged): "
+        "the mean, and a bar from the best to the worst. Data sets are few, and repetitions of one "
+        "share test pictures, so nothing is tested. Decisions are prior-corrected where a class is "
+        "rare; what has collapsed ranks last there."
+        + listed("Not ranked, because some repetitions lack them", lost)
     )
 
 
@@ -299,8 +306,8 @@ def per_class(rows, where, path):
     axes.set(yticks=range(len(classes)), yticklabels=classes, ylim=(len(classes) - 0.5, -0.5))
     axes.set_xlabel("spread of recall (points)")
     if len(groups) == 2:
-        ends = f"← favours {groups[0]}", f"favours {groups[1]} →"
-        axes.set_xlabel("     difference of recall (points)     ".join(ends))
+        words = f"recall of {groups[1]} minus that of {groups[0]} (points)"
+        axes.set_xlabel(f"{words}\n← {groups[0]} served better     {groups[1]} served better →")
     axes.margins(x=0.08)
     verb = effect(results.change(rows[row], rows["CKD"], metric, pooled=pooled))
     verb = "has collapsed, which is no way to change" if bad else verb
@@ -321,6 +328,9 @@ def gallery(rows, data_dir, where, path):
     common = set.intersection(*({*rows[row]} for row, _ in models.values())) if models else ()
     if not common or (data := pictures_of(rows["CKD"][min(common)], data_dir)) is None:
         return None
+    settings, words = rows["CKD"][min(common)]["settings"], f"seed {min(common)[1]}"
+    words = words if settings["fold"] is None else f"fold {settings['fold']}, {words}"
+    where += f"; in one run, {words}"
     if results.of_masks(rows):
         runs = {name: (rows[row][min(common)], rule) for name, (row, rule) in models.items()}
         return outlines(runs, data, where, path)
@@ -383,42 +393,52 @@ def outlines(models, data, where, path):
         areas[name], ids = results.arrays(run, (rule, "ids"))
         if ids.tolist() != test.ids:
             return None  # made from other pictures
-    values = np.stack([metrics.dice(areas=found) for found in areas.values()])  # (3, N)
-    failed, labels, groups = values < metrics.FAILED, test.labels.numpy(), test.groups.numpy()
-    kinds = {"repaired": failed[1] & ~failed[2], "broken": failed[2] & ~failed[1]}
-    first, more = (in_turn(np.flatnonzero(k), labels, groups, 4) for k in kinds.values())
-    if not (places := first + more):  # both find the same
-        return None
-    some = test.subset(places)
+    dice = {name: 100 * metrics.dice(areas=found) for name, found in areas.items()}  # (N,)
+    labels, groups = test.labels.numpy(), test.groups.numpy()
+    places = at_shares(dice["CKD"], groups)
+    some = test.subset([n for n, _ in places])
     masks = {"truth": some.masks[some.rows].numpy()}
     for name, (run, rule) in models.items():
-        masks[name] = asked(run, rule, some, areas[name][places])
+        masks[name] = asked(run, rule, some, areas[name][[n for n, _ in places]])
         if masks[name] is None:
             return None
-    figure = plt.figure(figsize=(1.2 + 1.2 * len(some), 7.5), layout="constrained")
+    figure = plt.figure(figsize=(1.4 + 1.4 * len(some), 8), layout="constrained")
     for row, (name, found) in enumerate({"picture": 0 * masks["truth"], **masks}.items()):
-        for n, place in enumerate(places):
+        for n, (place, words) in enumerate(places):
             axes = figure.add_subplot(len(masks) + 1, len(some), row * len(some) + n + 1)
             picture = Image.fromarray(some.images[n].permute(1, 2, 0).numpy())
             axes.imshow(outlined(picture.resize((160, 160), Image.NEAREST), found[n]))
             axes.axis("off")
-            text = f"{[*kinds][n >= len(first)]}\n{said(data.classes[labels[place]])}"
-            if name in areas:
-                dice = 100 * values[list(areas).index(name), place]
-                text = f"Dice {dice:.0f}"
-            elif name == "truth":
-                text = said(data.group_names[groups[place]])
-            axes.set_title(text, fontsize=7.5)
+            group, label = said(data.group_names[groups[place]]), said(data.classes[labels[place]])
+            text = {"picture": f"{group}:\n{words}", "truth": textwrap.fill(label, 18)}
+            axes.set_title(text.get(name) or f"Dice {dice[name][place]:.0f}", fontsize=7.5)
             if n == 0:
                 axes.annotate(name, (-0.08, 0.5), xycoords="axes fraction", ha="right", va="center")
-    name, number = list(models)[2], [k.sum() for k in kinds.values()]
-    sentence = f"{name} mends {number[0]} of the {failed[1].sum()} failed masks of CKD and spoils "
-    save(figure, path, sentence + f"{number[1]} of the others", where)
+    sentence = "CKD's worst, median and good masks by group, with the others' of these pictures"
+    save(figure, path, sentence, where)
     return (
-        f"Masks of {len(first)} test pictures that fail (Dice below {metrics.FAILED:.0%}) with "
-        f"CKD alone, then of {len(more)} that fail with {name} alone. The first of each class "
-        f"and group, not a choice; N = {len(labels)} pictures, one run."
+        "Outlines of the true mask (its class above it) and of those that the networks find, with "
+        "Dice in percent. Of all test pictures of a group, ordered by the Dice of CKD's mask: the "
+        "first, the one in the middle, and the one at nine tenths. Nobody chose them; "
+        f"N = {len(labels)} pictures, one run."
     )
+
+
+SHARES = {0.0: "the worst", 0.5: "the median", 0.9: "better than 9 of 10"}
+
+
+def at_shares(scores, groups):
+    """[(place, words)] of the pictures at SHARES of each group's scores (N,), lowest first.
+
+    Of more than two groups, those whose mean score is the lowest and the highest.
+    """
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    members.sort(key=lambda places: scores[places].mean())
+    found = []
+    for places in members[:1] + members[1:][-1:]:
+        ordered = places[np.argsort(scores[places], kind="stable")]
+        found += [(ordered[int(share * len(ordered))], words) for share, words in SHARES.items()]
+    return found
 
 
 def asked(run, rule, split, areas):
@@ -543,6 +563,24 @@ def band(axes, curve, name, label=None):
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
+def ends_apart(last):
+    """Which rows {row: {(fold, seed): mean-DEO}} end below or above CKD, as intervals show it."""
+    if "CKD" not in last:
+        return ""
+    apart, base = {"below": [], "above": []}, last["CKD"]
+    for name, runs in last.items():
+        both = runs.keys() & base.keys()
+        if len(both) < FEWEST:
+            continue
+        change = results.over_runs(np.array([runs[k] - base[k] for k in sorted(both)]))
+        apart["below"] += [name] if change.high < 0 else []
+        apart["above"] += [name] if change.low > 0 else []
+    parts = [f"{where} CKD's with {' and '.join(names)}" for where, names in apart.items() if names]
+    if not parts:
+        return "; no mean-DEO is shown to end below or above CKD's"
+    return f"; mean-DEO ends {', and '.join(parts)}"
+
+
 def training(rows, where, path):
     """Validation while training; CTKD's temperature; the gates of BIRD."""
     every, end = chosen(rows, TRAINING), results.main_rule(rows)
@@ -557,7 +595,7 @@ def training(rows, where, path):
     mosaic = [["fair", "useful"], (own * 2)[:2]][: 1 + bool(own)]
     size = {"figsize": (10, 1 + 3.2 * len(mosaic)), "layout": "constrained"}
     figure, panels = plt.subplot_mosaic(mosaic, **size)
-    most, last = max(map(len, rows.values())), {}
+    most, last = max(map(len, rows.values())), {}  # {row: {(fold, seed): mean-DEO at the end}}
     for name, runs in rows.items():
         bad, text = number_collapsed(runs), results.label(name, runs)
         text += f" ({len(runs)} runs)" if len(runs) < most else ""
@@ -566,8 +604,8 @@ def training(rows, where, path):
             curve = np.clip(100 * curves(runs, metric, "val"), 0, 100)  # Student's t has no limits
             band(panels[key], curve, name, text)
             put(panels[key], Value(curve[-1, 0]), len(curve), name, bad, upright=True)
-            defined = not np.isnan(curve[-1, 0])
-            last |= {text: curve[-1, 0]} if key == "fair" and defined and not bad else {}
+        deo = {k: run["log"][-1]["val"][f"mean_deo{end}"] for k, run in runs.items()}
+        last |= {} if bad or None in deo.values() else {name: deo}
     panels["fair"].set(ylabel=better("mean-DEO (%)", False, True), ylim=(-5, 105))
     panels["useful"].set(ylabel=better("AUROC (%)", True, True))
     panels["useful"].set_ylim(panels["useful"].get_ylim()[0], 104)
@@ -578,77 +616,10 @@ def training(rows, where, path):
         words = "temperature" if name.startswith("CTKD") else "mean gate"
         panels[name].set(ylabel=words + ", lowest, highest" * ("gate" in words))
         panels[name].set_title(f"The {words} of {name} ends at {curve[-1, 0]:.2f}")
-    sentence = "All of these students have collapsed, or their mean-DEO is undefined"
-    if last:
-        best, worst = min(last, key=last.get), max(last, key=last.get)
-        sentence = f"On validation {best} ends with the lowest mean-DEO ({last[best]:.1f} %), "
-        sentence += f"{worst} with the highest ({last[worst]:.1f} %)"
-    save(figure, path, sentence, where)
+    save(figure, path, f"Validation along training{ends_apart(last)}", where)
     return (
         f"Fairness ({DECISIONS[end]}) and use on validation along training; N = {most} a method; "
-        f"bands are 95 % intervals over at least {FEWEST} runs."
+        f"bands are 95 % intervals over at least {FEWEST} runs. The title names the rows whose "
+        "paired difference to CKD after the last epoch has an interval without 0."
         + listed("Left out, their logs not kept", labels_of(every, but=rows))
-    )
-
-
-def fairtune_masks(rows, where, path):
-    """FairTune's search: which parts each trial tuned, how it ended, and which parts matter.
-
-    All trials have a first epoch, few a last one: the effect of a part is the objective after the
-    first epoch, tuned minus frozen, after a line over the logarithm of the learning rate was taken
-    off. The sampler prefers what went well, so this is no randomised comparison.
-    """
-    result = next(iter(rows.get("FairTune", {}).values()), {})
-    trials = [t for t in result.get("search", {}).get("trials", []) if t["values"]]
-    names = sorted({name for t in trials for name in t["params"]} - {"lr"})
-    if len(trials) < 4 or not names:
-        return None
-    bits = np.array([[t["params"][name] for t in trials] for name in names])  # (P, T)
-    first, last = (np.array([t["values"][k] for t in trials]) for k in (0, -1))
-    rates = np.log([t["params"]["lr"] for t in trials])
-    first = first - np.polyval(np.polyfit(rates, first, 1), rates)
-    ended = np.array([t["state"] == "complete" for t in trials])
-    labels = [f"{n // 3 + 1} {('norms', 'attention', 'MLP')[n % 3]}" for n in range(len(names))]
-    objective, order = result["settings"]["objective"].replace("_", " "), np.arange(len(trials))
-    good = not objective.startswith("loss")
-    height = 0.22 * len(names)
-    figure, axes = plt.subplot_mosaic(
-        [["value", "."], ["grid", "effect"]],
-        figsize=(9, 3.4 + height),
-        width_ratios=[2, 1],
-        height_ratios=[2, height],
-        layout="constrained",
-    )
-    value, grid, part = (axes[name] for name in ("value", "grid", "effect"))
-    for which, fill, words in ((ended, INDIGO, "trained to the end"), (~ended, "none", "stopped")):
-        value.plot(order[which], last[which], "o", color=INDIGO, mfc=fill, label=words)
-    value.set(ylabel=better(f"{objective}\n(validation)", good, True), xticks=[])
-    value.set_xlim(-0.5, len(trials) - 0.5)
-    value.margins(y=0.15)
-    grid.imshow(bits, cmap="Greys", vmin=0, vmax=1.4, aspect="auto", interpolation="nearest")
-    grid.set_yticks(range(len(names)), labels)
-    grid.xaxis.get_major_locator().set_params(integer=True)
-    grid.set(xlabel="trial, in the order of the search", ylabel="block and part (dark: tuned)")
-    shown, unknown = 0, []
-    for n, row in enumerate(bits == 1):
-        if min(row.sum(), (~row).sum()) < FEWEST:
-            unknown.append(labels[n])
-            continue
-        two = first[row], first[~row]
-        ends = scipy.stats.ttest_ind(*two, equal_var=False).confidence_interval()  # Student's t
-        put(part, Value(two[0].mean() - two[1].mean(), *ends), n, "FairTune")
-        shown += ends.low > 0 or ends.high < 0
-    part.axvline(0, color="0.6", zorder=0)
-    part.set(ylim=grid.get_ylim(), yticks=[])
-    part.margins(x=0.08)
-    part.set_xlabel(better(f"{objective},\ntuned − frozen (epoch 1)", good))
-    sentence = (
-        f"For {shown or 'none'} of {len(names)} parts, trials of FairTune that tune it differ "
-    )
-    sentence += "after one epoch from those that do not"
-    save(figure, path, sentence, where)
-    return (
-        f"FairTune's search (N = {len(trials)} trials, one run): objective, tuned parts, and the "
-        "difference that a part makes after one epoch, with 95 % intervals (Welch's, one by one)."
-        + listed(f"Without a difference, fewer than {FEWEST} trials on a side", unknown)
     )

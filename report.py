@@ -26,6 +26,7 @@ What a row is, and how two of them are compared, is in results.py. In a table:
 """
 
 import argparse
+import collections
 import csv
 import itertools
 import re
@@ -789,13 +790,14 @@ def pages(by_place, made, captions):
 
 # ----- figures ------------------------------------------------------------------------------------
 
+## results/masks-gallery.png is none of these, because it needs the saved networks and the pictures:
+## it is the ...-gallery.png of `python report.py --results RUNS --data-dir DIR`, renamed.
 COMMITTED = (  # the figures of the packed results; your own results get all of them
     "toy-gallery.png",
     "toy-training.png",
     f"cifar10s-{NETWORKS}-epochs_5-teacher_epochs_5-disparity.png",
     f"celeba-image_size_32-{NETWORKS}-{FOLDS}-sweep.png",
     f"ham10000-folds-{NETWORKS}-{FOLDS}-two-points.png",
-    f"ham10000-folds-{NETWORKS}-{FOLDS}-masks.png",
     f"ham10000-folds-sensitive_age-{NETWORKS}-{FOLDS}-two-points.png",
     "ranks-AUROC.png",
     "ranks-worst-group.png",
@@ -807,7 +809,8 @@ COMMITTED = (  # the figures of the packed results; your own results get all of 
 
 
 def rank_blocks(by_place, metric):
-    """Names and (N, k) values, higher is better, of the rows of RANKED in every block; the others.
+    """Names and (N, k) values, higher is better, of the rows of RANKED in every block; the names
+    of the other rows; {data set: number of its blocks}.
 
     A block is a seed or a fold of a data set: the mean over its attributes (sex and age), which
     share pictures and, of methods that look at no group, networks. FairDi's paper claims the best
@@ -828,15 +831,15 @@ def rank_blocks(by_place, metric):
                 block = blocks.setdefault((place[0], *like, key), {}).setdefault(name, [])
                 block.append(-np.inf if useless or np.isnan(value) else value)
     blocks = {key: rows for key, rows in blocks.items() if "FairDi" in rows} or blocks
-    blocks = [rows for key, rows in blocks.items() if not key[0].startswith("toy")] or [
-        *blocks.values()
-    ]
+    real = {key: rows for key, rows in blocks.items() if not key[0].startswith("toy")}
+    data, blocks = zip(*(real or blocks).items()) if blocks else ((), ())
+    data = collections.Counter(results.said(key[0].partition("-")[0]) for key in data)
     most = [max(map(len, rows.values())) for rows in blocks]  # attributes
     every = [{n for n, v in rows.items() if len(v) == m} for rows, m in zip(blocks, most)]
     names = [name for name in ranked if all(name in there for there in every)]
     scores = [[np.mean(rows[name]) for name in names] for rows in blocks]
     lost = [name for name in ranked if name not in names and any(name in rows for rows in blocks)]
-    return names, np.array(scores).reshape(len(blocks), len(names)), lost
+    return names, np.array(scores).reshape(len(blocks), len(names)), lost, data
 
 
 def draw(by_place, folder, wanted, data_dir):
@@ -861,14 +864,13 @@ def draw(by_place, folder, wanted, data_dir):
         make(place, f"{stem}-gallery.png", figures.gallery, usual, data_dir, where)
         make(place, f"{stem}-disparity.png", figures.per_class, usual, where)
         make(place, f"{stem}-training.png", figures.training, usual, where)
-        make(place, f"{stem}-masks.png", figures.fairtune_masks, usual, where)
         make(place, f"{stem}-two-points.png", figures.two_points, usual, pooled, where)
         for kind in SWEEPS:
             make(place, f"{stem}-{kind}.png", figures.sweep, swept(rows, kind), kind, where)
     worst = {"worst group": "AUROC of the worst group", "worst Dice": "Dice of the worst group"}
     for metric in ("AUROC", "worst group", "mean-DEO", "Dice", "worst Dice"):
         name, words = f"ranks-{metric.replace(' ', '-')}.png", worst.get(metric, metric)
-        make("all", name, figures.critical_difference, *rank_blocks(by_place, metric), words)
+        make("all", name, figures.mean_ranks, *rank_blocks(by_place, metric), words)
     return captions
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 import test_report
 from matplotlib.transforms import Bbox
 from mpl_toolkits.mplot3d import proj3d
@@ -23,43 +22,40 @@ from data import load
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_ranks_friedman_and_nemenyi_against_the_parity_file():
+def test_ranks_against_the_parity_file():
     with np.load(ROOT / "tests" / "parity" / "medical.npz") as file:
         cd = {key[3:]: file[key] for key in file if key.startswith("cd/")}
     scores = cd["in/scores_dataset_by_method"]
     assert np.array_equal(figures.ranks(scores), cd["out/ranks"])
     assert np.allclose(figures.ranks(scores).mean(0), cd["out/avg_rank"])
-    assert np.isclose(figures.friedman(scores), cd["out/friedman_scipy_tie_corrected_stat_p"][1])
-    distance = figures.nemenyi(scores.shape[1], len(scores))
-    assert np.isclose(distance, cd["out/nemenyi_cd_05_studentized"], atol=1e-5)
-    assert np.isclose(distance, cd["out/nemenyi_cd_05_table"], atol=1e-3)
 
 
 @pytest.mark.parametrize("k", [3, 4, 7, 13])
-def test_friedman_written_out(k):
-    """From its definition, with scores that tie; the highest has rank 1."""
+def test_ranks_written_out(k):
+    """From their definition, with scores that tie; the highest has rank 1."""
     rng = np.random.default_rng(k)
     scores = rng.integers(0, 6, (8, k)) + np.arange(k) / 3  # some ties
     ranks = (scores[:, None] > scores[:, :, None]).sum(-1)
     ranks = ranks + ((scores[:, None] == scores[:, :, None]).sum(-1) + 1) / 2
     assert np.array_equal(figures.ranks(scores), ranks)
-    variance = ((ranks - (k + 1) / 2) ** 2).sum() / (8 * (k - 1))
-    chi2 = 8 * ((ranks.mean(0) - (k + 1) / 2) ** 2).sum() / variance
-    assert np.isclose(figures.friedman(scores), scipy.stats.chi2.sf(chi2, k - 1))
-    assert figures.friedman(np.ones((5, k))) == 1
 
 
-def test_bars_of_ranks_overlap_where_no_difference_is_shown(tmp_path, monkeypatch):
-    """Two methods differ if their mean ranks differ by more than Nemenyi's distance."""
-    drawn, scores = noted_values(monkeypatch), np.arange(5) + np.zeros((12, 1))
-    caption = figures.critical_difference("abcde", scores, ["left"], "AUROC", tmp_path / "r.png")
+def test_bars_of_ranks_are_ranks_and_the_picture_says_of_what(tmp_path, monkeypatch):
+    """From the best rank to the worst: none below 1. Data sets, and who is not ranked."""
+    drawn, titles = noted_values(monkeypatch), titles_of(monkeypatch)
+    scores, path = np.random.default_rng(0).random((12, 5)), tmp_path / "ranks.png"
+    data = {"CelebA": 2, "HAM10000": 10}
+    caption = figures.mean_ranks("abcde", scores, ["left"], data, "AUROC", path)
     assert caption.endswith("lack them: left.") and "N = 12" in caption
-    for (one, _, _), (two, _, _) in itertools.combinations(drawn, 2):
-        apart = one.high < two.low or two.high < one.low
-        assert apart == (abs(one.point - two.point) > figures.nemenyi(5, 12))
-    drawn.clear()
-    figures.critical_difference("abc", np.ones((4, 3)), [], "AUROC", tmp_path / "r.png")
-    assert all(np.isnan(value.low) for value, _, _ in drawn)  # Friedman's test finds nothing
+    assert "(CelebA 2, HAM10000 10); not ranked: left" in titles[0].replace("\n", " ")
+    each = figures.ranks(scores)
+    assert [name for *_, name in drawn] == ["abcde"[m] for m in np.argsort(each.mean(0))]
+    for value, _, name in drawn:
+        own = each[:, "abcde".index(name)]
+        assert 1 <= value.low == own.min() and value.high == own.max() <= 5
+        assert np.isclose(value.point, own.mean())
+    figures.mean_ranks("abc", np.ones((4, 3)), [], data, "AUROC", path)
+    assert titles[1].startswith("Ranks by AUROC: a and b and c have the best mean (2.0 of 3)")
 
 
 def noted_values(monkeypatch):
@@ -93,7 +89,7 @@ def test_every_figure_is_drawn(by_place, tmp_path):
     """Each has a caption, and pages show both."""
     captions = report.draw(by_place, tmp_path, (), None)
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    kinds = "disparity training gallery two-points masks".split()
+    kinds = "disparity training gallery two-points".split()
     ranks = {f"ranks-{name}.png" for name in ("AUROC", "worst-group", "mean-DEO")}
     assert drawn == {f"toy-{kind}.png" for kind in kinds} | ranks
     assert {*captions["toy", ""], *captions["all"]} == drawn
@@ -158,6 +154,7 @@ def test_the_gallery_shows_how_each_model_answered(by_place, tmp_path, monkeypat
         assert (plain[truth == true] == said).any() and ckd.startswith("✓✗"[said != true])
         assert colour == (figures.RIGHT if said == true else figures.WRONG)
         assert debiased[0] + ckd[0] == ("✓✗" if n < 24 else "✗✓")
+    assert titles[-1].endswith("; in one run, seed 0")
     counts = f"repairs {repaired.sum()} of the {(plain != truth).sum()} errors of CKD and breaks "
     assert titles[-1].startswith(f"Adversarial KD {counts}{broken.sum()} of its ")
 
@@ -206,34 +203,37 @@ def test_titles_fit(by_place, monkeypatch):
     monkeypatch.setattr(figures.plt.Figure, "savefig", checked)
     figures.per_class(rows, where, "disparity")
     figures.training(rows, where, "training")
-    figures.fairtune_masks(rows, where, "masks")
     figures.two_points(rows, False, where, "two points")
-    assert len(drawn) == 4
+    assert len(drawn) == 3
 
 
-def test_the_search_of_fairtune_is_drawn(tmp_path, monkeypatch):
-    """A figure for a search of masks; none where only the learning rate was searched."""
-    rng = np.random.default_rng(0)
-    trials = []
-    for n in range(8):
-        params = {f"bit {k:02}": int(rng.integers(2)) for k in range(6)} | {"lr": rng.random()}
-        state = ("complete", "pruned")[n % 2]
-        trials.append({"params": params, "state": state, "values": [0.5, 0.4][: 2 - n % 2]})
-    search = {"settings": {"objective": "auroc"}, "search": {"trials": trials}}
-    path = tmp_path / "masks.png"
-    assert "trials" in figures.fairtune_masks({"FairTune": {0: search}}, "toy", path)
-    assert path.stat().st_size > 10_000
-    few = [trial["params"] for trial in trials]
-    for n, params in enumerate(few):
-        params |= {"bit 02": int(n < 2), "bit 03": n % 2}
-    drawn = noted_values(monkeypatch)
-    caption = figures.fairtune_masks({"FairTune": {0: search}}, "toy", path)
-    places = {place for _, place, _ in drawn}
-    lost = caption.partition("on a side: ")[2]
-    assert 3 in places and 2 not in places and "1 MLP" in lost and "2 norms" not in lost
-    for trial in trials:
-        trial["params"] = {"lr": 0.1}
-    assert figures.fairtune_masks({"FairTune": {0: search}}, "toy", path) is None
+def test_the_pictures_of_outlines_are_chosen_by_a_rule():
+    """The lowest, the median and nine tenths of each group; of three groups, of two of them."""
+    scores, groups = np.arange(40.0)[::-1] % 20, np.arange(40) // 20
+    found = figures.at_shares(scores + groups, groups)
+    assert [n for n, _ in found] == [19, 9, 1, 39, 29, 21]
+    assert [words for _, words in found] == [*figures.SHARES.values()] * 2
+    three = np.array([5.0, 6, 1, 2, 9, 9]), np.array([0, 0, 1, 1, 2, 2])
+    assert {three[1][n] for n, _ in figures.at_shares(*three)} == {1, 2}
+
+
+def test_the_title_of_training_names_what_intervals_separate_alone(tmp_path, monkeypatch):
+    """Not three runs, not collapsed ones, and not the lowest of means that lie together."""
+    titles, rows, rng = titles_of(monkeypatch), {}, np.random.default_rng(1)
+    ends = {"CKD": (0.2, 5), "ERM": (0.21, 5), "CTKD": (0.4, 5), "BIRD": (0.0, 3)}
+    for name, (deo, number) in (ends | {"adversarial KD": (0.0, 5)}).items():
+        rows[name] = put_runs({}, runs=number)
+        for (_, seed), run in [*rows[name].items()]:
+            noise = 0.05 * rng.random()
+            last = run["last"]["test"] | {"collapsed": name == "adversarial KD"}
+            log = [{"val": {"mean_deo": deo + noise, "auroc": 0.9}, "temperature": 1.0}]
+            log[0] |= {"gate": 0.5, "gate_min": 0.1, "gate_max": 0.9}
+            rows[name][0, seed] = run | {"log": log, "last": run["last"] | {"test": last}}
+    assert figures.training(rows, "x", tmp_path / "training.png")
+    assert titles[0] == "Validation along training; mean-DEO ends above CKD's with CTKD\nX"
+    del rows["CTKD"]
+    assert figures.training(rows, "x", tmp_path / "training.png")
+    assert titles[1].startswith("Validation along training; no mean-DEO is shown to end ")
 
 
 def put_runs(tests, names=("a", "b"), shares=(0.5, 0.5), runs=2):
@@ -271,7 +271,7 @@ def test_an_undefined_disparity_is_not_drawn_as_fairness(tmp_path, monkeypatch):
     log = {"log": [{"val": {"mean_deo": None, "auroc": 0.9}}]}
     rows = {n: {k: r | log for k, r in put_runs({}).items()} for n in ("ERM", "CKD")}
     assert figures.training(rows, "x", tmp_path / "training.png")
-    assert titles[1].endswith("or their mean-DEO is undefined\nX") and "nan" not in titles[1]
+    assert titles[1] == "Validation along training\nX"
 
 
 def test_where_a_class_is_rare_figures_show_the_corrected_decisions(tmp_path, monkeypatch):
@@ -377,6 +377,7 @@ def test_figures_of_masks_show_dice(tmp_path, monkeypatch):
         name, group = what if isinstance(what, tuple) else (what, None)
         assert value == results.cell(rows["ERM"], name, "best_overall", group, True), what
     assert titles[0].startswith("Dice is lower in the group over 60 with 7 of 7 methods, by ")
+    assert "; inside classes, such as diagnoses, with " in titles[0].replace("\n", " ")
     assert "HAM10000, masks, groups by age" in titles[0]
 
 
@@ -456,7 +457,6 @@ def test_collapsed_runs_are_crossed_out_in_every_figure(everything, tmp_path, mo
         crossed.clear()
         assert draw(rows, "blond", path) and crossed, draw.__name__
     assert "has collapsed" in titles[0] and "lowers" not in titles[0]
-    assert titles[1].startswith("On validation ERM ends with the lowest mean-DEO")
     assert "adversarial" not in titles[1]
     crossed.clear()
     assert figures.sweep(report.swept(everything[SWEPT], "sweep"), "sweep", "x", path)
@@ -478,9 +478,10 @@ def test_captions_name_what_is_left_out(everything, tmp_path):
     few = {name: {key: runs[key] for key in sorted(runs)[:1]} for name, runs in rows.items()}
     caption = figures.two_points(few, True, "x", path)
     assert "N = 3 methods" in caption and caption.endswith("epochs not kept: CKD.")
-    names, scores, others = report.rank_blocks(everything, "AUROC")
+    names, scores, others, data = report.rank_blocks(everything, "AUROC")
     assert "adversarial KD" in others and not {*names} & {*others}
-    caption = figures.critical_difference(names, scores, others, "AUROC", path)
+    assert data.total() == len(scores) and {*data} == {"CelebA", "CIFAR10-S", "HAM10000"}
+    caption = figures.mean_ranks(names, scores, others, data, "AUROC", path)
     assert f"N = {len(scores)} " in caption and ", ".join(others) in caption
 
 

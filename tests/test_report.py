@@ -722,7 +722,7 @@ def test_claims_about_masks_are_judged_by_dice_alone(of_masks, folder):
 
 def test_ranks_of_masks_are_theirs(of_masks, folder):
     for metric in ("Dice", "worst Dice"):
-        names, scores, lost = report.rank_blocks(of_masks | results.collect(folder), metric)
+        names, scores, lost, _ = report.rank_blocks(of_masks | results.collect(folder), metric)
         expected = ["ERM", "CKD", "adversarial KD", "GroupDRO", "FIS", "FEBS", "FairDi"]
         assert names == expected and scores.shape == (5, 7) and not lost
     assert len(report.rank_blocks(of_masks, "AUROC")[1]) == 0
@@ -1028,8 +1028,9 @@ def test_ranks_are_of_the_methods_that_every_run_has(tmp_path):
             made = result(script, seed, dataset="cifar10s", **own)
             put(tmp_path, changed_test(made, auroc=n / 10), f"{len(own)}")
         put(tmp_path, result(script, dataset="toy"))
-    names, scores, others = report.rank_blocks(results.collect(tmp_path), "AUROC")
+    names, scores, others, data = report.rank_blocks(results.collect(tmp_path), "AUROC")
     assert names == ["CKD", "RKD", "FairDi"] and others == ["AT"]
+    assert data == {"CIFAR10-S": 3}
     assert np.allclose(scores, [[0, 10, 20]] * 3)
 
 
@@ -1047,7 +1048,7 @@ def test_a_fold_is_one_block_whatever_makes_its_groups(tmp_path):
             result("ckd", dataset="ham10000", fold=fold, temperature=1.0, **own),
             f"T{fold}{own}",
         )
-    names, scores, _ = report.rank_blocks(results.collect(tmp_path), "worst group")
+    names, scores, *_ = report.rank_blocks(results.collect(tmp_path), "worst group")
     assert names == ["CKD", "FairDi"] and np.allclose(scores, [[5, 15]] * 2)
 
 

@@ -791,7 +791,7 @@ def test_outlines_are_those_of_the_saved_networks(few, tmp_path, monkeypatch):
     for name in ("a-other", "b-larger"):
         shutil.rmtree(teachers / name)
     number = len(drawn) // 5
-    assert number and caption.startswith("Masks of ") and path.stat().st_size > 10_000
+    assert number and caption.startswith("Outlines of ") and path.stat().st_size > 10_000
     truth, *found = (np.stack(drawn[k * number : (k + 1) * number]) > 0 for k in range(1, 5))
     kept = [results.arrays(rows[n][0, 0], [k])[0] for n, k in (("CKD", "teacher"), ("CKD", "last"))]
     kept += results.arrays(rows["adversarial KD"][0, 0], ["last"])
