@@ -110,7 +110,8 @@ class Settings(argparse.ArgumentParser):
         notes = "[]: the default; without one, the data set has its own. --no-x undoes --x.\n"
         notes += "--[teacher-]x: --x is the student's, and --teacher-x is the teacher's."
         first = about.partition(". ")[0]
-        more = {"formatter_class": Help, "usage": argparse.SUPPRESS, "add_help": False}
+        usage = "python methods/%(prog)s [--setting value ...]"
+        more = {"formatter_class": Help, "usage": usage, "add_help": False}
         super().__init__(description=first, epilog=notes, **more)
 
     def format_help(self):

@@ -689,8 +689,11 @@ def differences(first, second):
     return _plain(out)
 
 
-def verdict(columns, difference):
-    """Which of two models is fairer, as far as test pictures can tell: a sentence."""
+def verdict(columns, difference, runs=1):
+    """Which of two models is fairer, as far as test pictures, or several `runs`, tell: a sentence.
+
+    columns: {name: what `evaluate` returned} of both; difference: of `differences`.
+    """
     (a, first), (b, second) = columns.items()
     ends = {"mean_deo": first.get("main_rule"), "dice_gap": "_standardised"}
     key = next(key for key in ends if key in first)
@@ -698,17 +701,18 @@ def verdict(columns, difference):
     known = [100 * v for v in difference.get(key + (ends[key] or ""), []) if v is not None]
     a, b = ({"teacher": "its teacher", "student": "the student"}.get(n, n) for n in (a, b))
     if first["collapsed"] or second["collapsed"] or len(known) < 3:
-        return f"Whether {b} is fairer than {a}, this run cannot tell."
-    point, low, high = known
+        return f"Whether {b} is fairer than {a} cannot be told from this."
+    (point, low, high), end = known, "" if runs > 1 else "; another training may differ"
+    where = f"Over {runs} trainings" if runs > 1 else "On these test pictures"
     if low <= 0 <= high:
         return (
-            f"These test pictures cannot tell whether {b} is fairer than {a}: {word} differs by "
+            f"{where}, {b} is not shown to be fairer or less fair than {a}: {word} differs by "
             f"{point:+.1f} points [{low:.1f}, {high:.1f}], and the interval holds 0."
         )
     low, high = sorted((abs(low), abs(high)))
     return (
-        f"On these test pictures, {b} is {'less fair' if point > 0 else 'fairer'} than {a} by "
-        f"{abs(point):.1f} points of {word} [{low:.1f}, {high:.1f}]; another training may differ."
+        f"{where}, {b} is {'less fair' if point > 0 else 'fairer'} than {a} by {abs(point):.1f} "
+        f"points of {word} [{low:.1f}, {high:.1f}]{end}."
     )
 
 

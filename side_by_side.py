@@ -263,7 +263,7 @@ def formula(text):
 
 
 def introduction(header, picture):
-    """A header's title, idea and equations as HTML, with its diagram, an SVG."""
+    """A header's title and idea with its diagram, an SVG, and its equations: both as HTML."""
     title, _, rest = header.strip().strip('"').partition("\n\n")
     idea, table = (rest.partition(f"{field} ")[2].split("\n\n")[0] for field in FIELDS[:3:2])
     words, rows = [], ""
@@ -277,10 +277,10 @@ def introduction(header, picture):
             words.append(line)
     drawn = base64.b64encode(picture).decode()
     drawn = f'<img alt="what is trained and by what" src="data:image/svg+xml;base64,{drawn}">'
-    return (
-        f"<h2>{formula(title)}</h2><p>{formula(idea)}</p>{drawn if picture else ''}"
-        f"<p>{formula(' '.join(words))}</p><table class=eq>{rows}</table>"
-    )
+    return {
+        "about": f"<h2>{formula(title)}</h2><p>{formula(idea)}</p>{drawn if picture else ''}",
+        "equations": f"<p>{formula(' '.join(words))}</p><table class=eq>{rows}</table>",
+    }
 
 
 def page(root):
@@ -300,7 +300,7 @@ def page(root):
             start = end
         drawn = (root / "methods" / name).with_suffix(".svg")
         picture = drawn.read_bytes() if drawn.exists() else b""
-        scripts[name] = {"about": introduction(sections(text)[OWN[0]], picture), "parts": parts}
+        scripts[name] = {"parts": parts} | introduction(sections(text)[OWN[0]], picture)
     content = json.dumps(scripts, ensure_ascii=False).replace("</", r"<\/")
     return PAGE.replace("SAME", same).replace("SCRIPTS", content)
 
@@ -310,7 +310,7 @@ PAGE = """<!DOCTYPE html>
 body{margin:0;font:15px/1.45 sans-serif;color:#222} main{padding:0 8px}
 header,.about{display:grid;grid-template-columns:1fr 1fr;gap:0 16px}
 header{position:sticky;top:0;z-index:1;background:#eee;padding:5px 8px;border-bottom:1px solid #aaa}
-select{font:bold 16px monospace} h2{font-size:15px} .about img{max-width:100%}
+select{font:bold 16px monospace} h2{font-size:15px} .about img{max-width:100%;max-height:240px}
 .about{grid-template-columns:repeat(auto-fit,minmax(min(100%,560px),1fr))}
 .eq td{font-family:"STIX Two Math","Cambria Math",serif;padding:0 12px 0 0;vertical-align:top}
 sub{font-size:70%;line-height:0} code{font-size:85%} summary{cursor:pointer;padding:5px 0}
@@ -322,8 +322,8 @@ text-align:right;user-select:none} td.l{background:#fbe3cf} td.r{background:#d6e
 normal} .k{color:#7b2d8b} .s{color:#1b6b35} .c{color:#777} .t{color:#0b5394;font-style:italic}
 </style></head><body>
 <header><select aria-label="left"></select><select aria-label="right"></select></header>
-<main><details><summary><b>Idea, diagram and equations</b></summary><div class="about"></div>
-</details><div id="own"></div>SAME</main>
+<main><p id="unknown"></p><div class="about"></div><details><summary><b>Equations</b></summary>
+<div class="about"></div></details><div id="own"></div>SAME</main>
 <script type="application/json" id="scripts">SCRIPTS</script>
 <script>
 const scripts = JSON.parse(document.getElementById("scripts").textContent);
@@ -350,7 +350,10 @@ function cell(part, n, only) {  // the number of a line and the line
 }
 function show() {
   const names = [...chosen].map(one => one.value), [a, b] = names.map(name => scripts[name]);
-  document.querySelector(".about").innerHTML = `<div>${a.about}</div><div>${b.about}</div>`;
+  document.querySelectorAll(".about").forEach((place, n) => {
+    const part = ["about", "equations"][n];
+    place.innerHTML = `<div>${a[part]}</div><div>${b[part]}</div>`;
+  });
   const parts = Object.keys(a.parts).sort((x, y) => (y[0] === "4") - (x[0] === "4"));
   own.innerHTML = parts.map(title => {
     const [left, right] = [a.parts[title], b.parts[title]], rows = aligned(left.lines, right.lines);
@@ -366,10 +369,13 @@ function show() {
   }).join("");
   history.replaceState(null, "", "#" + names.join());
 }
-const wanted = decodeURIComponent(location.hash.slice(1)).split(",");
+const wanted = decodeURIComponent(location.hash.slice(1)).split(",").filter(name => name);
 chosen.forEach((one, n) => {
   for (const name in scripts) one.add(new Option(name));
-  one.value = wanted[n] in scripts ? wanted[n] : ["ckd.py", "bird.py"][n];
+  const name = wanted[n]?.replace(/(\\.py)?$/, ".py"), usual = ["ckd.py", "bird.py"][n];
+  one.value = name in scripts ? name : usual;
+  if (name && !(name in scripts))
+    document.getElementById("unknown").textContent += `There is no ${name}: this is ${usual}. `;
   one.onchange = show;
 });
 show();

@@ -11,7 +11,6 @@ import html
 import io
 import itertools
 import math
-import re
 import textwrap
 
 import matplotlib.pyplot as plt
@@ -23,7 +22,7 @@ import metrics
 import results
 from data import InputError, outlined, restore, save
 from figures import said
-from results import GAPS, HARD, MASKS, METRICS, Refused, Value, metric_of
+from results import HARD, MASKS, METRICS, Refused, Value, metric_of
 
 STYLE = """body{font:15px/1.45 sans-serif;color:#222;max-width:1100px;margin:1em auto;padding:0 1em}
 table{border-collapse:collapse;margin:.7em 0}td,th{padding:2px 12px 2px 0;text-align:left;
@@ -93,47 +92,19 @@ def shown_metrics(rows):
         for end in dict.fromkeys((main, "")) if column in HARD else [""]:
             rule = results.DECISIONS[end].partition(": ")[2] if main and column in HARD else ""
             if (column in MASKS) == masks:
-                yield ", ".join(filter(None, (column, rule))), metric_of(column, end), column
+                name = ", ".join(filter(None, (column, rule))) + metrics.ARROWS[METRICS[column][1]]
+                yield name, metric_of(column, end), column
 
 
-def differences(rows, runs, base, base_rule="last"):
-    """{metric: [name, value of `base`, of `runs`, paired difference, the same in its direction]}.
+def compared(rows, runs, base, difference, base_rule="last"):
+    """Lines of a table: a metric's name, its value for `base` and `runs`, and what they differ by.
 
-    The last is of gaps between two groups alone, else "": see `results.directed`.
-
-    rows    of the table in which both stand: they say which decisions count
+    rows          of the table in which both stand: they say which decisions count
+    difference    {metric: Value}
     """
-    two, found = len(results.groups_of(rows)) == 2, {}
-    for name, metric, column in shown_metrics(rows):
-        pair = runs, base, metric, "last", base_rule
+    for name, metric, _ in shown_metrics(rows):
         values = results.cell(base, metric, base_rule), results.cell(runs, metric)
-        aside = results.directed(*pair) if two and column in GAPS else ""
-        found[metric] = [name, *values, results.change(*pair), aside]
-    return found
-
-
-def verdict(found, runs, base, own, other, base_rule="last"):
-    """A sentence on how good and how fair `own` is beside `other`, `found` by `differences`.
-
-    A gap must differ as a size and, of two groups, in its direction.
-    """
-    for name, row, rule in ((own, runs, "last"), (other, base, base_rule)):
-        if bad := results.number_collapsed(row, rule):
-            which = f" in {bad} of {len(row)} runs" if len(row) > 1 else ""
-            return f"{name} has collapsed{which}: to be equally useless is not to be fair."
-    _, score = results.score_of({"": runs})
-    gap = "dice_gap_standardised" if score == "dice" else "mean_deo"
-    gap = next(metric for metric in found if metric.startswith(gap))  # of the main decisions
-    signs, parts = [], []
-    for metric in (gap, score):
-        name, before, after, *changes = found[metric]
-        each = {(v.low > 0) - (v.high < 0) for v in changes if v != ""}
-        signs.append(each.pop() if len(each) == 1 else 0)
-        words = {-1: "is lower", 0: "is not shown to differ", 1: "is higher"}[signs[-1]]
-        name = re.sub(", (.*)", r" (\1)", name)
-        parts.append(f"its {name} {words} ({after.point:.1f} against {before.point:.1f})")
-    words = {-1: "is fairer than", 0: "is not shown to be fairer or less fair than"}
-    return f"{own} {words.get(signs[0], 'is less fair than')} {other}: {', '.join(parts)}."
+        yield [name, *values, difference.get(metric, "")]
 
 
 def compare(first, second):
@@ -148,8 +119,8 @@ def compare(first, second):
     if not runs:
         raise Refused(f"{first} and {second} have no seed and fold in common")
     (a, b), rows = (next(iter(row.values())) for row in (base, runs)), {"A": base, "B": runs}
-    found = differences(rows, runs, base)
-    lines = [["percent", "A", "B", "B - A", "in its direction"], *found.values()]
+    found = {metric: results.change(runs, base, metric) for _, metric, _ in shown_metrics(rows)}
+    lines = [["percent", "A", "B", "B - A"], *compared(rows, runs, base, found)]
     lines = [[*map(str, line)] for line in lines]
     wide = [max(map(len, column)) for column in zip(*lines)]
     lines = ["  ".join(map(str.ljust, line, wide)).rstrip() for line in lines]
@@ -158,7 +129,13 @@ def compare(first, second):
         lines += ["{}: A {}, B {}".format(name, *both)] if both[0] != both[1] else []
     lines.append(f"paired over {results.what_both_have(runs, base)}, with 95 % intervals")
     names = [f"A: {results.row_name(a)}, {first}", f"B: {results.row_name(b)}, {second}"]
-    return "\n".join([*names, *lines, *textwrap.wrap(verdict(found, runs, base, "B", "A"), 80)])
+    tests = {"A": (a, base), "B": (b, runs)}
+    for name, (run, row) in tests.items():
+        more = {"collapsed": results.number_collapsed(row), "main_rule": results.main_rule(rows)}
+        tests[name] = run["last"]["test"] | more
+    found = {metric: np.array(value[:3]) / 100 for metric, value in found.items()}
+    sentence = metrics.verdict(tests, found, len(runs))
+    return "\n".join([*names, *lines, *textwrap.wrap(sentence, 80)])
 
 
 # ----- a run --------------------------------------------------------------------------------------
@@ -387,16 +364,19 @@ def by_group(run):
 def of_run(result, rows, data_dir=None):
     """The page of a run, which stands in a table with the other `rows`."""
     run, runs, settings = Run(result, rows), {(0, 0): result}, result["settings"]
-    header = ["percent", "student"]
     if "teacher" in run.parts:
-        found = differences(rows, runs, runs, "teacher")
-        sentence = verdict(found, runs, runs, "The student", "its teacher", "teacher")
-        header = ["percent", "teacher", "student", "student - teacher", "in its direction"]
+        found = result.get("difference", {})  # drawn when the run was tested, as in its terminal
+        tests = {name: part["test"] for name, part in run.parts.items()}
+        sentence = metrics.verdict(tests, found)
+        found = {k: results.in_percent(*np.array(three, float)) for k, three in found.items()}
+        header = ["percent", "teacher", "student", "student - teacher"]
+        lines = compared(rows, runs, runs, found, "teacher")
     else:
-        shown = shown_metrics(rows)
-        found = {metric: [words, results.cell(runs, metric)] for words, metric, _ in shown}
-        bad = result["last"]["test"]["collapsed"]
-        sentence = f"The student has no teacher{' and has collapsed' if bad else ''}."
+        header, shown = ["percent", "student"], shown_metrics(rows)
+        lines = [[words, results.cell(runs, metric)] for words, metric, _ in shown]
+        sentence = "The student has no teacher."
+    if bad := [name for name, part in run.parts.items() if part["test"]["collapsed"]]:
+        sentence += f" The {' and the '.join(bad)} collapsed: to be equally useless is not fair."
     made = f"methods/{result['method']}.py, seed {settings['seed']}, "
     made += "" if settings["fold"] is None else f"fold {settings['fold']}, "
     made += "{total:.0f} seconds on {device}, torch {torch}".format(**result["times"])
@@ -418,8 +398,9 @@ def of_run(result, rows, data_dir=None):
         f"<p class=said>{html.escape(sentence)}</p><p>{html.escape(made)}</p>",
         table(["changed setting", "value"], changed.items()) if changed else "",
         f"<details><summary>all settings</summary>{others}</details>",
-        table(header, found.values()),
-        "<p class=note>Test pictures; 95 % intervals over their subjects.</p>",
+        table(header, lines),
+        "<p class=note>↑ more is better, ↓ less is. On the test pictures, with 95 % intervals: a "
+        "bootstrap of subjects (persons, lesions), the numbers of the run's own last table.</p>",
         *(f"<h2>{title}</h2>{content}" for title, content in sections.items() if content),
     )
 
@@ -449,7 +430,9 @@ def family(by_place, links):
             body.append([words, " ".join(opened), *itertools.compress(values, kept)])
             start = [*place, name, len(runs), results.number_collapsed(runs)]
             for (words, *_), value in zip(shown, values):
-                lines.append([*start, words, *(f"{number:.4g}" for number in value[:3])])
+                lines.append(
+                    [*start, words.rstrip(" ↑↓"), *(f"{number:.4g}" for number in value[:3])]
+                )
         shared = results.shared_settings(next(iter(runs.values())))
         words = ", ".join(f"{name} {value}" for name, value in shared.items())
         parts += [f"<h2>{html.escape(results.scene(rows))}</h2><p>{html.escape(words)}</p>"]
@@ -476,4 +459,5 @@ def write(source, data_dir):
     page, lines = family(by_place, links)
     save(source / "family.html", page)
     save(source / "family.csv", lines)
-    return f"wrote {len(links)} pages beside the runs, and family.html and family.csv to {source}"
+    pages = f"{len(links)} page{'s' * (len(links) != 1)}"
+    return f"wrote {pages} beside the runs, and family.html and family.csv to {source}"

@@ -53,7 +53,8 @@ from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C during the seconds of the next imports shall be silent
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    print("loading PyTorch ...", flush=True)
+    if not {"-h", "--help", "--about"} & {*sys.argv}:
+        print("loading PyTorch ...", flush=True)
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ def settings():
     add("--temperature", type=number(1e-6, 1000), default=4.0, help=softer)
     add("--seed", type=number(0, 2**32 - 1, int), default=0, help="of weights, order and views")
     add = parser.group("running")
-    add("--smoke", action=switch, default=False, help="everything for real, on a few pictures")
+    add("--smoke", action=switch, default=False, help="all steps, on too few pictures to learn")
     add("--out", default="runs", metavar="DIR", help="for all that a run leaves behind")
     add("--restart", action=switch, default=False, help="make this run anew; its teacher stays")
     add("--device", default="auto", help="cpu, cuda, or auto: cuda where there is one")

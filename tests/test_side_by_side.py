@@ -260,8 +260,9 @@ def test_the_page_holds_every_line_of_every_script(web_page):
             plain = [html.unescape(re.sub("</?i[^>]*>", "", line)) for line in part["lines"]]
             assert plain == lines[part["from"] - 1 :][: len(plain)]
         equations = re.findall(r"^ +Eq\. \((\w+)\)", sources[name], re.M)
-        assert re.findall(r"<td>\((\w+)\)<td>", script["about"]) == equations
-        assert "_" not in re.sub("<img.*?>|<code>.*?</code>", "", script["about"])
+        assert re.findall(r"<td>\((\w+)\)<td>", script["equations"]) == equations
+        shown = script["about"] + script["equations"]
+        assert "_" not in re.sub("<img.*?>|<code>.*?</code>", "", shown)
     for title, part in side_by_side.shared(sources["ckd.py"]).items():
         folded = text.partition(f"<summary>{title}: the same")[2].partition("<pre>")[2]
         folded = re.sub("</?i[^>]*>", "", folded.partition("</pre>")[0])
@@ -287,9 +288,19 @@ def test_a_browser_shows_two_scripts_line_by_line(web_page):
         "--headless=new --no-sandbox --disable-gpu --virtual-time-budget=5000 --dump-dom".split()
     )
     names = "fairdi.py", "bird.py"
-    url = f"{web_page.as_uri()}#{','.join(names)}"
-    run = subprocess.run(["chromium", *flags, url], capture_output=True, text=True, timeout=120)
-    shown = run.stdout.partition('<div id="own">')[2].partition("<script")[0]
+
+    def opened(address):
+        url = f"{web_page.as_uri()}#{address}"
+        run = subprocess.run(["chromium", *flags, url], capture_output=True, text=True, timeout=120)
+        return run.stdout
+
+    unknown = opened("fairdi,nobody.py")
+    assert "There is no nobody.py: this is bird.py." in unknown
+    text = opened("fairdi,bird")  # with or without .py
+    assert 'id="unknown"></p>' in text
+    idea = text.partition("<details")[0]
+    assert idea.count("<h2>") == 2 and idea.count("<img") == 2 and "Eq." not in idea
+    shown = text.partition('<div id="own">')[2].partition("<script")[0]
     folds = re.findall(r"<details( open)?[^>]*><summary>(?:<b>)?(\d?)", shown)
     assert folds[0] == (" open", "4") and not any(is_open for is_open, _ in folds[1:])
     rows = shown.partition("</table>")[0].split("<tr>")[1:]
