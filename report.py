@@ -661,7 +661,8 @@ def headline_cell(runs, shown, place, most, sure=False):
         return "collapsed" if bad else ""
     pooled = in_folds(place)
     texts = [f"{results.point(runs, metric, pooled=pooled):.1f}" for metric in shown]
-    texts[-1] = str(results.cell(runs, shown[-1], pooled=pooled)) if sure else texts[-1]
+    if sure:
+        texts[-1] = str(results.cell(runs, shown[-1], pooled=pooled))
     notes = [results.pretrained(runs), results.weight_of(runs).strip(", ")]
     notes += [f"{bad} of {len(runs)} collapsed" if bad else ""]
     notes.append(f"{len(runs)} of {most} runs" if len(runs) < most else "")

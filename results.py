@@ -38,8 +38,8 @@ from data import InputError, restore, save
 NAMES = {
     "ckd alpha=0.0": "ERM",
     "ckd alpha=0.0 balance=cells": "re-balancing",
-    "ckd alpha=0.0 balance=groups": "re-balancing by group",
-    "ckd alpha=0.0 balance=classes": "re-balancing by class",
+    "ckd alpha=0.0 balance=groups": "re-balancing, by group",
+    "ckd alpha=0.0 balance=classes": "re-balancing, by class",
     "ckd": "CKD",
     "ckd temperature=1.0": "CKD, T = 1",
     "rkd": "RKD",
