@@ -698,11 +698,14 @@ def verdict(columns, difference, runs=1):
     ends = {"mean_deo": first.get("main_rule"), "dice_gap": "_standardised"}
     key = next(key for key in ends if key in first)
     word = f"{WORDS[key][0]} ({ends[key][1:]})" if ends[key] else WORDS[key][0]
-    known = [100 * v for v in difference.get(key + (ends[key] or ""), []) if v is not None]
+    known = np.array(difference.get(key + (ends[key] or ""), [None] * 3), float)
     a, b = ({"teacher": "its teacher", "student": "the student"}.get(n, n) for n in (a, b))
-    if first["collapsed"] or second["collapsed"] or len(known) < 3:
-        return f"Whether {b} is fairer than {a} cannot be told from this."
-    (point, low, high), end = known, "" if runs > 1 else "; another training may differ"
+    if bad := [name for name, model in ((a, first), (b, second)) if model["collapsed"]]:
+        words = " and ".join(bad)
+        return f"{words[0].upper()}{words[1:]} collapsed: to be equally useless is not to be fair."
+    if np.isnan(known).any():
+        return f"Whether {b} is fairer than {a} cannot be told: {word} has no interval."
+    (point, low, high), end = 100 * known, "" if runs > 1 else "; another training may differ"
     where = f"Over {runs} trainings" if runs > 1 else "On these test pictures"
     if low <= 0 <= high:
         return (
@@ -716,13 +719,17 @@ def verdict(columns, difference, runs=1):
     )
 
 
-def show(columns, class_names, group_names, difference=None):
+ADVICE = "Try --balance, more --epochs, or less weight on fairness"  # where a model collapsed
+
+
+def show(columns, class_names, group_names, difference=None, advice=ADVICE):
     """A table as text, in percent with 95 % intervals: a column for each model.
 
     columns: {"teacher": evaluate(...), "student": ...}; difference: `differences` of two, for one
-    more column and the `verdict`. The blocks are those of BLOCKS, then AUROC and top-1 by group and
-    the signed disparity by class; of masks Dice and failures. Where both decisions differ, each
-    metric of decisions has a second row; a metric of masks has one where standardising changes it.
+    more column and the `verdict`; advice: for models that collapsed. The blocks are those of
+    BLOCKS, then AUROC and top-1 by group and the signed disparity by class; of masks Dice and
+    failures. Where both decisions differ, each metric of decisions has a second row; a metric of
+    masks has one where standardising changes it.
     """
     models, masks = [*columns.values()], "dice" in [*columns.values()][0]
     blocks = {}  # {title: rows}, a row: its first cell, the dicts that hold the value, their key
@@ -794,9 +801,8 @@ def show(columns, class_names, group_names, difference=None):
     why = "it gives up a class, gives a group one answer, or is about as good as chance"
     if masks:
         why = "half of the masks that it should find are empty, or all are equally large"
-    advice = "--balance, more --epochs, or less weight on fairness"
     if bad := [name for name, model in columns.items() if model["collapsed"]]:
-        notes.append(f"{' and '.join(bad)} collapsed: {why}. Try {advice}")
+        notes.append(f"{' and '.join(bad)} collapsed: {why}. {advice}")
     notes += [verdict(columns, difference)] if difference else []
     return "\n".join(lines + [textwrap.fill(note, 80, subsequent_indent="  ") for note in notes])
 
@@ -808,7 +814,9 @@ def summary(result):
         cells = {end: model["train"].get(f"worst_cell{end}") for end in ENDS}
         cells = {f"worst_cell_train{end}": v for end, v in cells.items() if v is not None}
         tests[name] = model["test"] | cells
-    return show(tests, result["classes"], result["group_names"], result.get("difference"))
+    names = result["classes"], result["group_names"]
+    advice = "That is expected of a smoke run" if result["settings"]["smoke"] else ADVICE
+    return show(tests, *names, result.get("difference"), advice)
 
 
 def row_of(label, losses, validation, left):

@@ -351,6 +351,7 @@ def pack(source, target):
             save(Path(target) / f"{dataset}.npz", packed.getvalue())
         text = "\n".join(lines) + "\n"
         save(Path(target) / f"{dataset}.jsonl.gz", gzip.compress(text.encode(), mtime=0))
+    opened.cache_clear()  # it holds what the files were
 
 
 # ----- rows ---------------------------------------------------------------------------------------

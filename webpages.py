@@ -374,9 +374,8 @@ def of_run(result, rows, data_dir=None):
     else:
         header, shown = ["percent", "student"], shown_metrics(rows)
         lines = [[words, results.cell(runs, metric)] for words, metric, _ in shown]
-        sentence = "The student has no teacher."
-    if bad := [name for name, part in run.parts.items() if part["test"]["collapsed"]]:
-        sentence += f" The {' and the '.join(bad)} collapsed: to be equally useless is not fair."
+        bad = run.parts["student"]["test"]["collapsed"]
+        sentence = f"The student has no teacher{' and has collapsed' if bad else ''}."
     made = f"methods/{result['method']}.py, seed {settings['seed']}, "
     made += "" if settings["fold"] is None else f"fold {settings['fold']}, "
     made += "{total:.0f} seconds on {device}, torch {torch}".format(**result["times"])

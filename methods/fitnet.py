@@ -307,11 +307,11 @@ def hint_loss(mapped_s, hint_t):
 
 
 def keep_maps(network, args, named):
-    """{name: (B, c, H, H)}: the maps to compare, which every pass through `network` puts here anew.
+    """{name of a layer: its map (B, c, H, H)}, written anew by every pass through `network`.
 
-    named: their layers, with commas between. By default the ends of stages, largest map first. The
-    end of a stage is the outermost layer that contains two convolutions or a max pooling; if
-    several have maps of the same side H, it is the last one.
+    named: the layers, with commas between. By default the last layer of each stage, the stage with
+    the largest map first: of all layers whose map has side H, and which contain two convolutions or
+    a max pooling, the outermost, and of several the last.
     """
 
     def keep(maps, name):

@@ -152,6 +152,7 @@ def test_help_is_two_screens_and_about_is_the_header(name, capsys, monkeypatch):
         assert end.value.code == 0
     lines = texts["--help"].splitlines()
     assert texts["-h"] == texts["--help"] and len(lines) <= 64 and max(map(len, lines)) <= 80
+    assert lines[0].startswith("usage: python methods/")
     assert texts["--about"].split() == module.__doc__.split() and "--no-smoke" not in texts["-h"]
     for title in ("data:", "networks:", "training:", "running:"):
         assert title in lines

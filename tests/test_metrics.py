@@ -716,7 +716,8 @@ def test_the_table_ends_with_a_verdict():
     columns["student"] = made[1] | {"collapsed": True}
     text = metrics.show(columns, "abcd", ["female", "male"], difference)
     assert "student (collapsed)" in text.splitlines()[0] and "student collapsed: " in text
-    assert text.endswith("Whether the student is fairer than its teacher cannot be told from this.")
+    assert text.endswith("The student collapsed: to be equally useless is not to be fair.")
+    assert "That is expected" not in text and "Try --balance" in text
     ## Where a class is rare, the corrected decisions count, as on the pages.
     rare = evaluate_sample(logits=logits, class_shares=[0.8, 0.1, 0.05, 0.05], replicates=20)
     columns = {"teacher": rare, "student": rare}
