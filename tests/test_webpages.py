@@ -120,7 +120,8 @@ def test_a_page_says_who_is_less_fair_and_marks_what_has_collapsed(pages):
         if "teacher" in result:
             terminal = " ".join(metrics.summary(result).split())
             assert terminal.endswith(sentence)
-            assert ("That is expected of a smoke run" in terminal) == any(bad)
+            smoke = result["settings"]["smoke"]
+            assert ("That is expected of a smoke run" in terminal) == (any(bad) and smoke)
         drawn = result.get("difference", {})
         shown = [metric for _, metric, _ in webpages.shown_metrics({"": {(0, 0): result}})]
         assert not drawn or len(drawn.keys() & {*shown}) >= 5
