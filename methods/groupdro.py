@@ -30,8 +30,7 @@ DIFFERENCES FROM THE PAPER.
 DIFFERENCES FROM PUBLIC CODE (MEDFAIR; group_DRO, the authors' own).
     1. Validation never moves q. MEDFAIR's validation loop calls the training loss, which does.
     2. Pictures are drawn as they come. MEDFAIR draws all groups equally often on top of q; here
-       that is --balance, off as in every script, so that what q alone does can be seen. It draws
-       all classes of a group equally often as well, which MEDFAIR does not.
+       that is --balance groups, off as in every script, so that what q alone does can be seen.
     3. No running averages: MEDFAIR keeps them, with their graphs, and uses them for nothing.
 
 RUN.  python methods/groupdro.py                 the embedded toy data, two CPU cores: 1 minute
