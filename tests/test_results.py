@@ -28,8 +28,8 @@ CELEBA = "celeba", "teacher_resnet18-student_convnet8-epochs_5-teacher_epochs_5"
 
 @pytest.fixture(scope="module")
 def by_place():
-    """{(data set, conditions): {row: {(fold, seed): result}}}."""
-    return results.collect(COMMITTED)
+    """{(data set, conditions): {row: {(fold, seed): result}}}, of folds the first training."""
+    return report.trainings(results.collect(COMMITTED))[0]
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def in_tables():
             for words, cell in zip(header, cells):
                 where = f"{path.stem} {heading} {words} {cells[1]}"
                 data = next((data for data in DATA if data in where), "")
-                row = re.split(r",| \(| −|:", cells[0].strip("|* "))[0]
+                row = re.split(r",| \(| −|:", cells[0].strip("|* "))[0].strip("*")
                 found |= {(data, row, one) for one in intervals(cell)}
     return found
 
