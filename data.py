@@ -96,7 +96,7 @@ class Help(argparse.HelpFormatter):
         if action.choices and not action.metavar:
             words = f"{', '.join(action.choices)}: {words}"
         default = " or ".join(map(str, default)) if isinstance(default, tuple) else default
-        silent = action.nargs == 0 or default is None or default == argparse.SUPPRESS
+        silent = action.nargs == 0 or default in (None, "", argparse.SUPPRESS)
         return words if silent else f"{words} [{default}]"
 
 
@@ -107,7 +107,7 @@ class Settings(argparse.ArgumentParser):
     """
 
     def __init__(self, about):
-        notes = "[]: the default; without one, the data set has its own. --no-x undoes --x.\n"
+        notes = "[]: the default; without one, the data set has its own. --no-x undoes switch x.\n"
         notes += "--[teacher-]x: --x is the student's, and --teacher-x is the teacher's."
         first = about.partition(". ")[0]
         usage = "python methods/%(prog)s [--setting value ...]"

@@ -291,7 +291,7 @@ def seen_twice(value, runs, base, metric, rule):
     """
     if runs and base and not value.low <= 0 <= value.high:
         second = results.change(runs, base, metric, rule, None, True)
-        if second.low > 0 < value.low or second.high < 0 > value.high:
+        if min(second.low, value.low) > 0 or max(second.high, value.high) < 0:
             return value._replace(mark="²")
     return value
 
@@ -344,7 +344,8 @@ def pooled_tables(rows, rules, second=()):
             again = second.get(name)
             for base in [base for base in bases if base in parts and base != name]:
                 pair, pair_2 = (runs, parts[base]), (again, second.get(base))
-                pair_2 = pair_2 if again and again.keys() == runs.keys() else (None, None)
+                if not (again and pair_2[1] and again.keys() == runs.keys() == pair_2[1].keys()):
+                    pair_2 = None, None
                 cells = []
                 for metric in shown.values():
                     value = results.change(*pair, metric, rule, None, True)

@@ -99,7 +99,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", **parts, default="", help="show equally often; cells: class x group")
+    add("--balance", **parts, default="", help="shown equally often; alone: class x group")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -318,7 +318,7 @@ class Method(PlainTraining):
         split, shape = self.split, (len(self.data.group_names), len(self.data.classes))
         cell, shown = split.groups * shape[1] + split.labels, times_shown(split, self.args.balance)
         cells = torch.bincount(cell, shown, minlength=math.prod(shape)).float().view(shape)
-        inside = cells / cells.sum(dim=1, keepdim=True)  # (G, C) shares of classes in each group
+        inside = cells / cells.sum(dim=1, keepdim=True).clamp(min=1e-6)  # (G, C) shares of classes
         q = self.weights.q.view(shape) if self.args.by_class else self.weights.q[:, None] * inside
         return q.sum(dim=0).clamp(min=1e-6).tolist()
 

@@ -163,7 +163,7 @@ def test_help_is_two_screens_and_about_is_the_header(name, capsys, monkeypatch):
         twin = f"--[teacher-]{flag.removeprefix('--').removeprefix('teacher-')}"
         shown = next((f for f in (flag, twin) if f" {f} " in said), None)
         assert shown or flag == "--help", flag
-        if isinstance(default, float | str) and default != "==SUPPRESS==":
+        if isinstance(default, float | str) and default not in ("", "==SUPPRESS=="):
             own = said.partition(f" {shown} ")[2].partition(" --")[0]
             assert f"[{default}]" in own, flag
 
