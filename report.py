@@ -284,19 +284,13 @@ POOLED = {  # columns of folds together: of classes, and of masks
 }
 
 
-def seen_twice(value, runs, base, metric, rule):
-    """A difference, marked ² where a second training, too, shows one in that direction.
-
-    runs, base    the same two rows in the second training; None where there was none
-    """
-    if runs and base and not value.low <= 0 <= value.high:
-        second = results.change(runs, base, metric, rule, None, True)
-        if min(second.low, value.low) > 0 or max(second.high, value.high) < 0:
-            return value._replace(mark="²")
-    return value
+def seen_twice(value, second):
+    """A difference, marked ² where that of a second training leaves out 0 on the same side."""
+    shown = min(second.low, value.low) > 0 or max(second.high, value.high) < 0
+    return value._replace(mark="²") if shown else value
 
 
-def pooled_tables(rows, rules, second=()):
+def pooled_tables(rows, rules, second=None):
     """Folds together, so that every picture is tested once: values, and differences to ERM or CKD.
 
     rules     {network: what is added to a row's name}
@@ -307,7 +301,7 @@ def pooled_tables(rows, rules, second=()):
     """
     results.comparable(rows, whole=False)
     masks, end, groups = results.of_masks(rows), results.main_rule(rows), results.groups_of(rows)
-    second = dict(second)
+    second = second or {}
     shown = {name: metric_of(name, end) for name in POOLED[masks].split("|")}
     shown |= gap_columns(rows) | ({"mean-DEO, largest output": "mean_deo"} if end else {})
     words, score = results.score_of(rows)
@@ -341,15 +335,12 @@ def pooled_tables(rows, rules, second=()):
                 cells.append(results.in_percent(whole, *metrics.interval(draws=draws)))
             cells.append(results.trained(runs, rule, end))
             table.add(label, cells, runs, rule, ranked=keys == most and competes)
-            again = second.get(name)
             for base in [base for base in bases if base in parts and base != name]:
-                pair, pair_2 = (runs, parts[base]), (again, second.get(base))
-                if not (again and pair_2[1] and again.keys() == runs.keys() == pair_2[1].keys()):
-                    pair_2 = None, None
-                cells = []
-                for metric in shown.values():
-                    value = results.change(*pair, metric, rule, None, True)
-                    cells.append(seen_twice(value, *pair_2, metric, rule))
+                pair, again = (runs, parts[base]), (second.get(name, {}), second.get(base, {}))
+                cells = [results.change(*pair, m, rule, None, True) for m in shown.values()]
+                if all(row.keys() == runs.keys() for row in again):
+                    twice = [results.change(*again, m, rule, None, True) for m in shown.values()]
+                    cells = [*map(seen_twice, cells, twice)]
                 differences[base].add(label, cells, runs, rule, ranked=competes)
     ends = dict(zip(("-differences", "-differences-CKD"), differences.values()))
     return {"": table} | ends
@@ -441,14 +432,11 @@ def trainings(by_place):
     first, second = {}, {}
     for place, rows in by_place.items():
         for name, runs in rows.items():
-            keys = {}
-            for key in sorted(runs):
-                keys.setdefault(key[0], []).append(key)
-            if not in_folds(place):
-                first.setdefault(place, {})[name] = runs
-                continue
-            first.setdefault(place, {})[name] = {k[0]: runs[k[0]] for k in keys.values()}
-            if again := {k[0]: runs[k[1]] for k in keys.values() if len(k) > 1}:
+            own = results.folds_of(runs) if in_folds(place) else tuple(runs)
+            first.setdefault(place, {})[name] = {key: runs[key] for key in own}
+            if rest := {key: runs[key] for key in runs if key not in own}:
+                seeds, keys = dict(own), results.folds_of(rest)  # seeds: {fold: that of the first}
+                again = {(fold, seeds[fold]): rest[fold, seed] for fold, seed in keys}
                 second.setdefault(place, {})[name] = again
     return first, second
 

@@ -92,8 +92,12 @@ def shown_metrics(rows):
         for end in dict.fromkeys((main, "")) if column in HARD else [""]:
             rule = results.DECISIONS[end].partition(": ")[2] if main and column in HARD else ""
             if (column in MASKS) == masks:
-                name = ", ".join(filter(None, (column, rule))) + metrics.ARROWS[METRICS[column][1]]
-                yield name, metric_of(column, end), column
+                yield ", ".join(filter(None, (column, rule))), metric_of(column, end), column
+
+
+def with_arrow(name, column):
+    """The name of a metric, with an arrow in the direction that is good."""
+    return name + metrics.ARROWS[METRICS[column][1]]
 
 
 def compared(rows, runs, base, difference, base_rule="last"):
@@ -102,9 +106,9 @@ def compared(rows, runs, base, difference, base_rule="last"):
     rows          of the table in which both stand: they say which decisions count
     difference    {metric: Value}
     """
-    for name, metric, _ in shown_metrics(rows):
+    for name, metric, column in shown_metrics(rows):
         values = results.cell(base, metric, base_rule), results.cell(runs, metric)
-        yield [name, *values, difference.get(metric, "")]
+        yield [with_arrow(name, column), *values, difference.get(metric, "")]
 
 
 def compare(first, second):
@@ -129,10 +133,11 @@ def compare(first, second):
         lines += ["{}: A {}, B {}".format(name, *both)] if both[0] != both[1] else []
     lines.append(f"paired over {results.what_both_have(runs, base)}, with 95 % intervals")
     names = [f"A: {results.row_name(a)}, {first}", f"B: {results.row_name(b)}, {second}"]
-    tests = {"A": (a, base), "B": (b, runs)}
-    for name, (run, row) in tests.items():
-        more = {"collapsed": results.number_collapsed(row), "main_rule": results.main_rule(rows)}
-        tests[name] = run["last"]["test"] | more
+    bad, rule = map(results.number_collapsed, (base, runs)), results.main_rule(rows)
+    tests = {  # of each row's first run what all of its runs share, and how many collapsed
+        name: run["last"]["test"] | {"collapsed": number, "main_rule": rule}
+        for name, run, number in zip("AB", (a, b), bad)
+    }
     found = {metric: np.array(value[:3]) / 100 for metric, value in found.items()}
     sentence = metrics.verdict(tests, found, len(runs))
     return "\n".join([*names, *lines, *textwrap.wrap(sentence, 80)])
@@ -373,7 +378,7 @@ def of_run(result, rows, data_dir=None):
         lines = compared(rows, runs, runs, found, "teacher")
     else:
         header, shown = ["percent", "student"], shown_metrics(rows)
-        lines = [[words, results.cell(runs, metric)] for words, metric, _ in shown]
+        lines = [[with_arrow(name, c), results.cell(runs, metric)] for name, metric, c in shown]
         bad = run.parts["student"]["test"]["collapsed"]
         sentence = f"The student has no teacher{' and has collapsed' if bad else ''}."
     made = f"methods/{result['method']}.py, seed {settings['seed']}, "
@@ -429,13 +434,11 @@ def family(by_place, links):
             body.append([words, " ".join(opened), *itertools.compress(values, kept)])
             start = [*place, name, len(runs), results.number_collapsed(runs)]
             for (words, *_), value in zip(shown, values):
-                lines.append(
-                    [*start, words.rstrip(" ↑↓"), *(f"{number:.4g}" for number in value[:3])]
-                )
+                lines.append([*start, words, *(f"{number:.4g}" for number in value[:3])])
         shared = results.shared_settings(next(iter(runs.values())))
         words = ", ".join(f"{name} {value}" for name, value in shared.items())
         parts += [f"<h2>{html.escape(results.scene(rows))}</h2><p>{html.escape(words)}</p>"]
-        header = itertools.compress([words for words, *_ in shown], kept)
+        header = itertools.compress([with_arrow(name, column) for name, _, column in shown], kept)
         parts.append(table(["method", "pages", *header], body, "sort"))
     csv.writer(text := io.StringIO(), lineterminator="\n").writerows(lines)
     note = "Click on a column to sort by it. Percent, with 95 % intervals: over runs (±), or over "
