@@ -195,7 +195,7 @@ def equalized_odds_difference(*, counts):
 
 
 def decisions(*, counts):
-    """All metrics of a table of counts by name: (...,), and "group_accuracy" (..., G)."""
+    """All metrics of a table of counts by name, (...,); see `headline` for group_ and class_."""
     shares = group_accuracy(counts=counts)
     out = {"counts": counts, "group_accuracy": shares}
     out |= {"accuracy_worst_group": worst_group(values=shares), "accuracy_gap": gap(values=shares)}
@@ -205,7 +205,7 @@ def decisions(*, counts):
     for metric in (accuracy, equalized_odds_difference, demographic_parity_difference):
         out[metric.__name__] = metric(counts=counts)
     _, out["mean_deo"], out["max_deo"] = deo(counts=counts)
-    _, out["disparity"] = disparity(counts=counts)
+    out["class_disparity"], out["disparity"] = disparity(counts=counts)
     cells = recall_per_group(counts=counts)  # (..., G, C)
     out["worst_cell"] = worst_group(values=cells.reshape(*cells.shape[:-2], -1))
     return out
@@ -357,8 +357,9 @@ def are_probabilities(scores):
 def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=None):
     """All metrics by name, from labels (N,), groups (N,), logits (N, C) and class_shares π (C,).
 
-    Values are (...,); those named group_... are (..., G), and "counts" is (..., G, C, C). Without
-    class_shares all classes were equally frequent in training, and both decisions are the same.
+    Values are (...,); those named group_... are (..., G), class_... (..., C), and "counts" is
+    (..., G, C, C). Without class_shares all classes were equally frequent in training, and both
+    decisions are the same.
     """
     labels, logits = _scores(labels, np.asarray(logits, float))
     if are_probabilities(logits):
@@ -469,7 +470,7 @@ def evaluate(
     "collapsed"          `has_collapsed` of the corrected decisions
     "main_rule"          see there
 
-    drawn: a dict that gets the metrics of all resamples, (R,) or (R, G), for `differences`.
+    drawn: a dict that gets the metrics of all resamples, (R, ...), for `differences`.
     """
     if np.shape(logits)[1:] != (num_classes,):
         raise ValueError(f"logits must be (N, {num_classes}), not {np.shape(logits)}.")
@@ -482,13 +483,13 @@ def evaluate(
         drawn.update(draws)
     tables = {end: out.pop(f"counts{end}") for end in ENDS}
     within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
-    samples, of_class = tables[""].sum(-1), {}  # (G, C), the same in both tables
+    of_class = {name[6:]: out.pop(name) for name in list(out) if name.startswith("class_")}
+    samples = tables[""].sum(-1)  # (G, C), the same in both tables
     for end, counts in tables.items():
         recalls = recall_per_group(counts=counts)  # (G, C)
         within[f"recall{end}"] = _mean(recalls)  # (G,)
         of_class[f"recall{end}"] = _ratio(*_margins(counts.sum(0))[:2])  # (C,)
         of_class[f"recall_per_group{end}"] = recalls.T
-        of_class[f"disparity{end}"] = disparity(counts=counts)[0]
         of_class[f"deo{end}"] = deo(counts=counts)[0]
     _add_intervals(out, within, draws, samples.sum(-1))
     out["n"] = len(labels)
@@ -686,7 +687,28 @@ def differences(first, second):
         points = {"point_a": b[key], "point_b": a[key]}
         found = paired_difference(**points, draws_a=draws_b[key], draws_b=draws_a[key])
         out[key] = [*found.values()]
+    for key in [key for key in out if key.startswith(("mean_deo", "dice_gap"))]:
+        (x, drawn_x), (y, drawn_y) = directed(key, a, draws_a), directed(key, b, draws_b)
+        found = paired_difference(point_a=y, point_b=x, draws_a=drawn_y, draws_b=drawn_x)
+        out[f"{key}_directed"] = [*found.values()]
     return _plain(out)
+
+
+def directed(key, evaluated, draws):
+    """A gap, () and of all resamples (R,), in its direction on the test pictures.
+
+    ## A gap is a size: noise raises it, and it cannot reach 0 where groups are equal. So a verdict
+    ## also asks for the signed differences of two groups, each in the direction of all pictures.
+    """
+    if key.startswith("mean_deo"):
+        name = key.replace("mean_deo", "disparity")
+        ahead, drawn = [c[name] for c in evaluated["classes"]], draws[f"class_{name}"]
+    elif (name := key.replace("gap", "difference")) in evaluated:
+        ahead, drawn = [evaluated[name]], draws[name][:, None]
+    else:  # masks, more than two groups
+        return evaluated[key], draws[key]
+    ahead = np.array(ahead, float)
+    return tuple(_mean(np.sign(ahead) * values) for values in (ahead, drawn))
 
 
 def verdict(columns, difference, runs=1):
@@ -698,19 +720,25 @@ def verdict(columns, difference, runs=1):
     ends = {"mean_deo": first.get("main_rule"), "dice_gap": "_standardised"}
     key = next(key for key in ends if key in first)
     word = f"{WORDS[key][0]} ({ends[key][1:]})" if ends[key] else WORDS[key][0]
-    known = np.array(difference.get(key + (ends[key] or ""), [None] * 3), float)
+    sized = difference.get(key + (ends[key] or ""), [None] * 3)
+    known = np.array([sized, difference.get(f"{key}{ends[key] or ''}_directed", sized)], float)
     a, b = ({"teacher": "its teacher", "student": "the student"}.get(n, n) for n in (a, b))
     if bad := [name for name, model in ((a, first), (b, second)) if model["collapsed"]]:
         words = " and ".join(bad)
         return f"{words[0].upper()}{words[1:]} collapsed: to be equally useless is not to be fair."
     if np.isnan(known).any():
         return f"Whether {b} is fairer than {a} cannot be told: {word} has no interval."
-    (point, low, high), end = 100 * known, "" if runs > 1 else "; another training may differ"
+    (point, low, high), (_, *directed) = (100 * known).tolist()
+    end = "" if runs > 1 else "; another training may differ"
     where = f"Over {runs} trainings" if runs > 1 else "On these test pictures"
-    if low <= 0 <= high:
+    signs = [(ends[0] > 0) - (ends[1] < 0) for ends in ((low, high), directed)]
+    if 0 in signs or len({*signs}) > 1:
+        why = "the interval holds 0"
+        if signs[0]:
+            why = "it differs in size alone, in its direction by [{:.1f}, {:.1f}]".format(*directed)
         return (
             f"{where}, {b} is not shown to be fairer or less fair than {a}: {word} differs by "
-            f"{point:+.1f} points [{low:.1f}, {high:.1f}], and the interval holds 0."
+            f"{point:+.1f} points [{low:.1f}, {high:.1f}], and {why}."
         )
     low, high = sorted((abs(low), abs(high)))
     return (

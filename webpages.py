@@ -138,6 +138,9 @@ def compare(first, second):
         name: run["last"]["test"] | {"collapsed": number, "main_rule": rule}
         for name, run, number in zip("AB", (a, b), bad)
     }
+    if len(a["group_names"]) == 2:
+        key = "dice_gap_standardised" if results.of_masks(rows) else f"mean_deo{rule}"
+        found[f"{key}_directed"] = results.directed(runs, base, key)
     found = {metric: np.array(value[:3]) / 100 for metric, value in found.items()}
     sentence = metrics.verdict(tests, found, len(runs))
     return "\n".join([*names, *lines, *textwrap.wrap(sentence, 80)])

@@ -685,9 +685,12 @@ def test_differences_are_paired_and_those_of_the_pages(tmp_path):
     np.savez(tmp_path / "x.npz", **both, **given, ids=ids, subjects=np.arange(len(labels)))
     run["arrays"] = tmp_path / "x.npz", {k: k for k in (*both, *results.TRUTH)}
     for key in ("accuracy", "auroc", "mean_deo", "mean_deo_corrected"):
-        value = results.change({(0, 0): run}, {(0, 0): run}, key, "last", "teacher")
-        expected = [value.point / 100, value.low / 100, value.high / 100]
-        np.testing.assert_allclose(found[key], expected, atol=1e-9)
+        for end, made in (("", results.change), ("_directed", results.directed)):
+            if key + end in found:
+                value = made({(0, 0): run}, {(0, 0): run}, key, "last", "teacher")
+                expected = [value.point / 100, value.low / 100, value.high / 100]
+                np.testing.assert_allclose(found[key + end], expected, atol=1e-9)
+    assert {"mean_deo_directed", "mean_deo_corrected_directed"} <= found.keys()
 
 
 def test_the_table_ends_with_a_verdict():
@@ -713,6 +716,12 @@ def test_the_table_ends_with_a_verdict():
     same = metrics.differences(*zip(made[:1] * 2, drawn[:1] * 2))
     said = metrics.verdict({"teacher": made[0], "student": made[0]}, same)
     assert "not shown to be fairer or less fair than its teacher" in said and "+0.0 points" in said
+    ## A gap that is larger, but in no steady direction, may be noise.
+    unsteady = difference | {"mean_deo_directed": [point / 100, -0.01, 0.2]}
+    said = metrics.verdict(columns, unsteady)
+    assert "not shown" in said and "in size alone, in its direction by [-1.0, 20.0]" in said
+    against = difference | {"mean_deo_directed": [-0.1, -0.2, -0.1]}
+    assert "in size alone" in metrics.verdict(columns, against)
     columns["student"] = made[1] | {"collapsed": True}
     text = metrics.show(columns, "abcd", ["female", "male"], difference)
     assert "student (collapsed)" in text.splitlines()[0] and "student collapsed: " in text
