@@ -253,15 +253,20 @@ def mean_ranks(names, scores, lost, blocks, title, path):
     )
     axes.margins(x=0.05)
     best = [names[m] for m in order if mean[m] == mean[order[0]]]
+    behind = [m for m in order[1:] if (each[:, order[0]] < each[:, m]).all()]
+    behind = [names[m].partition(" (")[0] for m in behind]
     sentence = f"Ranks by {title}: {' and '.join(best)} {'have' if best[1:] else 'has'} the best "
     sentence += f"mean ({mean[order[0]]:.1f} of {k})"
+    if not best[1:]:
+        sentence += f", ahead of {', '.join(behind) or 'nobody'} in all repetitions"
     where = f"N = {n} repetitions ({', '.join(f'{name} {m}' for name, m in blocks.items())})"
     save(figure, path, sentence, where + (f"; not ranked: {', '.join(lost)}" if lost else ""))
     return (
         f"Ranks over N = {n} repetitions (seeds, or folds, of which the attributes are averaged): "
         "the mean, and a bar from the best to the worst. Data sets are few, and repetitions of one "
-        "share test pictures, so nothing is tested. Decisions are prior-corrected where a class is "
-        "rare; what has collapsed ranks last there."
+        "share test pictures, so nothing is tested. A weight that is not the usual one is named."
+        + " Decisions are prior-corrected where a class is rare; what has collapsed ranks last."
+        * (title in results.HARD)
         + listed("Not ranked, because some repetitions lack them", lost)
     )
 
@@ -318,8 +323,20 @@ def per_class(rows, where, path):
         "Disparity of each class for the teacher, the student distilled from it, and a debiased "
         f"student ({DECISIONS[end]}); {over(rows['CKD'], pooled)}; in the title its mean size."
         + listed("Other debiased students, not shown", others)
+        + listed("Rows of a smaller mean size", fairer_than(rows[row], rows, metric, pooled))
         + listed("Undefined, because a group lacks the class", undefined)
     )
+
+
+def fairer_than(runs, rows, metric, pooled):
+    """The rows whose disparity is smaller than that of `runs`, and its size."""
+    sizes = {
+        name: results.point(other, metric, pooled=pooled)
+        for name, other in rows.items()
+        if not number_collapsed(other)
+    }
+    least = results.point(runs, metric, pooled=pooled)
+    return [f"{name} {size:.1f}" for name, size in sizes.items() if size < least]
 
 
 def gallery(rows, data_dir, where, path):
@@ -360,6 +377,12 @@ def gallery(rows, data_dir, where, path):
             for line, (text, colour) in enumerate(lines[::-1]):
                 at = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 7.5}
                 axes.annotate(text, (0, 1), (0, 3 + 10 * line), color=colour, **at)
+    plain_too = {"ERM": ("ERM", "last")} if min(common) in rows.get("ERM", {}) else {}
+    told = []
+    for model, (row, rule) in (models | plain_too).items():
+        both = {min(common): rows[row][min(common)]}, rows[row]
+        values = [results.point(runs, f"mean_deo{end}", rule) for runs in both]
+        told.append("{} {:.1f} ({:.1f})".format(model, *values))
     sentence = f"{name} repairs {len(kinds['repaired'])} of the {sum(~plain)} errors of CKD and "
     sentence += f"breaks {len(kinds['broken'])} of its {sum(plain)} right answers"
     save(figure, path, sentence, where)
@@ -367,6 +390,7 @@ def gallery(rows, data_dir, where, path):
         "Test pictures that the debiased student gets right and the distilled one does not, and the"
         f" other way: true class and group, then the answers ({DECISIONS[end]}). The first of each "
         f"class and group, not a choice; N = {len(labels)} pictures, one run."
+        + listed(f"Mean-DEO in this run, and in all {len(rows['CKD'])}", told)
         + listed("Other debiased students, not shown", others)
     )
 
@@ -411,19 +435,22 @@ def outlines(models, data, where, path):
             axes.axis("off")
             group, label = said(data.group_names[groups[place]]), said(data.classes[labels[place]])
             text = {"picture": f"{group}:\n{words}", "truth": textwrap.fill(label, 18)}
-            axes.set_title(text.get(name) or f"Dice {dice[name][place]:.0f}", fontsize=7.5)
+            axes.set_title(text.get(name, ""), fontsize=7.5)
+            if name in dice:
+                box = {"facecolor": "white", "pad": 1.5, "lw": 0}
+                axes.text(3, 3, f"Dice {dice[name][place]:.0f}", va="top", fontsize=7.5, bbox=box)
             if n == 0:
                 axes.annotate(name, (-0.08, 0.5), xycoords="axes fraction", ha="right", va="center")
     sentence = "CKD's worst, median and good masks by group, with the others' of these pictures"
     save(figure, path, sentence, where)
-    return (
-        "Outlines of the true mask (its class above it) and of those that the networks find, with "
-        "Dice in percent. Of all test pictures of a group, ordered by the Dice of CKD's mask: the "
-        "first, the one in the middle, and the one at nine tenths. Nobody chose them; "
-        f"N = {len(labels)} pictures, one run."
-    )
+    return f"{OUTLINES} N = {len(labels)} pictures, one run."
 
 
+OUTLINES = (
+    "Outlines of the true mask (its class above it) and of those that the networks find, with Dice "
+    "in percent. Of all test pictures of a group, ordered by the Dice of CKD's mask: the first, "
+    "the one in the middle, and the one at nine tenths. Nobody chose them."
+)
 SHARES = {0.0: "the worst", 0.5: "the median", 0.9: "better than 9 of 10"}
 
 
@@ -578,7 +605,9 @@ def ends_apart(last):
     parts = [f"{where} CKD's with {' and '.join(names)}" for where, names in apart.items() if names]
     if not parts:
         return "; no mean-DEO is shown to end below or above CKD's"
-    return f"; mean-DEO ends {', and '.join(parts)}"
+    known = {"CKD", *apart["below"], *apart["above"]}
+    others = listed("; not shown of", [name for name in last if name not in known])
+    return f"; mean-DEO ends {', and '.join(parts)}{others.strip(' .')}"
 
 
 def training(rows, where, path):

@@ -575,8 +575,8 @@ def command_of(place, runs):
         words = ["bash", "run_all.sh", *data]
         if in_folds(place):  # then the list has all folds, and what makes groups
             settings.pop("sensitive", None)
-        else:
-            words += ["--seeds", 1 + max(r["settings"]["seed"] for r in runs)]
+        seeds = 1 + max(r["settings"]["seed"] for r in runs)
+        words += ["--seeds", seeds] if seeds > 1 or not in_folds(place) else []
         words += ["--source-dir", "DIR2"] if data and "fairtune" in methods else []
         if every != {*methods}:
             words += ["--only", *methods]
@@ -612,6 +612,8 @@ def made_table(by_place):
     return table
 
 
+MASK_PLACE = "folds-image_size_32-sensitive_age-teacher_unet8-student_unet4-epochs_20-"
+MASK_PLACE += "teacher_epochs_20-train_share_0.1"
 NETWORKS, FOLDS = "teacher_convnet16-student_convnet8", "epochs_6-teacher_epochs_6"
 RESNET = "teacher_resnet18-student_convnet8-epochs_5-teacher_epochs_5"
 HEADLINE = {  # the places whose results stand in the README
@@ -729,7 +731,8 @@ def tables(by_place, repeated):
                 layout(place, kind, chosen)
         if in_folds(place):
             second = repeated.get(place, {})
-            make(place, "pooled", pooled_tables, with_teacher(usual), {"last": ""}, second)
+            both = with_teacher(usual), {"last": ""}, with_teacher(second)
+            make(place, "pooled", pooled_tables, *both)
             chosen = {name: rows[name] for name in FAIRDI if name in rows}
             if len(chosen) > 1:
                 words = {rule: f", {words}" for rule, words in RULES.items()}
@@ -780,8 +783,9 @@ def pages(by_place, made, captions):
 
 # ----- figures ------------------------------------------------------------------------------------
 
-## results/masks-gallery.png is none of these, because it needs the saved networks and the pictures:
-## it is the ...-gallery.png of `python report.py --results RUNS --data-dir DIR`, renamed.
+## It needs saved networks and pictures, which are not packed, so it is not drawn anew: it is
+## the ...-gallery.png of `python report.py --results RUNS --data-dir DIR`, renamed.
+DRAWN_BEFORE = "masks-gallery.png"
 COMMITTED = (  # the figures of the packed results; your own results get all of them
     "toy-gallery.png",
     "toy-training.png",
@@ -793,8 +797,7 @@ COMMITTED = (  # the figures of the packed results; your own results get all of 
     "ranks-worst-group.png",
     "ranks-mean-DEO.png",
     "ranks-worst-Dice.png",
-    "ham10000-segment-folds-image_size_32-sensitive_age-teacher_unet8-student_unet4-epochs_20-"
-    "teacher_epochs_20-train_share_0.1-two-points.png",
+    f"ham10000-segment-{MASK_PLACE}-two-points.png",
 )
 
 
@@ -809,6 +812,7 @@ def rank_blocks(by_place, metric):
     """
     ranked = [name for name in RANKED if name != UNRANKED[metric in MASKS]]
     blocks = {}  # {(data set, conditions but for the attribute, (fold, seed)): {row: [value, ...]}}
+    weights = collections.defaultdict(set)  # {row: {(block, "λ = 3"), ...}}, "" for a usual one
     for place, rows in by_place.items():
         if (metric in MASKS) != results.of_masks(rows):
             continue
@@ -818,17 +822,22 @@ def rank_blocks(by_place, metric):
             for key, result in rows.get(row, {}).items():
                 (value,) = sign * results.values({key: result}, name_of)
                 useless = metric in results.HARD and result["last"]["test"]["collapsed"]
-                block = blocks.setdefault((place[0], *like, key), {}).setdefault(name, [])
+                block = place[0], *like, key
+                weights[name] |= {(block, results.weight_of(rows[row]).strip(", "))}
+                block = blocks.setdefault(block, {}).setdefault(name, [])
                 block.append(-np.inf if useless or np.isnan(value) else value)
     blocks = {key: rows for key, rows in blocks.items() if "FairDi" in rows} or blocks
     real = {key: rows for key, rows in blocks.items() if not key[0].startswith("toy")}
-    data, blocks = zip(*(real or blocks).items()) if blocks else ((), ())
-    data = collections.Counter(results.said(key[0].partition("-")[0]) for key in data)
+    keys, blocks = zip(*(real or blocks).items()) if blocks else ((), ())
+    data = collections.Counter(results.said(key[0].partition("-")[0]) for key in keys)
     most = [max(map(len, rows.values())) for rows in blocks]  # attributes
     every = [{n for n, v in rows.items() if len(v) == m} for rows, m in zip(blocks, most)]
     names = [name for name in ranked if all(name in there for there in every)]
     scores = [[np.mean(rows[name]) for name in names] for rows in blocks]
     lost = [name for name in ranked if name not in names and any(name in rows for rows in blocks)]
+    for n, name in enumerate(names):
+        own = sorted({weight for block, weight in weights[name] if block in keys and weight})
+        names[n] += f" ({' or '.join(own)})" if own else ""
     return names, np.array(scores).reshape(len(blocks), len(names)), lost, data
 
 
@@ -861,6 +870,9 @@ def draw(by_place, folder, wanted, data_dir):
     for metric in ("AUROC", "worst group", "mean-DEO", "Dice", "worst Dice"):
         name, words = f"ranks-{metric.replace(' ', '-')}.png", worst.get(metric, metric)
         make("all", name, figures.mean_ranks, *rank_blocks(by_place, metric), words)
+    if (folder / DRAWN_BEFORE).exists():
+        place = "ham10000-segment", MASK_PLACE
+        captions.setdefault(place, {})[DRAWN_BEFORE] = figures.OUTLINES
     return captions
 
 

@@ -432,6 +432,8 @@ def label(name, runs, rule="last"):
 SAID = {"not Male": "women", "Male": "men", "female": "women", "male": "men", "group": ""}
 SAID |= {"celeba": "CelebA", "ham10000": "HAM10000", "cifar10s": "CIFAR10-S", "label": ""}
 SAID |= {"wider": "WIDER", "csv": "own pictures"}
+SAID |= {"nv": "nevus", "mel": "melanoma", "bkl": "benign keratosis", "df": "dermatofibroma"}
+SAID |= {"akiec": "actinic keratosis", "bcc": "basal cell carcinoma", "vasc": "vascular lesion"}
 
 
 def said(name):

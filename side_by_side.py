@@ -310,7 +310,7 @@ PAGE = """<!DOCTYPE html>
 body{margin:0;font:15px/1.45 sans-serif;color:#222} main{padding:0 8px}
 header,.about{display:grid;grid-template-columns:1fr 1fr;gap:0 16px}
 header{position:sticky;top:0;z-index:1;background:#eee;padding:5px 8px;border-bottom:1px solid #aaa}
-select{font:bold 16px monospace} h2{font-size:15px} .about img{max-width:100%;max-height:240px}
+select{font:bold 16px monospace} h2{font-size:15px} .about img{max-width:100%;max-height:340px}
 .about{grid-template-columns:repeat(auto-fit,minmax(min(100%,560px),1fr))}
 .eq td{font-family:"STIX Two Math","Cambria Math",serif;padding:0 12px 0 0;vertical-align:top}
 sub{font-size:70%;line-height:0} code{font-size:85%} summary{cursor:pointer;padding:5px 0}

@@ -13,7 +13,7 @@ CHANGES RELATIVE TO ckd.py.
 EQUATIONS. l_i: loss; a_i: group; u_g: losses of B pictures of group g, u: of all B · G; φ: the
 network up to its features; h_g: teacher's head; c, t: of FIS; z, α, T: as in ckd.py (the paper has
 λ for α and τ for T). Of FEBS, p: probabilities, m: masks, one-hot; E_g: Dice loss of group g in the
-batch, summed over classes; Ē_g: running mean of 1 - soft Dice of its pictures, in batches with it.
+batch, summed over classes; Ē_g: running mean, from 1, of 1 - soft Dice of its pictures in a batch.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                         kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)     kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD, in step 2                  Method.step
@@ -29,7 +29,7 @@ DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review th
     1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7) and
        (8), and what AUC (Dice) on validation chooses: that of the worst group the epoch of step 0,
-       that of a teacher's own group the epoch of this teacher.
+       that of a teacher's own group the epoch of this teacher, which --balance does not concern.
     3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
        head trained on as many pictures of everybody, both chosen on the pictures that measure it.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
@@ -108,7 +108,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", **parts, default="", help="shown equally often; alone: class x group")
+    add("--balance", **parts, default="", help="student: shown equally often; alone: class x group")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -478,7 +478,8 @@ class Method(PlainTraining):
             plain = argparse.Namespace(**recipe, device=args.device)  # nothing else decides
             step_0 = FairScaling(plain, data, student)
             ## Steps 1 and 2 train heads: together they take about a fifth of step 0.
-            later, path = args.epochs * (1 if args.train_backbone else 0.2) + 2, "checkpoint.pt"
+            path = "checkpoint.pt"
+            later = 2 + args.epochs * (1 if args.train_backbone else 0.2)  # of step 2, for the bar
             states, _, took = fit(plain, data, step_0, "step 0", folder / path, later=later)
             return states | {"seconds": sum(took)}
 

@@ -56,6 +56,12 @@ def test_bars_of_ranks_are_ranks_and_the_picture_says_of_what(tmp_path, monkeypa
         assert np.isclose(value.point, own.mean())
     figures.mean_ranks("abc", np.ones((4, 3)), [], data, "AUROC", path)
     assert titles[1].startswith("Ranks by AUROC: a and b and c have the best mean (2.0 of 3)")
+    ahead = np.array([[3, 2, 1], [3, 1, 2], [2, 3, 1]])
+    for scores, words in ((ahead, "c"), (np.concatenate([ahead, [[2, 1, 3]]]), "nobody")):
+        caption = figures.mean_ranks(["a (λ = 3)", "b", "c"], scores, [], data, "mean-DEO", path)
+        assert f"ahead of {words} in all repetitions" in titles[-1].replace("\n", " ")
+        assert titles[-1].startswith("Ranks by mean-DEO: a (λ = 3) has the best mean (")
+        assert "prior-corrected" in caption
 
 
 def noted_values(monkeypatch):
@@ -168,11 +174,12 @@ def test_the_gallery_shows_real_pictures_too(celeba, tmp_path, monkeypatch):
     np.savez(path, plain=np.eye(2)[plain], fair=np.eye(2)[fair], ids=np.array(test.ids))
     settings, rows = {"dataset": "celeba", "image_size": 16, "fold": None} | chosen, {}
     for name, answers in (("CKD", "plain"), ("BIRD", "fair")):
-        (key, run), *_ = put_runs({}).items()
+        (key, run), *_ = put_runs({"mean_deo": 0.125}).items()
         places = {"teacher": "fair", "last": answers, "ids": "ids"}
         rows[name] = {key: run | {"settings": settings, "arrays": (path, places)}}
     assert figures.gallery(rows, None, "x", tmp_path / "gallery.png") is None
-    assert figures.gallery(rows, celeba, "x", tmp_path / "gallery.png")
+    caption = figures.gallery(rows, celeba, "x", tmp_path / "gallery.png")
+    assert "Mean-DEO in this run, and in all 1: teacher 12.5 (12.5), CKD 12.5 (12.5)," in caption
     repaired = ((plain != truth) & (fair == truth)).sum()
     assert f"repairs {repaired} of the {(plain != truth).sum()} errors" in titles[-1]
 
@@ -230,7 +237,8 @@ def test_the_title_of_training_names_what_intervals_separate_alone(tmp_path, mon
             log[0] |= {"gate": 0.5, "gate_min": 0.1, "gate_max": 0.9}
             rows[name][0, seed] = run | {"log": log, "last": run["last"] | {"test": last}}
     assert figures.training(rows, "x", tmp_path / "training.png")
-    assert titles[0] == "Validation along training; mean-DEO ends above CKD's with CTKD\nX"
+    shown = "mean-DEO ends above CKD's with CTKD; not shown of: ERM, BIRD"
+    assert titles[0].replace("\n", " ") == f"Validation along training; {shown} X"
     del rows["CTKD"]
     assert figures.training(rows, "x", tmp_path / "training.png")
     assert titles[1].startswith("Validation along training; no mean-DEO is shown to end ")
