@@ -526,6 +526,74 @@ def differences_table(first, shown, lines):
     return tables
 
 
+def minus_erm_tables(by_place, repeated, least=6):
+    """What each method changes of plain training, on every data set with at least so many rows.
+
+    {metric: Table} of the worst group and of unfairness; a column for each data set, and one for
+    what the poster of BIRD prints.
+    """
+    made = {}
+    for metric in ("worst group", "mean-DEO", "worst Dice", "Dice gap"):
+        usual = {place: without_sweeps(rows) for place, rows in by_place.items()}
+        usual = {
+            place: rows
+            for place, rows in usual.items()
+            if (metric in MASKS) == results.of_masks(rows) and "ERM" in rows and len(rows) >= least
+        }
+        columns = {headed(rows): {} for rows in usual.values()}
+        for column, (place, rows) in zip(columns.values(), usual.items()):
+            twice = repeated.get(place, {})
+            for name in rows.keys() - {"ERM"}:
+                column[name] = minus_erm(rows, name, metric, in_folds(place), twice)
+        for dataset, printed in published(metric).items() if usual else ():
+            columns[f"{results.said(dataset)}, poster of BIRD"] = {
+                name: f"{value - printed['ERM']:.1f}" for name, value in printed.items()
+            }
+        table = Table(["method", *columns], bold=False)
+        for name in [name for name in NAMES.values() if name != "ERM"]:
+            cells = [column.get(name, "") for column in columns.values()]
+            if any(cells):
+                table.add(name, cells)
+        table.notes.append("n: trainings, of others more; ²: a second training shows it, too")
+        made[f"-{metric.replace(' ', '-')}"] = table
+    return made
+
+
+def headed(rows):
+    """The head of a column of rows: data set, groups, pixels and student."""
+    first = next(iter(rows["ERM"].values()))["settings"]
+    return f"{results.scene(rows)}, {first['image_size']} pixels, {first['student']}"
+
+
+def minus_erm(rows, name, metric, pooled, twice):
+    """A row minus ERM in a metric, as text, with its weight, how many runs it has, and marks."""
+    runs, base = results.in_both(rows[name], rows["ERM"])
+    if not runs:
+        return ""
+    key = metric_of(metric, results.main_rule(rows))
+    most = max(map(len, rows.values()))
+    if len(runs) == 1 < most:  # no logits are kept where intervals are over seeds
+        value = Value(results.point(runs, key) - results.point(base, key))
+    else:
+        value = results.change(runs, base, key, pooled=pooled)
+    again = twice.get(name, {}), twice.get("ERM", {})
+    if all(row.keys() == runs.keys() for row in again):
+        value = seen_twice(value, results.change(*again, key, pooled=pooled))
+    few = f" (n = {len(runs)})" if len(runs) < most else ""
+    weight = results.weight_of(runs).strip(", ")
+    return f"{value}{few}{weight and f' ({weight})'}{results.marks(runs)}"
+
+
+def published(metric):
+    """{data set: {method: percent}} of a metric, as the poster of BIRD prints it."""
+    with open(ROOT / "results" / "published.csv", encoding="utf-8", newline="") as file:
+        lines = [r for r in csv.DictReader(file) if (r["table"], r["metric"]) == ("poster", metric)]
+    found = collections.defaultdict(dict)
+    for line in lines:
+        found[line["dataset"]][line["method"]] = float(line["percent"])
+    return found
+
+
 def pairs_table(by_place):
     """Paired differences of PAIRS on every data set: what one part of a method does."""
     lines = []
@@ -681,6 +749,10 @@ KINDS = {  # the end of a table's name: its title, in the order of a page
 }
 ACROSS = {
     "claims": "Do the claims of the papers hold?",
+    "minus-erm-worst-group": "AUROC of the worst group minus plain training's (ERM)",
+    "minus-erm-mean-DEO": "mean-DEO minus plain training's (ERM), lower is fairer",
+    "minus-erm-worst-Dice": "Dice of the worst group minus plain training's (ERM)",
+    "minus-erm-Dice-gap": "Gap in Dice minus plain training's (ERM), lower is fairer",
     "inflation": "Disparity (of masks: gap in Dice) of every student minus that of its own teacher",
     "pairs": "What one part of a method does",
     "pairs-masks": "What one part of a method does, masks",
@@ -749,6 +821,7 @@ def tables(by_place, repeated):
     for prefix, which in (("", by_place), ("repeated-", repeated)):
         for kind in (claims_table, inflation_table, pairs_table):
             make("all", prefix + kind.__name__.removesuffix("_table"), kind, which)
+    make("all", "minus-erm", minus_erm_tables, by_place, repeated)
     make("all", "repeated", repeated_table, by_place, repeated)
     for place, rows in repeated.items():
         if in_folds(place):

@@ -1,5 +1,6 @@
 """Tables come from result files alone and refuse to mix runs that cannot be compared."""
 
+import csv
 import gzip
 import importlib
 import itertools
@@ -356,6 +357,34 @@ def test_a_second_training_marks_what_it_shows_too(folded, lesions):
     assert {name: value._replace(mark="") for name, value in twice.items()} == once
     train_again(ckd=lesions["groupdro"], groupdro=lesions["ckd"])  # which shows the contrary
     assert tables()[0] == once
+
+
+def test_each_method_stands_beside_plain_training_on_every_data_set(folded, folder):
+    """The differences of the pages of the data sets, side by side; and the poster's."""
+    for seed in range(3):
+        put(folder, result("ckd", seed, 0.7, 0.1 * seed, alpha=0.0), "plain")
+    by_place = results.collect(folder)
+    toy, page = by_place["toy", ""], report.tables(by_place, {})[0]
+    (groupdro,) = page[("ham10000", "folds"), "pooled-differences"].rows
+    header = page[("ham10000", "folds"), "pooled-differences"].header
+    lines = csv.DictReader((ROOT / "results" / "published.csv").read_text().splitlines())
+    poster = {(r["dataset"], r["method"], r["metric"]): float(r["percent"]) for r in lines}
+    made = report.minus_erm_tables(by_place, {}, least=2)
+    for metric in ("worst group", "mean-DEO"):
+        table = made[f"-{metric.replace(' ', '-')}"]
+        row = {name: dict(zip(table.header[1:], cells)) for name, *cells in table.rows}
+        folds, seeds, *printed = table.header[1:]
+        assert folds.startswith("HAM10000") and seeds.startswith("toy")
+        assert row["GroupDRO"][folds] == str(groupdro[header.index(f"{metric}, − ERM")])
+        if metric == "mean-DEO":  # these runs on the toy have no AUROC
+            found = results.change(toy["CKD"], toy["ERM"], "mean_deo")
+            assert row["CKD"][seeds] == str(found) != ""
+        assert row["GroupDRO"][seeds] == "" and "ERM" not in row
+        shown = [f"{data}, poster of BIRD" for data in ("CelebA", "CIFAR10-S")]
+        assert sorted(printed, key=str.lower) == shown * (metric == "mean-DEO")
+        if printed:
+            bird, erm = (poster["celeba", name, metric] for name in ("BIRD", "ERM"))
+            assert row["BIRD"]["CelebA, poster of BIRD"] == f"{bird - erm:.1f}"
 
 
 def test_pooled_folds_test_every_picture_once(folded, lesions):
