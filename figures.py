@@ -233,7 +233,7 @@ def ranks(scores):
 def mean_ranks(names, scores, lost, blocks, title, path):
     """Mean rank of each method, with a bar from its best rank to its worst.
 
-    ## No test: the data sets are few, and repetitions of one share their test pictures.
+    No test: the data sets are few, and repetitions of one share their test pictures.
 
     scores    (N, k), higher is better: N repetitions, k methods
     lost      methods that not every repetition has

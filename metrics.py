@@ -697,8 +697,8 @@ def differences(first, second):
 def directed(key, evaluated, draws):
     """A gap, () and of all resamples (R,), in its direction on the test pictures.
 
-    ## A gap is a size: noise raises it, and it cannot reach 0 where groups are equal. So a verdict
-    ## also asks for the signed differences of two groups, each in the direction of all pictures.
+    A gap is a size: noise raises it, and it cannot reach 0 where groups are equal. So a verdict
+    also asks for the signed differences of two groups, each in the direction of all pictures.
     """
     if key.startswith("mean_deo"):
         name = key.replace("mean_deo", "disparity")
@@ -972,6 +972,8 @@ def main():
     parser.add_argument("--skip-bad", action="store_true", help=skip)
     args = parser.parse_args()
     a, *others = tables = args.tables
+    if a in others:
+        raise ValueError(f"{a} is named twice: two tables are compared")
     models, draws, truths = {}, {}, {}
     for path in tables:
         data, subjects, names = read_predictions(path, args.skip_bad)

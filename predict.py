@@ -13,9 +13,10 @@ that would be most likely if all were equally frequent (see metrics.py).
 
 A table of labels has the columns file, label, group and, if there, subject, patient_id or the like;
 where file, label or group lack, those are taken by which the student was trained. Without PICTURES
-all its files are read. A picture that cannot be read is named and left out. metrics.py reads what
---csv writes then, to compare two models. --export writes a folder with student.pt2 (torch.export),
-student.onnx and a model card, card.md and card.json: use, numbers by group, limits, data, licence.
+all its files are read. A picture that cannot be read is named and left out. With --labels
+metrics.py reads what --csv writes, to compare two models. --export writes a folder with student.pt2
+(torch.export), student.onnx and a model card, card.md and card.json: use, numbers by group, limits,
+data, licence.
 
 A student of --task segment says which pixels are inside, as NAME-mask.png (0 and 255, as large as
 the picture), and draws its outline into NAME-outline.png, the centre square, which is all it sees.
@@ -113,7 +114,6 @@ def load_student(path, rule="last", module=None):
     sys.path.insert(0, str(METHODS[saved["method"]].parent))
     script = importlib.import_module(saved["method"])
     args = as_saved(saved["settings"], saved["states"][rule])
-    saved.setdefault("outputs", saved["classes"])  # of a student that is older than masks
     network = script.Network(args, module or saved["network"], len(saved["outputs"]), load=False)
     try:
         put_back(network, saved["states"][rule], file)
@@ -190,8 +190,12 @@ def export(student, saved, rule, folder):
     torch.export.save(program, content := io.BytesIO())
     save(folder / "student.pt2", content.getvalue())
     if find_spec("onnx") and find_spec("onnxscript"):
-        ## One file: weights in a second one are lost when only the first is copied.
-        torch.onnx.export(program, (), folder / "student.onnx", dynamo=True, external_data=False)
+        try:
+            ## One file: weights in a second one are lost when only the first is copied.
+            how = {"dynamo": True, "external_data": False}
+            torch.onnx.export(program, (), folder / "student.onnx", **how)
+        except torch.onnx.OnnxExporterError:  # seen with PyTorch 2.6 and an onnxscript of 2026
+            print("no ONNX file: install an onnxscript that is as old as this PyTorch")
     else:
         print("no ONNX file: it needs the packages onnx and onnxscript")
     answer = {

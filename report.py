@@ -2,7 +2,7 @@
 
     python report.py                      runs/, your own results: pages, figures in runs/report/
     python report.py --pack               add runs/ to the packed results in results/
-    python report.py --results results    pages and figures in results/, and the README's table
+    python report.py --results results    pages and figures in results/, and the README's tables
     python report.py --html               report.html beside each run, and runs/family.html, .csv
     python report.py --compare A B        two runs, or folders of seeds: paired differences
 
@@ -70,9 +70,8 @@ class Table:
         name += results.marks(dict(runs), rule)
         self.ranked |= {place} if ranked else set()
         self.collapsed |= {place} if results.number_collapsed(dict(runs), rule) else set()
-        if (
-            runs and (weight := results.weight_of(runs)) and name[0].isalpha()
-        ):  # no number of a sweep
+        weight = results.weight_of(runs) if runs else ""
+        if weight and name[0].isalpha() and weight not in name:  # no number of a sweep
             self.notes.append(f"{name}{weight}")
         for run in dict(runs).values():
             for g, c in np.argwhere(metrics.cell_sizes(run[rule]["test"]) == 0):
@@ -608,10 +607,10 @@ def pairs_table(by_place):
 def repeated_table(by_place, repeated):
     """A second training minus the first: with another seed, or on another processor.
 
-    ## Another processor rounds sums in another order; after some thousand steps that is another
-    ## training, too. These differences are how far two trainings lie apart, which no bootstrap over
-    ## test pictures shows. CelebA's committed pictures have numbers drawn anew each time: not
-    ## paired.
+    Another processor rounds sums in another order; after some thousand steps that is another
+    training, too. These differences are how far two trainings lie apart, which no bootstrap over
+    test pictures shows. CelebA's committed pictures have numbers drawn anew each time: not
+    paired.
     """
     lines = []
     for place, rows in repeated.items():

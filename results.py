@@ -474,9 +474,6 @@ def conditions(result, but=()):
     return "-".join(parts)
 
 
-STEPS_0 = {"fis": "FIS", "febs": "FEBS", "febs-mended": "FEBS, mended"}  # FairDi's --step0
-
-
 def as_rows(result):
     """A result as rows: its own and, for FairDi, those of its step 0 and of its step 1."""
     yield row_name(result), result
@@ -489,7 +486,7 @@ def as_rows(result):
         names |= {rule: f"fis_{rule}" if f"fis_{rule}" in result else "fis" for rule in RULES}
         renamed = {rule: places[name] for rule, name in names.items() if name in places}
         step = {rule: result[name] for rule, name in names.items()}
-        row = STEPS_0[result["settings"].get("step0", "fis")]
+        row = NAMES[result["settings"].get("step0", "fis")]
         yield row + weight, result | step | {"arrays": (path, places | renamed)}
     if "teacher_0" in places and not own:  # of masks
         names = tuple(places[f"teacher_{g}"] for g in range(len(result["group_names"])))
@@ -566,9 +563,9 @@ def complete(rows):
 
 def seeds_of(runs):
     """The seeds, and folds if there are any, of a row as a text."""
-    return ", ".join(
-        f"fold {fold} seed {seed}" if fold else f"{seed}" for fold, seed in sorted(runs)
-    )
+    folds = any(fold for fold, _ in runs)
+    names = [f"fold {fold} seed {seed}" if folds else str(seed) for fold, seed in sorted(runs)]
+    return ", ".join(names)
 
 
 def number_collapsed(runs, rule="last"):
@@ -836,10 +833,10 @@ def signed(runs, metric, rule, pictures):
 def directed(runs, base, metric, rule="last", base_rule=None, pooled=False):
     """`change` of a gap between two groups, whose interval does not shy away from 0.
 
-    ## A gap is a size: noise raises it, and it cannot reach 0 where groups are equal. Here each
-    ## signed difference counts in the direction that it has on average over runs, or on all test
-    ## pictures: what has no steady direction cancels. It says little of models that are unfair in
-    ## one direction now and in another then, so a verdict asks both, see `claims_table`.
+    A gap is a size: noise raises it, and it cannot reach 0 where groups are equal. Here each
+    signed difference counts in the direction that it has on average over runs, or on all test
+    pictures: what has no steady direction cancels. It says little of models that are unfair in
+    one direction now and in another then, so a verdict asks both, see `claims_table`.
     """
     runs, base = in_both(runs, base)
     pictures = pooled or len(runs) == 1
@@ -892,8 +889,8 @@ def relative(runs, base, metric, rule="last", base_rule=None):
 def relative_change(numbers, base):
     """Change of a mean in percent of the base's mean, paired by seed.
 
-    ## Fieller's interval: all ratios ρ for which the interval of the mean of y - ρx holds 0. It
-    ## needs no division by single, perhaps tiny, values. It has no bounds where x may be 0.
+    Fieller's interval: all ratios ρ for which the interval of the mean of y - ρx holds 0. It
+    needs no division by single, perhaps tiny, values. It has no bounds where x may be 0.
     """
     x, y, n = np.asarray(base, float), np.asarray(numbers, float), len(numbers)
     ratio, cov, t2 = (y.mean() / x.mean(), np.cov(x, y), scipy.stats.t.ppf(0.975, n - 1) ** 2 / n)

@@ -253,7 +253,7 @@ def calibration(run):
 
 
 def thresholds(run):
-    """Of two classes: accuracy and gap as the threshold moves."""
+    """Of two classes: accuracy, recall and its gap as the threshold moves."""
     figure, axes = panels(len(run.kept))
     sizes = {"labels": run.labels, "groups": run.groups, "num_groups": len(run.names)}
     for place, (name, logits) in zip(axes, run.kept.items()):
@@ -301,7 +301,10 @@ def gallery(run, data_dir):
     for name, part in run.kept.items():
         if run.masks:
             dice = metrics.dice(areas=part)
-            said_of[name], good[name] = [f"Dice {100 * d:.0f}" for d in dice], dice > metrics.FAILED
+            said_of[name], good[name] = (
+                [f"Dice {100 * d:.0f}" for d in dice],
+                dice >= metrics.FAILED,
+            )
         else:
             shares = run.parts[name]["class_shares"] if run.end else np.ones(len(run.classes))
             answers = (part - np.log(shares)).argmax(1)

@@ -41,7 +41,7 @@ L_joint has a distilling, a CE and a fairness part. The rest is our reading, nam
     8. α = 0, as published; "can be augmented with different KD methods": --alpha 0.9 adds CKD.
 DIFFERENCES FROM PUBLIC CODE. There is none.
 
-RUN.  python methods/bird.py                    the embedded toy data, two CPU cores: 5 minutes
+RUN.  python methods/bird.py                    the toy data, two CPU cores: 5 minutes
       python methods/bird.py --phi-lr 0         gates frozen: what is left is L_F and R itself
       The poster's three rows, on CelebA; FILE of each is to be downloaded once, see the README:
       ... --dataset celeba --data-dir DIR --image-size 224 --student resnet18 --pretrained
@@ -49,9 +49,9 @@ RUN.  python methods/bird.py                    the embedded toy data, two CPU c
           timm:vit_base_patch32_clip_quickgelu_224.openai, timm:resnet50_clip.openai or flava
 EXPECT. A student that has seen 7/8 of the pictures. On the toy it ends as accurate and as fair as
 plain training (three seeds): at μ = .1 little of R is left. Measured after 8 of its 48 epochs:
-    - γ, at μ = 1, seed 0, where R took an empty cell from the running mean: with 100 the student
-      is at chance; with 30 and fixed gates it learns slower than with 10 (CE .60, not .49). Stage I
-      moves logits by .1 % with 1, by .7 % with 10 (medians).
+    - γ, at μ = 1, seed 0, with an earlier R (empty cells from the running mean): with 100 the
+      student is at chance; with 30 and fixed gates it learns slower than with 10 (CE .60, not
+      .49). Stage I moves logits by .1 % with 1, by .7 % with 10 (medians).
     - μ = .1 / .3 / 1, seed 0: AUROC 99.7 / 99.4 / 97.3, mean-DEO 47 / 50 / 22 on validation.
     - gates learnt minus fixed, μ = .3, three seeds: mean-DEO on test -5.6 [-12.0, .8], AUROC of the
       worst group -.3 [-1.5, 1.0]. The gates close from .95 to .4 to .7; a gain is not shown.
@@ -117,7 +117,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", **parts, default="", help="student: shown equally often; alone: class x group")
+    add("--balance", **parts, default="", help="shown equally often; alone: class x group [no]")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -609,7 +609,7 @@ class Teacher:
     def __init__(self, network, folder=None):
         self.network = network.eval().requires_grad_(False)
         self.folder = folder  # of the answers; None: each step asks the network itself
-        self.split, self.views = None, None  # whose answers these are; their digest, or the answers
+        self.split, self.key, self.kept = None, None, None  # the answers to a split, their digest
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
@@ -626,8 +626,8 @@ class Teacher:
         """
         if args.teacher_sees != "view":
             if split is not self.split:
-                self.split, self.views = split, outputs(self.network, split, self.folder)
-            return self.views
+                self.split, self.kept = split, outputs(self.network, split, self.folder)
+            return self.kept
         if not self.folder or self.network.segment:
             return None
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
@@ -638,7 +638,7 @@ class Teacher:
             arithmetic = [args.precision, args.compile, args.device, torch.get_num_threads()]
             own = [self.network.name, files_of(self.network.name), self.network.state_dict()]
             answers = [*own, torch.__version__, *arithmetic]
-            self.split, self.views = split, digest(views + answers)
+            self.split, self.key = split, digest(views + answers)
 
         def ask():
             ## Batch by batch, so that they are bit by bit what each step would compute.
@@ -647,7 +647,7 @@ class Teacher:
             feats, logits = zip(*(self(batch) for batch in views))
             return torch.cat(feats), torch.cat(logits)
 
-        path = self.folder / self.views / f"epoch-{epoch + 1:03}.pt"
+        path = self.folder / self.key / f"epoch-{epoch + 1:03}.pt"
         with locked(self.folder):  # nobody removes answers while another process reads them
             answers = made_once(path, ask, args.device, keys=(0, 1))
             files = sorted(self.folder.rglob("*.pt"), key=lambda file: -file.stat().st_mtime)
@@ -685,9 +685,8 @@ def get_teacher(args, data):
 
     It is trained now if no script has done so before.
     """
-    names = "task teacher image_size pretrained weight_decay precision".split()
+    names = "task teacher image_size pretrained weight_decay precision teacher_statistics".split()
     recipe = {name: getattr(args, name) for name in names}
-    recipe["teacher_statistics"] = args.teacher_statistics
     head = args.teacher_train == "head"
     ways = {"view": 1, "picture": 1, "flips": 8 if args.turns else 2}[args.teacher_sees]
     if head:
@@ -704,9 +703,9 @@ def get_teacher(args, data):
     name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"
     folder = teachers / f"{name}-{digest(recipe)}"
     torch.manual_seed(recipe["seed"])
-    own = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
-    own = argparse.Namespace(**vars(args) | own)
-    network = Network(own, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
+    start = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
+    start = argparse.Namespace(**vars(args) | start)
+    network = Network(start, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
     ## Features of a body that is never trained are the same for all seeds.
     kept = None if args.live_teacher else teachers / "frozen" if head else folder / "answers"
 

@@ -42,7 +42,7 @@ DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEB
        which it so looks away. Where a batch lacks a group, E = 0, all w = 0, and the term is 1
        without a gradient. Eq. (10) weighs losses, most those of the worst group.
 
-RUN.  python methods/fairdi.py                   the embedded toy data, two CPU cores: 2 minutes
+RUN.  python methods/fairdi.py                   the toy data, two CPU cores: 2 minutes
       --teacher-epochs and --teacher-lr are those of step 1, whose heads need no --teacher.
       python methods/fairdi.py --task segment    masks of the toy: 2 minutes
 EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0, also FEBS; of
@@ -108,7 +108,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", **parts, default="", help="student: shown equally often; alone: class x group")
+    add("--balance", **parts, default="", help="shown equally often; alone: class x group [no]")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -152,7 +152,9 @@ def settings():
     add = parser.group("the method's own")
     # ----- the method's own -----------------------------------------------------------------------
     add("--fusion", type=share, default=0.5, help="c: share of wG in L_FIS (FairVision: 0.5)")
-    add("--fis-temperature", type=number(1e-6), default=30, help="t: softens both (FairVision: 1)")
+    add(
+        "--fis-temperature", type=number(1e-6), default=30.0, help="t: softens both (FairVision: 1)"
+    )
     ways = "of masks also FEBS: as published, or mended"
     add("--step0", default="fis", choices=["fis", "febs", "febs-mended"], help=ways)
     add("--train-backbone", action=switch, default=False, help="step 2: φ as well, not only a head")
@@ -314,7 +316,7 @@ def half_w2_squared(a, b):
     return (width * moved.square()).sum() / (2 * n * m)
 
 
-def fis_loss(losses, groups, distances, fusion=0.5, temperature=1.0):
+def fis_loss(losses, groups, distances, fusion, temperature):
     """Eq. (6): fair identity scaling of losses (B,), for groups (B,) at distances d (G,)."""
     # Eq. (5)
     ## wI is not detached, as in the public code: bad pictures also pull through their weights.
@@ -468,8 +470,8 @@ class Method(PlainTraining):
         if args.step0 != "fis" and not student.segment:
             raise InputError(f"--step0 {args.step0} weighs a Dice loss: it needs --task segment")
         ## Step 0, made once for all runs that share it; its states are reported as FIS.
-        later = r"alpha|temperature|teacher.*|train_backbone"  # settings of steps 1 and 2
-        recipe = {k: v for k, v in chosen(args).items() if not re.fullmatch(later, k)}
+        others = r"alpha|temperature|teacher.*|train_backbone"  # settings of steps 1 and 2
+        recipe = {k: v for k, v in chosen(args).items() if not re.fullmatch(others, k)}
         pictures = data.hash("train", "val")  # validation chooses the epoch
         made_of = [recipe, pictures, files_of(args.student, args.weights)]
         folder = data_folder(args) / "fairdi" / f"step0-{digest(made_of)}"
@@ -725,7 +727,7 @@ class Teacher:
     def __init__(self, network, folder=None):
         self.network = network.eval().requires_grad_(False)
         self.folder = folder  # of the answers; None: each step asks the network itself
-        self.split, self.views = None, None  # whose answers these are; their digest, or the answers
+        self.split, self.key, self.kept = None, None, None  # the answers to a split, their digest
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
@@ -742,8 +744,8 @@ class Teacher:
         """
         if args.teacher_sees != "view":
             if split is not self.split:
-                self.split, self.views = split, outputs(self.network, split, self.folder)
-            return self.views
+                self.split, self.kept = split, outputs(self.network, split, self.folder)
+            return self.kept
         if not self.folder or self.network.segment:
             return None
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
@@ -754,7 +756,7 @@ class Teacher:
             arithmetic = [args.precision, args.compile, args.device, torch.get_num_threads()]
             own = [self.network.name, files_of(self.network.name), self.network.state_dict()]
             answers = [*own, torch.__version__, *arithmetic]
-            self.split, self.views = split, digest(views + answers)
+            self.split, self.key = split, digest(views + answers)
 
         def ask():
             ## Batch by batch, so that they are bit by bit what each step would compute.
@@ -763,7 +765,7 @@ class Teacher:
             feats, logits = zip(*(self(batch) for batch in views))
             return torch.cat(feats), torch.cat(logits)
 
-        path = self.folder / self.views / f"epoch-{epoch + 1:03}.pt"
+        path = self.folder / self.key / f"epoch-{epoch + 1:03}.pt"
         with locked(self.folder):  # nobody removes answers while another process reads them
             answers = made_once(path, ask, args.device, keys=(0, 1))
             files = sorted(self.folder.rglob("*.pt"), key=lambda file: -file.stat().st_mtime)
@@ -801,9 +803,8 @@ def get_teacher(args, data):
 
     It is trained now if no script has done so before.
     """
-    names = "task teacher image_size pretrained weight_decay precision".split()
+    names = "task teacher image_size pretrained weight_decay precision teacher_statistics".split()
     recipe = {name: getattr(args, name) for name in names}
-    recipe["teacher_statistics"] = args.teacher_statistics
     head = args.teacher_train == "head"
     ways = {"view": 1, "picture": 1, "flips": 8 if args.turns else 2}[args.teacher_sees]
     if head:
@@ -820,9 +821,9 @@ def get_teacher(args, data):
     name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"
     folder = teachers / f"{name}-{digest(recipe)}"
     torch.manual_seed(recipe["seed"])
-    own = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
-    own = argparse.Namespace(**vars(args) | own)
-    network = Network(own, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
+    start = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
+    start = argparse.Namespace(**vars(args) | start)
+    network = Network(start, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
     ## Features of a body that is never trained are the same for all seeds.
     kept = None if args.live_teacher else teachers / "frozen" if head else folder / "answers"
 

@@ -29,7 +29,7 @@ DIFFERENCES FROM PUBLIC CODE (the authors' RKD, for metric learning only; RepDis
     3. Float64: rounding in float32 puts equal features of norm 10 up to 0.005 apart; float16: NaN.
     4. A batch of one picture costs 0, there NaN. Learning rate and batches are those of ckd.py.
 
-RUN.  python methods/rkd.py                      the embedded toy data, two CPU cores: 2 minutes
+RUN.  python methods/rkd.py                      the toy data, two CPU cores: 2 minutes
       python methods/rkd.py --angle-weight 0     distances only; --distance-weight 0: angles only
       python methods/rkd.py --alpha 0.9          with L_KD as well
 EXPECT. On the toy L_D falls from 0.08 to 0.004 and L_A from 0.08 to 0.008. Over five seeds the
@@ -95,7 +95,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", **parts, default="", help="student: shown equally often; alone: class x group")
+    add("--balance", **parts, default="", help="shown equally often; alone: class x group [no]")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -539,7 +539,7 @@ class Teacher:
     def __init__(self, network, folder=None):
         self.network = network.eval().requires_grad_(False)
         self.folder = folder  # of the answers; None: each step asks the network itself
-        self.split, self.views = None, None  # whose answers these are; their digest, or the answers
+        self.split, self.key, self.kept = None, None, None  # the answers to a split, their digest
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
@@ -556,8 +556,8 @@ class Teacher:
         """
         if args.teacher_sees != "view":
             if split is not self.split:
-                self.split, self.views = split, outputs(self.network, split, self.folder)
-            return self.views
+                self.split, self.kept = split, outputs(self.network, split, self.folder)
+            return self.kept
         if not self.folder or self.network.segment:
             return None
         size = 4 * len(split) * sum(self.network.head.weight.shape)  # bytes of N · (C + D') floats
@@ -568,7 +568,7 @@ class Teacher:
             arithmetic = [args.precision, args.compile, args.device, torch.get_num_threads()]
             own = [self.network.name, files_of(self.network.name), self.network.state_dict()]
             answers = [*own, torch.__version__, *arithmetic]
-            self.split, self.views = split, digest(views + answers)
+            self.split, self.key = split, digest(views + answers)
 
         def ask():
             ## Batch by batch, so that they are bit by bit what each step would compute.
@@ -577,7 +577,7 @@ class Teacher:
             feats, logits = zip(*(self(batch) for batch in views))
             return torch.cat(feats), torch.cat(logits)
 
-        path = self.folder / self.views / f"epoch-{epoch + 1:03}.pt"
+        path = self.folder / self.key / f"epoch-{epoch + 1:03}.pt"
         with locked(self.folder):  # nobody removes answers while another process reads them
             answers = made_once(path, ask, args.device, keys=(0, 1))
             files = sorted(self.folder.rglob("*.pt"), key=lambda file: -file.stat().st_mtime)
@@ -615,9 +615,8 @@ def get_teacher(args, data):
 
     It is trained now if no script has done so before.
     """
-    names = "task teacher image_size pretrained weight_decay precision".split()
+    names = "task teacher image_size pretrained weight_decay precision teacher_statistics".split()
     recipe = {name: getattr(args, name) for name in names}
-    recipe["teacher_statistics"] = args.teacher_statistics
     head = args.teacher_train == "head"
     ways = {"view": 1, "picture": 1, "flips": 8 if args.turns else 2}[args.teacher_sees]
     if head:
@@ -634,9 +633,9 @@ def get_teacher(args, data):
     name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"
     folder = teachers / f"{name}-{digest(recipe)}"
     torch.manual_seed(recipe["seed"])
-    own = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
-    own = argparse.Namespace(**vars(args) | own)
-    network = Network(own, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
+    start = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
+    start = argparse.Namespace(**vars(args) | start)
+    network = Network(start, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
     ## Features of a body that is never trained are the same for all seeds.
     kept = None if args.live_teacher else teachers / "frozen" if head else folder / "answers"
 

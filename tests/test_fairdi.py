@@ -105,18 +105,22 @@ def test_fis_loss_and_gradient_given_the_distances(name, fusion, temperature):
     assert loss.item() / 32 == pytest.approx(FIS[f"out/{name}/loss"].item(), rel=1e-5)
     np.testing.assert_allclose(logits.grad / 32, FIS[f"out/{name}/grad_logits"], atol=1e-8)
     if name == "default":
-        exact = fairdi.fis_loss(losses, groups, torch.tensor(FIS["own/exact_half_W2sq"]))
+        exact = fairdi.fis_loss(losses, groups, torch.tensor(FIS["own/exact_half_W2sq"]), 0.5, 1.0)
         want = FIS["own/loss_exact_half_W2sq_official_reduction"].item()
         assert exact.item() / 32 == pytest.approx(want, rel=1e-5)
         inside = torch.tensor(FIS["own/inbatch_half_W2sq_group_vs_batch"])
         want = FIS["own/paper_form_sum_inbatch_half_W2sq_c0.5"].item()
-        assert fairdi.fis_loss(losses, groups, inside).item() == pytest.approx(want, rel=1e-5)
+        assert fairdi.fis_loss(losses, groups, inside, 0.5, 1.0).item() == pytest.approx(
+            want, rel=1e-5
+        )
 
 
 def test_fis_loss_of_equal_losses_is_the_mean():
     """Nothing to scale: weights are 1/B each, and the size is that of a usual loss."""
     losses, groups = torch.full((12,), 0.7), torch.arange(12) % 3
-    assert fairdi.fis_loss(losses, groups, torch.full((3,), 0.2)).item() == pytest.approx(0.7)
+    assert fairdi.fis_loss(losses, groups, torch.full((3,), 0.2), 0.5, 1.0).item() == pytest.approx(
+        0.7
+    )
 
 
 def test_step_0_meets_groups_that_a_batch_lacks(toy, tmp_path):

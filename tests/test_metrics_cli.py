@@ -144,6 +144,12 @@ def test_tables_without_files_are_paired_by_their_order_with_a_word(main):
     assert "no column file" not in main(rows)
 
 
+def test_a_table_beside_itself_is_refused(main):
+    main(rows := table()[0])
+    with pytest.raises(ValueError, match="a.csv is named twice: two tables are compared"):
+        main(rows, flags=["a.csv"])
+
+
 def test_two_tables_give_paired_differences(main):
     (a, of_a, clusters), (b, of_b, _) = table(0), table(1, shift=2.0)
     drawn = [{}, {}]

@@ -137,6 +137,11 @@ def test_rows_are_named_by_what_was_changed(script, own, name):
     assert results.row_name(small) == name and results.conditions(small) == "folds-epochs_3"
 
 
+def test_folds_are_named_in_refusals_the_first_too():
+    assert results.seeds_of({(fold, 7): None for fold in (0, 1)}) == "fold 0 seed 7, fold 1 seed 7"
+    assert results.seeds_of({(0, seed): None for seed in (3, 4)}) == "3, 4"
+
+
 def test_different_seeds_or_pictures_are_refused(folder):
     shutil.rmtree(folder / "toy" / "rkd" / "default-seed2")
     with pytest.raises(results.Refused, match=r"RKD has seeds 0, 1, CKD 0, 1, 2"):
