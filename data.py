@@ -1,7 +1,7 @@
 """Pictures, labels and groups, as batches on the device; and how files are written and read again.
 
     data = load("ham10000", "data/ham10000", size=64)     # three splits of uint8 pictures
-    for batch in batches(data["train"], 64, seed=0, epoch=3, augment=True): ...
+    for batch in batches(data["train"], 64, seed=0, epoch=3, views="mirrored"): ...
 
 Order and augmentation depend on (seed, epoch) alone. So two methods with the same seed see the same
 views, and a run that was killed continues exactly, because there is no random state to lose.
@@ -493,13 +493,16 @@ def refuse_batch(batch_size, n):
         )
 
 
-def batches(split, batch_size, seed=None, epoch=0, augment=False, turns=False, balance=""):
+VIEWS = {"cropped": 1, "mirrored": 2, "turned": 8}  # in how many ways a picture can lie
+
+
+def batches(split, batch_size, seed=None, epoch=0, views="", balance=""):
     """The batches of one epoch.
 
     seed     None: every picture once, in order (evaluation). A number: a new order in each epoch,
              without the last, incomplete batch, so that batch norm never meets a single picture
-    augment  random horizontal flip, and a random crop after padding by an eighth of the side
-    turns    with augment: all eight flips and turns of the square, where pictures have no upright
+    views    "": pictures as they are. "cropped": at random, after padding by an eighth of the side;
+             "mirrored": also left to right; "turned": in all flips and turns of the square
     balance  "cells": every class x group cell equally often (drawn with replacement), not every
              picture once; "groups" or "classes": every group, or every class
     Raises InputError when there are fewer training pictures than one batch holds.
@@ -512,10 +515,10 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, turns=False, b
     order = np.arange(n) if seed is None else rng.permutation(n)
     if balance:
         order = balanced_order(cells_of(split, balance), rng)
-    pad = height // 8 if augment else 0
-    flip = rng.random(n) < (0.5 if augment else 0)  # (N,)
+    pad = height // 8 if views else 0
+    flip = rng.random(n) < (0.5 if views in ("mirrored", "turned") else 0)  # (N,)
     shift = rng.integers(-pad, pad + 1, (2, n))  # (2, N) down and right
-    upside, turned = rng.random((2, n)) < (0.5 if augment and turns else 0)  # (N,) each
+    upside, turned = rng.random((2, n)) < (0.5 if views == "turned" else 0)  # (N,) each
     where, device = split.store.device, split.labels.device
     arrays = order, flip, upside, turned, shift
     order, flip, upside, turned, (down, right) = (torch.from_numpy(a).to(where) for a in arrays)
@@ -527,7 +530,7 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, turns=False, b
     for step in range(math.ceil(n / batch_size) if seed is None else n // batch_size):
         now = slice(step * batch_size, (step + 1) * batch_size)
         index = order[now]  # (B,)
-        if augment:
+        if views:
             ## One gather of pixels crops and flips the whole batch. Coordinates beyond the edge are
             ## clamped to it, which repeats the pixels of the edge: a black border instead would
             ## tell the network how far the picture was shifted.
@@ -536,14 +539,14 @@ def batches(split, batch_size, seed=None, epoch=0, augment=False, turns=False, b
             columns = torch.where(flip[now, None], columns.flip(1), columns)
             starts = (split.rows[index, None] * height + lines) * width  # (B, H) of each line
             places = starts[:, :, None] + columns[:, None, :]  # (B, H, W), rows of `pixels`
-            if turns:  # pictures are square
+            if views == "turned":  # pictures are square
                 places = torch.where(upside[now, None, None], places.flip(1), places)
                 places = torch.where(turned[now, None, None], places.mT, places)
             images = pixels.index_select(0, places.flatten()).view(-1, height, width, 3)
         else:
             images = split.store[split.rows[index]]  # (B, H, W, 3)
         if split.masks is not None:  # cropped and flipped by the very same places
-            masks = split.masks.view(-1)[places] if augment else split.masks[split.rows[index]]
+            masks = split.masks.view(-1)[places] if views else split.masks[split.rows[index]]
         if device.type == "cuda" and where.type == "cpu":
             images = images.pin_memory()
         images = images.to(device, non_blocking=True).view(len(index), height, 3 * width)

@@ -11,6 +11,7 @@ caption says how many runs there are, and what is left out. In every figure
 """
 
 import collections
+import itertools
 import textwrap
 from pathlib import Path
 
@@ -168,9 +169,11 @@ def two_points(rows, pooled, where, path):
     words = "gap (points)" if results.of_masks(rows) else "gap between groups (points)"
     panels += [(words, f"{score}_gap", None, False)]
     if results.of_masks(rows):
-        panels += [("gap inside classes (points)", f"{score}_gap_standardised", None, False)]
+        panels += [("gap inside classes", f"{score}_gap_standardised", None, False)]
     size = {"figsize": (10, 2 + 0.36 * len(rows)), "layout": "constrained"}
     figure, all_axes = plt.subplots(1, len(panels), sharey=True, **size)
+    if len(groups) == 2:  # both groups on one scale
+        all_axes[2].sharex(all_axes[1])
     for axes, (words, metric, group, more) in zip(all_axes, panels):
         for y, (name, runs) in enumerate(rows.items()):
             for rule, shift in zip(RULES, (-0.17, 0.17)):
@@ -179,14 +182,16 @@ def two_points(rows, pooled, where, path):
         axes.set_xlabel(better(words, more))
         axes.margins(x=0.08)
     axes.set(yticks=range(len(rows)), yticklabels=labels_of(rows), ylim=(len(rows) - 0.5, -0.5))
-    for words, form in (("best epoch overall", {"ms": 6}), ("in the worst group", {"ms": 9})):
+    both = {"epoch chosen by all": 6, "by the worst group": 9}
+    for words, form in ((words, {"ms": size}) for words, size in both.items()):
         fill = "none" if form["ms"] == 9 else "0.4"
         axes.plot([], [], "o", color="0.4", mfc=fill, label=words, **form)
     save(figure, path, gap_sentence(rows, groups, pooled), where)
     inside = " Inside classes: as if each class had the same share in every group."
     return (
         f"{what} and its gap between groups: each method at two epochs chosen on validation (the "
-        f"numbers of FairDi's first figure); N = {len(rows)} methods, {over(runs, pooled)}."
+        "numbers of FairDi's first figure), in the title the first of them; "
+        f"N = {len(rows)} methods, {over(runs, pooled)}."
         + inside * results.of_masks(rows)
         + listed("Left out, their outputs at these epochs not kept", labels_of(every, but=rows))
     )
@@ -209,10 +214,13 @@ def gap_sentence(rows, groups, pooled):
         signed = [ahead(r, metric, "best_overall", pooled)[0] for r in rows.values()]
         return [v.point for v in signed if v.low > 0], [-v.point for v in signed if v.high < 0]
 
-    both = behind(f"{score}_gap")
+    both, most = behind(f"{score}_gap"), 0.0
+    for runs in rows.values():
+        most = max(most, *map(abs, ahead(runs, f"{score}_gap", "best_overall", pooled)[0][1:3]))
     worse = max((0, 1), key=lambda g: len(both[g]))
     if not (gaps := both[worse]):
-        return f"No method is shown to serve {groups[0]} and {groups[1]} differently in {what}"
+        shown = f"No method is shown to serve {groups[0]} and {groups[1]} differently in {what}"
+        return shown + (f"; intervals reach {most:.1f} points" if np.isfinite(most) else "")
 
     def counted(gaps):
         ends = f", by {min(gaps):.1f} to {max(gaps):.1f} points" if gaps else ""
@@ -230,44 +238,49 @@ def ranks(scores):
     return scipy.stats.rankdata(-scores, axis=1)
 
 
-def mean_ranks(names, scores, lost, blocks, title, path):
-    """Mean rank of each method, with a bar from its best rank to its worst.
+def mean_ranks(names, scores, lost, places, title, useful, path):
+    """Rank of each method on each data set, and the mean of them.
 
-    No test: the data sets are few, and repetitions of one share their test pictures.
+    No test: the data sets are few, and attributes of one share their pictures.
 
-    scores    (N, k), higher is better: N repetitions, k methods
-    lost      methods that not every repetition has
-    blocks    {data set: how many of the N repetitions are its}
+    scores    (P, k), higher is better: P data sets, k methods
+    lost      methods that not every data set has
+    places    the data sets in words
+    useful    mean ranks by AUROC, to stand beside those of fairness, or {}
     """
     n, k = scores.shape
     if n < 2 or k < 3:
         return None
-    each = ranks(scores)  # (N, k)
+    each = ranks(scores)  # (P, k)
     mean, order = each.mean(0), np.argsort(each.mean(0), kind="stable")
-    figure, axes = plt.subplots(figsize=(7, 1.9 + 0.26 * k), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 2.2 + 0.3 * k + 0.2 * n), layout="constrained")
+    for p, (place, marker) in enumerate(zip(places, itertools.cycle("osD^vP*X"))):
+        y = np.arange(k) + 0.75 * (p - (n - 1) / 2) / n
+        form = {"ls": "", "ms": 4.5, "mfc": "none", "color": "0.35", "label": place}
+        axes.plot(each[p, order], y, marker, **form, zorder=2)
     for y, m in enumerate(order):
-        put(axes, Value(mean[m], each[:, m].min(), each[:, m].max()), y, names[m])
-    axes.set_yticks(range(k), [f"{names[m]}: {mean[m]:.1f}" for m in order])
-    axes.set(
-        ylim=(k - 0.5, -0.5), xlabel=better(f"rank among {k} methods: mean, best, worst", False)
-    )
+        axes.axhline(y + 0.5, color="0.9", lw=0.8, zorder=0)
+        axes.plot([mean[m]] * 2, [y - 0.42, y + 0.42], lw=3, color=look(names[m])["color"])
+    beside = [f" (AUROC {useful[name]:.1f})" if name in useful else "" for name in names]
+    axes.set_yticks(range(k), [f"{names[m]}: {mean[m]:.1f}{beside[m]}" for m in order])
+    axes.set(ylim=(k - 0.5, -0.5), xticks=range(1, k + 1))
+    axes.set_xlabel(better(f"rank among {k} methods; the bar is the mean", False))
     axes.margins(x=0.05)
-    best = [names[m] for m in order if mean[m] == mean[order[0]]]
-    behind = [m for m in order[1:] if (each[:, order[0]] < each[:, m]).all()]
-    behind = [names[m].partition(" (")[0] for m in behind]
-    sentence = f"Ranks by {title}: {' and '.join(best)} {'have' if best[1:] else 'has'} the best "
-    sentence += f"mean ({mean[order[0]]:.1f} of {k})"
-    if not best[1:]:
-        sentence += f", ahead of {', '.join(behind) or 'nobody'} in all repetitions"
-    where = f"N = {n} repetitions ({', '.join(f'{name} {m}' for name, m in blocks.items())})"
-    save(figure, path, sentence, where + (f"; not ranked: {', '.join(lost)}" if lost else ""))
+    best = [m for m in order if mean[m] == mean[order[0]]]
+    first = sum(each[:, best[0]] == 1)
+    words = [names[m].partition(" (")[0] for m in best]
+    sentence = f"Ranks by {title}: {' and '.join(words)} {'have' if best[1:] else 'has'} the best "
+    sentence += f"mean ({mean[best[0]]:.1f} of {k})"
+    sentence += "" if best[1:] else f", first on {first} of {n}"
+    save(figure, path, sentence, f"not ranked: {', '.join(lost)}" if lost else "all are ranked")
     return (
-        f"Ranks over N = {n} repetitions (seeds, or folds, of which the attributes are averaged): "
-        "the mean, and a bar from the best to the worst. Data sets are few, and repetitions of one "
-        "share test pictures, so nothing is tested. A weight that is not the usual one is named."
+        f"Rank of each method on N = {n} data sets and attributes, and its mean. They are few, and "
+        "those of one data set share test pictures, so nothing is tested; the toy is left out. A "
+        "weight that is not the usual one is named."
         + " Decisions are prior-corrected where a class is rare; what has collapsed ranks last."
         * (title in results.HARD)
-        + listed("Not ranked, because some repetitions lack them", lost)
+        + " In brackets the mean rank by AUROC: who is fair may be of no use." * bool(useful)
+        + listed("Not ranked, because some data sets lack them", lost)
     )
 
 
@@ -321,7 +334,8 @@ def per_class(rows, where, path):
     save(figure, path, sentence, where)
     return (
         "Disparity of each class for the teacher, the student distilled from it, and a debiased "
-        f"student ({DECISIONS[end]}); {over(rows['CKD'], pooled)}; in the title its mean size."
+        f"student ({DECISIONS[end]}); {over(rows['CKD'], pooled)}; bars are 95 % intervals; in the "
+        "title its mean size."
         + listed("Other debiased students, not shown", others)
         + listed("Rows of a smaller mean size", fairer_than(rows[row], rows, metric, pooled))
         + listed("Undefined, because a group lacks the class", undefined)
@@ -363,8 +377,10 @@ def gallery(rows, data_dir, where, path):
     kinds = {"repaired": np.flatnonzero(fair & ~plain), "broken": np.flatnonzero(plain & ~fair)}
     figure = plt.figure(figsize=(10, 1 + 2.4 * 2), layout="constrained")
     for part, (kind, places) in zip(figure.subfigures(2, 1), kinds.items()):
-        part.suptitle(f"{kind}: {len(places)} pictures", x=0.01, ha="left", weight="bold")
-        for k, n in enumerate(in_turn(places, labels, groups)):
+        some = in_turn(places, labels, groups)
+        words = f"{kind}: {len(some)} of {len(places)} pictures"
+        part.suptitle(words, x=0.01, ha="left", weight="bold")
+        for k, n in enumerate(some):
             axes = part.add_subplot(1, 6, k + 1)
             axes.imshow(test.subset([n]).images[0].permute(1, 2, 0).numpy())
             axes.axis("off")
@@ -441,7 +457,9 @@ def outlines(models, data, where, path):
                 axes.text(3, 3, f"Dice {dice[name][place]:.0f}", va="top", fontsize=7.5, bbox=box)
             if n == 0:
                 axes.annotate(name, (-0.08, 0.5), xycoords="axes fraction", ha="right", va="center")
-    sentence = "CKD's worst, median and good masks by group, with the others' of these pictures"
+    means = [f"{dice['CKD'][groups == g].mean():.1f}" for g in range(len(data.group_names))]
+    means = ", ".join(f"{said(name)} {mean}" for name, mean in zip(data.group_names, means))
+    sentence = f"CKD's worst, median and good masks: examples, no evidence (mean Dice: {means})"
     save(figure, path, sentence, where)
     return f"{OUTLINES} N = {len(labels)} pictures, one run."
 
@@ -460,7 +478,8 @@ def at_shares(scores, groups):
     Of more than two groups, those whose mean score is the lowest and the highest.
     """
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
-    members.sort(key=lambda places: scores[places].mean())
+    if len(members) > 2:
+        members.sort(key=lambda places: scores[places].mean())
     found = []
     for places in members[:1] + members[1:][-1:]:
         ordered = places[np.argsort(scores[places], kind="stable")]
@@ -540,7 +559,7 @@ def sweep(rows, kind, where, path):
         points = "undefined" if np.isnan(change.point) else f"{change.point:+.1f} points"
         told.append(f"{label} {effect(change, 'falls', 'rises')} ({points})")
     axes.plot([], [], "o", color="black", label="teacher")
-    axes.set_xticks(places, rows)
+    axes.set_xticks(places, [f"{first}\n(CKD)" if kind == "sweep" else first, *[*rows][1:]])
     axes.set(xlabel=words, ylabel="accuracy (%, better ↑)\nunfairness (points, better ↓)")
     axes.set(ylim=(-6, 106), xlim=(-0.7, len(rows) - 0.5))
     if kind == "sweep":
@@ -591,23 +610,24 @@ def band(axes, curve, name, label=None):
 
 
 def ends_apart(last):
-    """Which rows {row: {(fold, seed): mean-DEO}} end below or above CKD, as intervals show it."""
+    """Which rows {row: {(fold, seed): mean-DEO}} end below or above CKD, and of which it is shown.
+
+    Shown is what a paired interval over at least FEWEST runs without 0 says.
+    """
     if "CKD" not in last:
         return ""
-    apart, base = {"below": [], "above": []}, last["CKD"]
+    apart, shown, base = {"below": [], "above": []}, [], last["CKD"]
     for name, runs in last.items():
-        both = runs.keys() & base.keys()
-        if len(both) < FEWEST:
+        both = sorted(runs.keys() & base.keys())
+        if name == "CKD" or not both:
             continue
-        change = results.over_runs(np.array([runs[k] - base[k] for k in sorted(both)]))
-        apart["below"] += [name] if change.high < 0 else []
-        apart["above"] += [name] if change.low > 0 else []
+        change = results.over_runs(np.array([runs[k] - base[k] for k in both]))
+        apart["below" if change.point < 0 else "above"].append(name)
+        if len(both) >= FEWEST and (change.high < 0 or change.low > 0):
+            shown.append(name)
     parts = [f"{where} CKD's with {' and '.join(names)}" for where, names in apart.items() if names]
-    if not parts:
-        return "; no mean-DEO is shown to end below or above CKD's"
-    known = {"CKD", *apart["below"], *apart["above"]}
-    others = listed("; not shown of", [name for name in last if name not in known])
-    return f"; mean-DEO ends {', and '.join(parts)}{others.strip(' .')}"
+    of = " and ".join(shown) or "none of them"
+    return f"; mean-DEO ends {', and '.join(parts)} (shown of {of})" if parts else ""
 
 
 def training(rows, where, path):
@@ -635,7 +655,7 @@ def training(rows, where, path):
             put(panels[key], Value(curve[-1, 0]), len(curve), name, bad, upright=True)
         deo = {k: run["log"][-1]["val"][f"mean_deo{end}"] for k, run in runs.items()}
         last |= {} if bad or None in deo.values() else {name: deo}
-    panels["fair"].set(ylabel=better("mean-DEO (%)", False, True), ylim=(-5, 105))
+    panels["fair"].set(ylabel=better("mean-DEO (points)", False, True), ylim=(-5, 105))
     panels["useful"].set(ylabel=better("AUROC (%)", True, True))
     panels["useful"].set_ylim(panels["useful"].get_ylim()[0], 104)
     for name in own:
@@ -648,7 +668,7 @@ def training(rows, where, path):
     save(figure, path, f"Validation along training{ends_apart(last)}", where)
     return (
         f"Fairness ({DECISIONS[end]}) and use on validation along training; N = {most} a method; "
-        f"bands are 95 % intervals over at least {FEWEST} runs. The title names the rows whose "
-        "paired difference to CKD after the last epoch has an interval without 0."
+        f"bands are 95 % intervals over at least {FEWEST} runs, of gates from lowest to highest. "
+        f"Shown: {FEWEST} runs or more, and a paired difference to CKD whose interval leaves out 0."
         + listed("Left out, their logs not kept", labels_of(every, but=rows))
     )

@@ -467,7 +467,7 @@ def evaluate(
     "groups", "classes"  a dict of metrics for each of them
     "counts"             the table (G, C, C); "counts_corrected", too
     "interval"           {metric: [low, high]}, 95 %; empty with replicates=0, which is fast
-    "collapsed"          `has_collapsed` of the corrected decisions
+    "collapsed"          `has_collapsed` of the decisions that count, or of the corrected ones
     "main_rule"          see there
 
     drawn: a dict that gets the metrics of all resamples, (R, ...), for `differences`.
@@ -495,8 +495,9 @@ def evaluate(
     out["n"] = len(labels)
     out |= {f"counts{end}": counts.astype(int) for end, counts in tables.items()}
     out["classes"] = [{k: v[c] for k, v in of_class.items()} for c in range(num_classes)]
-    out["collapsed"] = has_collapsed(counts=tables["_corrected"])
     out["main_rule"] = main_rule([1] if class_shares is None else class_shares)
+    both = {"_corrected", out["main_rule"]}
+    out["collapsed"] = any(has_collapsed(counts=tables[end]) for end in both)
     empty = np.argwhere(samples == 0)
     out["undefined"] = [f"group {g} has no sample of class {c}" for g, c in empty]
     if num_groups == 1:

@@ -11,9 +11,9 @@ are cut to a square and scaled as in training. The student is not told to which 
 belongs. Each picture has two answers: the class with the largest output, and, corrected, the class
 that would be most likely if all were equally frequent (see metrics.py).
 
-A table of labels has the columns file, label, group and, if there, subject, patient_id or the like;
-where file, label or group lack, those are taken by which the student was trained. Without PICTURES
-all its files are read. A picture that cannot be read is named and left out. With --labels
+A table of labels has the columns by which the student was trained on own pictures or, where they
+lack, file, label, group; and, if there, subject, patient_id or the like. Without PICTURES all its
+files are read. A picture that cannot be read is named and left out. With --labels
 metrics.py reads what --csv writes, to compare two models. --export writes a folder with student.pt2
 (torch.export), student.onnx and a model card, card.md and card.json: use, numbers by group, limits,
 data, licence.
@@ -138,12 +138,15 @@ def pictures_in(path):
 def label_rows(table, files, saved):
     """{picture: its row in the table of labels, or None}; without files, all of the table.
 
-    The columns are file, label, group or, where one is not there, that of the student's training.
+    The columns are those of the student's training or, where one is not there, file, label, group.
     """
     rows = [*read_rows(table, [], unique=False).values()]
     header, trained = [*rows[0]], saved["settings"] if saved["settings"]["dataset"] == "csv" else {}
     used = {"file": "file_column", "label": "target", "group": "sensitive"}
-    used = {k: k if k in header else trained.get(setting) or k for k, setting in used.items()}
+    for name, setting in used.items():
+        own = trained.get(setting) or name
+        parts = [part.partition(":")[0].lower() for part in own.split("+")]  # age:40,60+sex
+        used[name] = own if {*parts} <= {*header} or name not in header else name
     used["file"] = used["file"].lower()
     require(table, header, [used["file"]])
     (labels, _), (groups, _) = (attribute(table, rows, used[name]) for name in ("label", "group"))

@@ -20,8 +20,9 @@ What a row is, and how two of them are compared, is in results.py. In a table:
     (pre-trained)        a row whose student, or as said its teacher, starts from weights that were
                          learnt elsewhere
     bold                 the best of a column. A collapsed run (a class never predicted, a group
-                         answered with one class, or macro recall within 5 points of chance, all
-                         with corrected decisions) is marked and cannot be best in fairness:
+                         answered with one class, or macro recall within 5 points of chance, by the
+                         decisions that count or the corrected ones) is marked and cannot be best in
+                         fairness:
                          equally useless is not fair
 """
 
@@ -35,6 +36,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import figures
 import metrics
@@ -318,6 +320,7 @@ def pooled_tables(rows, rules, second=None):
         part.notes.append(f"²: a second training shows it, too{without}")
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
     most = max(folds.values(), key=len)
+    table.notes += [f"{len(most)} of 5 folds: not every picture is tested"] if len(most) < 5 else []
     for keys in sorted({*folds.values()}, key=lambda keys: (-len(keys), keys)):
         few = "" if keys == most else f" (folds {', '.join(str(fold) for fold, _ in keys)})"
         parts = {n: {k: runs[k] for k in keys} for n, runs in rows.items() if {*keys} <= {*runs}}
@@ -560,7 +563,7 @@ def minus_erm_tables(by_place, repeated, least=6):
 
 def headed(rows):
     """The head of a column of rows: data set, groups, pixels and student."""
-    first = next(iter(rows["ERM"].values()))["settings"]
+    first = next(iter(next(iter(rows.values())).values()))["settings"]
     return f"{results.scene(rows)}, {first['image_size']} pixels, {first['student']}"
 
 
@@ -874,43 +877,36 @@ COMMITTED = (  # the figures of the packed results; your own results get all of 
 
 
 def rank_blocks(by_place, metric):
-    """Names and (N, k) values, higher is better, of the rows of RANKED in every block; the names
-    of the other rows; {data set: number of its blocks}.
+    """Names (k) and values (P, k), higher is better, of the rows of RANKED on every data set and
+    attribute; the names of the other rows; the P data sets in words.
 
-    A block is a seed or a fold of a data set: the mean over its attributes (sex and age), which
-    share pictures and, of methods that look at no group, networks. FairDi's paper claims the best
-    rank, so blocks without it are left out; the toy counts alone or not at all. What is undefined,
-    or has collapsed in a metric of decisions, ranks last.
+    FairDi's paper claims the best rank, so data sets without it are left out; the toy counts alone
+    or not at all. What is undefined, or has collapsed in a metric of decisions, ranks last.
     """
     ranked = [name for name in RANKED if name != UNRANKED[metric in MASKS]]
-    blocks = {}  # {(data set, conditions but for the attribute, (fold, seed)): {row: [value, ...]}}
-    weights = collections.defaultdict(set)  # {row: {(block, "λ = 3"), ...}}, "" for a usual one
+    blocks, weights = {}, collections.defaultdict(dict)  # weights: {name: {data set: "λ = 3"}}
     for place, rows in by_place.items():
-        if (metric in MASKS) != results.of_masks(rows):
+        if (metric in MASKS) != results.of_masks(rows) or not results.variant(rows, "FairDi"):
             continue
-        name_of, sign = metric_of(metric, results.main_rule(rows)), METRICS[metric][1]
-        like = [part for part in place[1].split("-") if not part.startswith("sensitive_")]
+        key, sign = metric_of(metric, results.main_rule(rows)), METRICS[metric][1]
+        most, block = max(map(len, rows.values())), blocks.setdefault(place, {})
         for name, row in {name: results.variant(rows, name) for name in ranked}.items():
-            for key, result in rows.get(row, {}).items():
-                (value,) = sign * results.values({key: result}, name_of)
-                useless = metric in results.HARD and result["last"]["test"]["collapsed"]
-                block = place[0], *like, key
-                weights[name] |= {(block, results.weight_of(rows[row]).strip(", "))}
-                block = blocks.setdefault(block, {}).setdefault(name, [])
-                block.append(-np.inf if useless or np.isnan(value) else value)
-    blocks = {key: rows for key, rows in blocks.items() if "FairDi" in rows} or blocks
-    real = {key: rows for key, rows in blocks.items() if not key[0].startswith("toy")}
-    keys, blocks = zip(*(real or blocks).items()) if blocks else ((), ())
-    data = collections.Counter(results.said(key[0].partition("-")[0]) for key in keys)
-    most = [max(map(len, rows.values())) for rows in blocks]  # attributes
-    every = [{n for n, v in rows.items() if len(v) == m} for rows, m in zip(blocks, most)]
-    names = [name for name in ranked if all(name in there for there in every)]
-    scores = [[np.mean(rows[name]) for name in names] for rows in blocks]
-    lost = [name for name in ranked if name not in names and any(name in rows for rows in blocks)]
+            if row and len(rows[row]) == most:
+                value = sign * results.point(rows[row], key, pooled=in_folds(place))
+                useless = metric in results.HARD and results.number_collapsed(rows[row])
+                block[name] = -np.inf if useless or np.isnan(value) else value
+                weights[name][place] = results.weight_of(rows[row]).strip(", ")
+    real = {place: block for place, block in blocks.items() if not place[0].startswith("toy")}
+    blocks = real or blocks
+    names = [name for name in ranked if all(name in block for block in blocks.values())]
+    there = {name for block in blocks.values() for name in block}
+    lost = [name for name in ranked if name in there and name not in names]
+    scores = [[block[name] for name in names] for block in blocks.values()]
     for n, name in enumerate(names):
-        own = sorted({weight for block, weight in weights[name] if block in keys and weight})
+        own = sorted({weights[name].get(place) for place in blocks} - {""})
         names[n] += f" ({' or '.join(own)})" if own else ""
-    return names, np.array(scores).reshape(len(blocks), len(names)), lost, data
+    where = [headed(by_place[place]) for place in blocks]
+    return names, np.array(scores).reshape(len(blocks), len(names)), lost, where
 
 
 def draw(by_place, folder, wanted, data_dir):
@@ -925,6 +921,9 @@ def draw(by_place, folder, wanted, data_dir):
             if not wanted or name in wanted:
                 if caption := function(*args, folder / name):
                     captions.setdefault(place, {})[name] = caption
+                    if wanted:  # 256 colours look the same and take a third of the space
+                        picture = Image.open(folder / name).convert("RGB").quantize(256)
+                        picture.save(folder / name, optimize=True)
         except Refused:  # `tables` says why, or the answers to the pictures are not kept
             return
 
@@ -941,7 +940,11 @@ def draw(by_place, folder, wanted, data_dir):
     worst = {"worst group": "AUROC of the worst group", "worst Dice": "Dice of the worst group"}
     for metric in ("AUROC", "worst group", "mean-DEO", "Dice", "worst Dice"):
         name, words = f"ranks-{metric.replace(' ', '-')}.png", worst.get(metric, metric)
-        make("all", name, figures.mean_ranks, *rank_blocks(by_place, metric), words)
+        useful = {}
+        if metric in results.HARD:
+            names, scores, *_ = rank_blocks(by_place, "AUROC")
+            useful = dict(zip(names, figures.ranks(scores).mean(0))) if len(scores) else {}
+        make("all", name, figures.mean_ranks, *rank_blocks(by_place, metric), words, useful)
     if (folder / DRAWN_BEFORE).exists():
         place = "ham10000-segment", MASK_PLACE
         captions.setdefault(place, {})[DRAWN_BEFORE] = figures.OUTLINES

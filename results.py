@@ -95,7 +95,7 @@ MASK_GRID = GRID | {
 ## Settings that the rows of a table share; all others make rows.
 CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained weights".split()
 CONDITIONS += "teacher_weights epochs teacher_epochs batch_size lr teacher_lr".split()
-CONDITIONS += "weight_decay precision compile smoke optimizer teacher_optimizer turns".split()
+CONDITIONS += "weight_decay precision compile smoke optimizer teacher_optimizer views".split()
 CONDITIONS += "statistics teacher_statistics teacher_train teacher_sees train_share".split()
 NETWORKS = {"teacher", "student", "epochs", "teacher_epochs", "batch_size"}
 SAME = ["pictures", "image_size", "target", "sensitive", *sorted(NETWORKS)]
@@ -199,7 +199,8 @@ def read(folder, smoke=False):
     runs = []
     for path in sorted(Path(folder).glob("*/*/*/result.json")):
         result = restore(path)
-        if not {"method", "settings", "changed", "last"} <= result.keys():
+        whole = isinstance(result, dict) and "test" in result.get("last", ())
+        if not whole or not {"method", "settings", "changed"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
         if smoke or not result["settings"].get("smoke"):
             runs.append(with_arrays(result, path))
@@ -207,19 +208,21 @@ def read(folder, smoke=False):
         for line in gzip.decompress(path.read_bytes()).splitlines():
             result = json.loads(line)
             for part in tested(result).values():
-                part["test"] |= decided(part["test"]) if "counts" in part["test"] else {}
+                part["test"] |= decided(**part) if "counts" in part["test"] else {}
             runs.append(
                 result | {"arrays": (path.with_suffix("").with_suffix(".npz"), result["arrays"])}
             )
     return runs
 
 
-def decided(test):
+def decided(test, class_shares, **_):
     """What the counts of a packed test give: the metrics of decisions, None if not known."""
     both = {end: test.get(f"counts{end}", test["counts"]) for end in metrics.ENDS}
     made = {f"counts{end}": counts for end, counts in both.items()}
     if both["_corrected"]:  # what it was called when it was packed does not count
-        made["collapsed"] = metrics.has_collapsed(counts=np.array(both["_corrected"]))
+        rules = {"_corrected", metrics.main_rule(class_shares)}
+        counted = [np.array(both[rule]) for rule in rules]
+        made["collapsed"] = any(metrics.has_collapsed(counts=counts) for counts in counted)
     for end, counts in both.items():
         hard = metrics.decisions(counts=np.array(counts)) if counts else {}
         made |= {metric_of(name, end): hard.get(METRICS[name][0]) for name in HARD}

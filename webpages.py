@@ -171,7 +171,9 @@ class Run:
         )
         self.kept = {name: part.astype(float) for name, part in zip(rules, kept)}
         self.masks, self.end = results.of_masks(rows), results.main_rule(rows)
-        self.classes, self.names = ([*map(said, result[k])] for k in ("classes", "group_names"))
+        names = result["classes"], result["group_names"]
+        own = result["settings"]["dataset"] == "csv"  # names of others are left as they are
+        self.classes, self.names = names if own else ([*map(said, some)] for some in names)
 
     def lines(self):
         """(network, its answers, its line, group, which pictures are in it (N,), colour)."""

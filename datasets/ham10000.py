@@ -41,7 +41,7 @@ DEFAULTS = {
     "lr": 0.05,
     "teacher_epochs": 12,
     "teacher_lr": 0.05,
-    "turns": True,  # the skin has no upright
+    "views": "turned",  # the skin has no upright
 }
 SEGMENT = {  # what --task segment has instead
     "teacher": "unet16",

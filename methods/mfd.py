@@ -73,9 +73,9 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from any folder
 import metrics
 import networks
-from data import DATASETS, InputError, Settings, batches, check_finite, class_shares, defaults
-from data import digest, files_of, load, locked, made_once, manual, name_codes, number, put_back
-from data import restore, save, with_bar
+from data import DATASETS, VIEWS, InputError, Settings, batches, check_finite, class_shares
+from data import defaults, digest, files_of, load, locked, made_once, manual, name_codes, number
+from data import put_back, restore, save, with_bar
 from networks import Network
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
@@ -102,7 +102,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", **parts, default="", help="shown equally often; alone: class x group [no]")
+    add("--balance", **parts, default="", help="shown equally often [no]")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -118,7 +118,7 @@ def settings():
     sees = "what it answers; flips: their mean"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--turns", action=switch, help="views in all 8 flips and turns")
+    add("--views", choices=VIEWS, help="training pictures; the last: in all flips")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
@@ -174,7 +174,7 @@ def parse(argv=None):
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
     if args.task == "segment" and (args.teacher_sees, args.teacher_train) != ("view", "all"):
         raise InputError("--teacher-sees and --teacher-train are not for --task segment")
-    args.turns = bool(args.turns)  # None where the data set does not speak of them
+    args.views = args.views or "mirrored"
     if args.teacher_train == "head" and not (args.pretrained or args.teacher_weights):
         raise InputError("--teacher-train head needs --teacher-weights FILE, or --pretrained")
     if args.live_teacher and args.teacher_sees != "view":
@@ -439,8 +439,7 @@ LOGGED += "dice dice_worst_group dice_gap dice_gap_standardised iou failure".spl
 
 def training_views(args, split, epoch):
     """The batches of an epoch. Kept answers of a teacher are answers to exactly these."""
-    more = {"augment": True, "turns": args.turns, "balance": args.balance}
-    return batches(split, args.batch_size, args.seed, epoch, **more)
+    return batches(split, args.batch_size, args.seed, epoch, args.views, args.balance)
 
 
 def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
@@ -570,7 +569,7 @@ class Teacher:
         if size > self.epoch_bytes:
             return None
         if split is not self.split:  # only once, because it reads every pixel
-            views = [split.hash(), args.batch_size, args.seed, args.balance, args.turns]
+            views = [split.hash(), args.batch_size, args.seed, args.balance, args.views]
             arithmetic = [args.precision, args.compile, args.device, torch.get_num_threads()]
             own = [self.network.name, files_of(self.network.name), self.network.state_dict()]
             answers = [*own, torch.__version__, *arithmetic]
@@ -624,11 +623,11 @@ def get_teacher(args, data):
     names = "task teacher image_size pretrained weight_decay precision teacher_statistics".split()
     recipe = {name: getattr(args, name) for name in names}
     head = args.teacher_train == "head"
-    ways = {"view": 1, "picture": 1, "flips": 8 if args.turns else 2}[args.teacher_sees]
+    ways = VIEWS[args.views] if args.teacher_sees == "flips" else 1
     if head:
         recipe["ways"] = ways  # in which the last layer sees each picture
     else:
-        recipe |= {"batch_size": args.batch_size, "turns": args.turns}
+        recipe |= {"batch_size": args.batch_size, "views": args.views}
         own = ("epochs", "lr", "optimizer")  # what a teacher has besides the student
         recipe |= {name: getattr(args, f"teacher_{name}") for name in own}
     ## A seed of its own: else a teacher built like its student would start from the same weights
@@ -712,7 +711,9 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
-    print(f"\nnext: python predict.py {folder} PICTURE", "python report.py", sep="\n      ")
+    where = "" if args.out == "runs" else f" --results {args.out}"
+    print(f"\nnext: python predict.py {folder} PICTURE")
+    print("" if args.smoke else f"      python report.py{where}")  # which leaves out smoke runs
 
 
 def train_and_test(args, data, folder, about):

@@ -151,7 +151,7 @@ class Bench:
         return ckd.Network(self.args, name, len(self.data.classes)).to(self.args.device)
 
     def batches(self):
-        return batches(self.data["train"], self.args.batch_size, self.args.seed, 0, True)
+        return batches(self.data["train"], self.args.batch_size, self.args.seed, 0, "mirrored")
 
     def method(self, teacher):
         return ckd.Method(self.args, self.data, copy.deepcopy(self.student).train(), teacher)
@@ -383,8 +383,10 @@ def grow_pictures(args, train, n, folder):
     """Costs of n training pictures, whatever the network."""
     before, size, many = memory("RssAnon"), args.batch_size, min(100, n // args.batch_size)
     split = stretched(train, n, folder)
-    first = seconds(lambda: take(batches(split, size, 0, 0, True), 1))
-    rest = (seconds(lambda: take(batches(split, size, 0, 1, True), many)) - first) / (many - 1)
+    first = seconds(lambda: take(batches(split, size, 0, 0, "mirrored"), 1))
+    rest = (seconds(lambda: take(batches(split, size, 0, 1, "mirrored"), many)) - first) / (
+        many - 1
+    )
     row = {"n": n, "order_seconds": first, "data_microseconds": 1e6 * rest / size}
     row |= {"hash_seconds": seconds(split.hash, 1), "file_megabytes": split.store.nbytes / 1e6}
     row["megabytes"] = memory("RssAnon") - before
@@ -398,13 +400,13 @@ def grow_size(args, data, side):
     args.image_size = side
     store = torch.randint(0, 256, (256, side, side, 3), dtype=torch.uint8)
     split = replace(data["train"].subset(range(256)), store=store, rows=torch.arange(256))
-    batch, classes = next(batches(split, size, 0, 0, True)), len(data.classes)
+    batch, classes = next(batches(split, size, 0, 0, "mirrored")), len(data.classes)
     plain = ckd.PlainTraining(args, data, ckd.Network(args, args.student, classes).train())
     teacher = ckd.Teacher(ckd.Network(args, args.teacher, classes))
     parts = {
         "step": (lambda: plain.step(batch), size),
         "teacher": (lambda: teacher(batch), size),
-        "data": (lambda: take(batches(split, size, 0, 0, True), 256), 256 // size * size),
+        "data": (lambda: take(batches(split, size, 0, 0, "mirrored"), 256), 256 // size * size),
     }
     for name, (call, pictures) in parts.items():
         call()
@@ -443,7 +445,7 @@ def grow_mapped(args, data, n, folder):
     args.image_size = 64
     plain = ckd.PlainTraining(args, data, ckd.Network(args, "convnet2", len(data.classes)).train())
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark falls
-    for batch in batches(split, args.batch_size, 0, 0, True):
+    for batch in batches(split, args.batch_size, 0, 0, "mirrored"):
         plain.step(batch)
         most = max(most, memory("RssAnon")) if batch.step % 100 == 0 else most
     row = {"n": n, "file_megabytes": split.store.nbytes / 1e6, "own_megabytes": most}
@@ -512,7 +514,9 @@ def profile(flags, steps=10):
     for name, method in profiled(["--device", "cpu", *flags]).items():
         method.student.train()
         size = method.args.batch_size
-        views = [batch for _, batch in zip(range(steps), batches(method.split, size, 0, 0, True))]
+        views = [
+            batch for _, batch in zip(range(steps), batches(method.split, size, 0, 0, "mirrored"))
+        ]
 
         def all_steps(method=method, views=views):
             for batch in views:

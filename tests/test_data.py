@@ -345,7 +345,7 @@ def test_same_seed_and_epoch_give_the_same_views_and_others_give_others(balance)
     views = {
         (e, int(i)): image
         for e in (5, 6)
-        for b in batches(split, 8, 3, e, True, balance)
+        for b in batches(split, 8, 3, e, "mirrored", balance)
         for i, image in zip(b.index, b.images)
     }
     twice = [i for i in range(len(split)) if (5, i) in views and (6, i) in views]
@@ -391,30 +391,34 @@ def test_evaluation_shows_everything_in_order_and_normalised():
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_augmentation_equals_a_slow_reference_pixel_for_pixel():
-    ## For each picture some flip and shift must explain all of its pixels, and all flips and shifts
+@pytest.mark.parametrize("views", data.VIEWS)
+def test_views_equal_a_slow_reference_pixel_for_pixel(views):
+    ## For each picture some lie and shift must explain all of its pixels, and all lies and shifts
     ## must occur: the reference knows the rule, not the order in which random numbers are drawn.
     split, pad = picture_split(200), 2  # an eighth of 16 pixels
+    lies = {"cropped": [0], "mirrored": [0, 4], "turned": [*range(8)]}[views]  # 4: mirrored first
     found = []
-    for batch in batches(split, 40, 0, 0, True):
+    for batch in batches(split, 40, 0, 0, views):
         for shown, n in zip(pixels(batch, split), batch.index):
             picture = split.store[split.rows[n]].numpy()
             padded = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
             explained = [
-                (flip, down, right)
-                for flip in (False, True)
+                (lie, down, right)
+                for lie in range(8)
                 for down in range(2 * pad + 1)
                 for right in range(2 * pad + 1)
                 for crop in [padded[down : down + 16, right : right + 16]]
-                if np.array_equal(shown, crop[:, ::-1] if flip else crop)
+                if np.array_equal(shown, np.rot90(crop[:, ::-1] if lie > 3 else crop, lie % 4))
             ]
             assert len(explained) == 1
             found += explained
     flips, downs, rights = np.array(found).T
-    assert 70 < flips.sum() < 130  # 200 coins
+    shares = np.bincount(flips, minlength=8)[lies] / 200
+    assert {*flips} == {*lies} and abs(shares - 1 / len(lies)).max() < 0.15 / len(lies) ** 0.5
     for shifts in (downs, rights):
         assert (np.bincount(shifts, minlength=5) > 20).all()  # 40 each, on average
-    assert abs(np.corrcoef([flips, downs, rights])[np.triu_indices(3, 1)]).max() < 0.25
+    drawn = [downs, rights, *([flips] if lies[1:] else [])]
+    assert abs(np.corrcoef(drawn)[np.triu_indices(len(drawn), 1)]).max() < 0.25
 
 
 def test_training_pictures_are_normalised_to_mean_0_and_std_1(pictures):

@@ -174,7 +174,7 @@ def test_a_run_with_masks(script, beside_the_pictures):
 
 
 def test_pictures_that_do_not_fit_stay_in_memory_and_come_in_batches():
-    flags = ["--balance", "--turns", "--live-teacher"]
+    flags = ["--balance", "--views", "turned", "--live-teacher"]
     assert run("ckd", "gpu", "meta", *flags, resident=False) == run("ckd", "cpu", "cpu", *flags)
 
 

@@ -222,7 +222,7 @@ def test_with_one_group_it_is_plain_distillation(toy, tmp_path, flag, monkeypatc
     data = regrouped(toy, lambda split: split.groups * 0, ["all"])
     method = make(data, tmp_path, flag)
     live = flag == "--train-backbone"
-    views = batches(data["train"], 32, seed=0, augment=live)
+    views = batches(data["train"], 32, seed=0, views="mirrored" if live else "")
     assert_step_2_is_plain_distillation(method, live, views)
 
 

@@ -326,7 +326,7 @@ def test_the_table_of_utkface(faces):
 def test_windows_allows_the_names_of_all_figures(tmp_path, monkeypatch):
     for name in "gallery per_class training two_points sweep mean_ranks".split():
         monkeypatch.setattr(report.figures, name, lambda *_: "a caption")
-    monkeypatch.setattr(report, "rank_blocks", lambda *_: ())
+    monkeypatch.setattr(report, "rank_blocks", lambda *_: ([], [], [], []))
     monkeypatch.setattr(report.results, "scene", lambda rows: "a title")
     place = "csv", "sensitive_age:30,60+sex-teacher_timm:a/b"
     names = [

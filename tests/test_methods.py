@@ -212,7 +212,7 @@ def test_a_method_changes_its_student_and_nothing_else(name, here, tmp_path):
     method = module.Method(args, data, student, teacher)
     start = {k: v.clone() for k, v in student.state_dict().items()}
     student.train()
-    for batch in batches(method.split, 8, seed=0, augment=True):
+    for batch in batches(method.split, 8, seed=0, views="mirrored"):
         losses = method.step(batch)
         assert list(losses)[0] == "loss" and all(v.ndim == 0 for v in losses.values())
     moved = [k for k, v in student.state_dict().items() if not torch.equal(v, start[k])]
@@ -287,7 +287,7 @@ OTHER_VALUES = {  # for each setting of all scripts that changes a result
     "teacher_statistics": "clip",
     "teacher_train": "head",
     "teacher_sees": "picture",
-    "turns": True,
+    "views": "turned",
     "optimizer": "adamw",
     "teacher_optimizer": "adamw",
     "subject": "age",
@@ -424,7 +424,7 @@ def test_kept_answers_are_the_live_ones_bit_by_bit(name, flags, here, tmp_path, 
 @pytest.mark.parametrize("sees", ["picture", "flips"])
 def test_a_teacher_that_sees_pictures_answers_once(sees, here, tmp_path, asked):
     """One answer a picture for all epochs, methods and seeds, the mean over its flips if asked."""
-    flags = ["--teacher-sees", sees, "--turns", "--out", tmp_path]
+    flags = ["--teacher-sees", sees, "--views", "turned", "--out", tmp_path]
     for name in ("ckd", "fitnet", "rkd"):
         run(name, *small(name), *flags)
     assert not asked and not answers_in(tmp_path)
@@ -474,7 +474,7 @@ def test_other_methods_and_settings_read_the_same_answers(here, tmp_path, asked)
 
 def epoch(args, split, teacher, number=0):
     """The teacher's answers to an epoch, (N, D') and (N, C), as `fit` has them."""
-    views = batches(split, args.batch_size, args.seed, number, augment=True, balance=args.balance)
+    views = batches(split, args.batch_size, args.seed, number, "mirrored", args.balance)
     feats, logits = zip(*(teacher(batch) for batch in views))
     return torch.cat(feats), torch.cat(logits)
 
@@ -540,7 +540,7 @@ def test_a_batch_of_its_own_is_asked_live(setting):
     args, train, make = setting
     teacher = make()
     feats, logits = teacher.begin_epoch(args, train, 0)
-    batch = next(batches(train, args.batch_size, args.seed, 0, augment=True))
+    batch = next(batches(train, args.batch_size, args.seed, 0, views="mirrored"))
     for own in (batch, batch._replace(images=batch.images.flip(3)), batch._replace(step=3)):
         with torch.no_grad():
             assert torch.equal(teacher(own)[1], teacher.network(own.images)[1])

@@ -295,7 +295,7 @@ def test_a_picture_that_is_its_own_mask_stays_so_in_every_view(stars):
     store = train.masks[..., None].expand(*train.masks.shape, 3).contiguous()
     own = replace(train, store=store, mean=torch.zeros(3, 1, 1), std=torch.full((3, 1, 1), 255.0))
     seen = set()
-    for how in ({}, {"seed": 1}, {"seed": 1, "augment": True}, {"seed": 2, "balance": "cells"}):
+    for how in ({}, {"seed": 1}, {"seed": 1, "views": "mirrored"}, {"seed": 2, "balance": "cells"}):
         for batch in batches(own, 32, **how):
             assert batch.labels.dtype == torch.int64 and batch.labels.shape == (
                 len(batch.index),
@@ -657,7 +657,7 @@ def test_gradients_reach_the_student_and_never_the_teacher(name, stars, tmp_path
         else {}
     )
     method.student.train()
-    for batch in [b for b in batches(method.split, 32, seed=0, augment=True) if b.step < 3]:
+    for batch in [b for b in batches(method.split, 32, seed=0, views="mirrored") if b.step < 3]:
         losses = method.step(batch)
         assert all(torch.isfinite(v) for v in losses.values())
     still = [k for k, p in method.student.named_parameters() if torch.equal(p, start[k])]
@@ -852,7 +852,7 @@ def test_bird_s_penalty_is_the_gap_of_soft_dice(stars):
 def test_bird_differentiates_every_network_twice(stars, name):
     method = method_of(bird, stars, networks=("unet4", name))
     method.student.train()
-    losses = method.step(next(batches(method.split, 32, seed=0, augment=True)))
+    losses = method.step(next(batches(method.split, 32, seed=0, views="mirrored")))
     assert losses["phi_grad"] > 0 and torch.isfinite(losses["loss"])
 
 
@@ -878,7 +878,7 @@ def test_fairdi_with_one_group_is_plain_distillation(stars, tmp_path, flag, monk
     method = fairdi.Method(args, data, fairdi.Network(args, args.student, 2))
     assert "0 of 1 gains are above 0 (95 %)" in capsys.readouterr().out
     assert method.extra["gains"][0]["difference"] == 0  # its group is everybody
-    views = batches(data["train"], 32, seed=0, augment=True)
+    views = batches(data["train"], 32, seed=0, views="mirrored")
     assert_step_2_is_plain_distillation(method, flag == "--train-backbone", views)
 
 

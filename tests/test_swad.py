@@ -105,7 +105,7 @@ def walk(toy, values, *flags):
     path = {}
     for epoch, value in enumerate(values):
         method.student.train()
-        for batch in list(batches(toy["train"], 32, 0, epoch, True))[:3]:
+        for batch in list(batches(toy["train"], 32, 0, epoch, "mirrored"))[:3]:
             method.step(batch)
             path.setdefault(epoch, []).append([p.clone() for p in method.student.parameters()])
         method.end_epoch(epoch, {"loss": value})
@@ -142,7 +142,7 @@ def test_batch_norm_is_recomputed(toy):
     first.running_mean.fill_(1e6)
     method.finish()
     conv, means = method.student.body[0][0], []
-    views = list(batches(toy["train"], method.args.batch_size, 0, len(VALUES), True))
+    views = list(batches(toy["train"], method.args.batch_size, 0, len(VALUES), "mirrored"))
     with torch.no_grad():
         for batch in views:
             means.append(conv(batch.images).mean(dim=(0, 2, 3)))
@@ -152,7 +152,7 @@ def test_batch_norm_is_recomputed(toy):
 
 def test_the_rate_stays_at_its_highest_after_the_warm_up(toy):
     method = method_of(swad, toy)
-    batch = next(batches(toy["train"], 32, 0, 0, True))
+    batch = next(batches(toy["train"], 32, 0, 0, "mirrored"))
     for epoch, want in ((0, 0.123), (1, method.args.lr), (5, method.args.lr)):
         method.optimizer.param_groups[0]["lr"] = 0.123
         method.step(batch._replace(epoch=epoch))
@@ -170,7 +170,7 @@ def test_a_restart_finds_the_average(toy, tmp_path):
     for method in (whole, other):
         method.args.epochs = 7
         method.student.train()
-        for batch in list(batches(toy["train"], 32, 0, 6, True))[:3]:
+        for batch in list(batches(toy["train"], 32, 0, 6, "mirrored"))[:3]:
             method.step(batch)
         method.end_epoch(6, {"loss": 0.5})
         method.finish()
