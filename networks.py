@@ -169,6 +169,11 @@ OWN = {"flava": flava}  # {name: function of the pixels a side}: scripts may add
 SMALL = re.compile(r"(convnet|unet|transunet)([1-9]\d*)")  # those of this file, and their widths
 
 
+def offered(name):
+    """Whether somebody offers weights of a network: of those of this file, and of yours, nobody."""
+    return not (SMALL.fullmatch(name.partition("@")[0]) or ".py:" in name)
+
+
 def first_line(error):
     """The first line of what an error says, without the codes that make text bold."""
     return re.sub("\x1b\\[\\d+m", "", str(error)).partition("\n")[0]
@@ -438,7 +443,7 @@ class Network(nn.Module):
         self.body, self.width = body(name, self.size, started, fetch, self.segment)
         if args.compile:
             self.body.compile()
-        if args.pretrained and not args.weights and SMALL.fullmatch(name):
+        if args.pretrained and not args.weights and not offered(name):
             print(f"nobody offers weights of {name}: it starts from random ones")
         ours = args.weights and load and start_from(self.body, args.weights)
         self.statistics = usual_statistics(name, self.body) if started and not ours else None

@@ -349,8 +349,9 @@ def pooled_tables(rows, rules, second=None):
 
 
 def with_teacher(rows):
-    """Rows of masks, with CKD's teacher in front."""
-    taught = rows.get("CKD", {}) if results.of_masks(rows) else {}
+    """The rows with CKD's teacher in front, if its answers are kept."""
+    taught = rows.get("CKD", {})
+    taught = taught if figures.kept(taught, "teacher") else {}
     return ({TEACHER: results.other_network(taught, "teacher")} if taught else {}) | rows
 
 

@@ -33,6 +33,7 @@ import scipy.stats
 
 import metrics
 from data import InputError, restore, save
+from networks import offered
 
 ## A row is a script with some of its settings changed. Tables have the rows in this order.
 NAMES = {
@@ -393,13 +394,17 @@ def pretrained(runs, rule="last"):
     """What of a row starts from weights that were learnt elsewhere, in words, or ""."""
     first = next(iter(runs.values()))
     settings = first.get("settings", {})
+
+    def learnt(role, file):
+        published = settings.get("pretrained") and offered(settings.get(role, ""))
+        return bool(settings.get(file) or published)
+
     if rule == "teacher":
-        learnt = settings.get("pretrained") or settings.get("teacher_weights")
-        return "pre-trained" if learnt else ""
-    if first["method"] in OWN_NETWORKS or settings.get("pretrained") or settings.get("weights"):
+        return "pre-trained" if learnt("teacher", "teacher_weights") else ""
+    if first["method"] in OWN_NETWORKS or learnt("student", "weights"):
         return "pre-trained"
     taught = "teacher" in first and settings.get("alpha") != 0
-    return "pre-trained teacher" if taught and settings.get("teacher_weights") else ""
+    return "pre-trained teacher" if taught and learnt("teacher", "teacher_weights") else ""
 
 
 def pretrained_words(runs, rule="last"):
@@ -507,7 +512,9 @@ def other_network(runs, network):
     for key, run in runs.items():
         path, places = run["arrays"]
         places = places | {"last": places[network]}
+        start = {"weights": run["settings"].get("teacher_weights")} if network == "teacher" else {}
         row[key] = run | {"last": run[network], "arrays": (path, places)}
+        row[key]["settings"] = run["settings"] | start
     return row
 
 

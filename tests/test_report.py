@@ -212,6 +212,13 @@ def test_rows_that_are_pretrained_say_so(folder):
         put(folder, result("fairtune", seed, mask="all", teacher_weights="x.pt"), "all")
     claims = [row[0] for row in report.claims_table(results.collect(folder)).rows]
     assert "FairTune: smaller gap than full fine-tuning (pre-trained)" in claims
+    for student, teacher, words in (
+        ("convnet8@64", "net.py:big", ""),  # of which nobody offers weights
+        ("convnet8", "resnet18", "pre-trained teacher"),
+        ("timm:x", "convnet8", "pre-trained"),
+    ):
+        run = result("ckd", pretrained=True, student=student, teacher=teacher)
+        assert results.pretrained({(0, 0): run | {"teacher": {}}}) == words
 
 
 def test_collapsed_is_what_the_counts_say_not_what_was_packed(tmp_path):
