@@ -271,12 +271,12 @@ def mean_ranks(names, scores, lost, places, title, useful, path):
     words = [names[m].partition(" (")[0] for m in best]
     sentence = f"Ranks by {title}: {' and '.join(words)} {'have' if best[1:] else 'has'} the best "
     sentence += f"mean ({mean[best[0]]:.1f} of {k})"
-    sentence += "" if best[1:] else f", first on {first} of {n}"
+    sentence += "" if best[1:] else f", first on {first}\u00a0of\u00a0{n}"  # on one line
     save(figure, path, sentence, f"not ranked: {', '.join(lost)}" if lost else "all are ranked")
     return (
         f"Rank of each method on N = {n} data sets and attributes, and its mean. They are few, and "
-        "those of one data set share test pictures, so nothing is tested; the toy is left out. A "
-        "weight that is not the usual one is named."
+        "those of one data set share test pictures, so nothing is tested; the toy and what has few "
+        "methods are left out. A weight that is not the usual one is named."
         + " Decisions are prior-corrected where a class is rare; what has collapsed ranks last."
         * (title in results.HARD)
         + " In brackets the mean rank by AUROC: who is fair may be of no use." * bool(useful)

@@ -881,8 +881,9 @@ def rank_blocks(by_place, metric):
     """Names (k) and values (P, k), higher is better, of the rows of RANKED on every data set and
     attribute; the names of the other rows; the P data sets in words.
 
-    FairDi's paper claims the best rank, so data sets without it are left out; the toy counts alone
-    or not at all. What is undefined, or has collapsed in a metric of decisions, ranks last.
+    FairDi's paper claims the best rank, so data sets without it are left out, and those with fewer
+    than two thirds of the methods; the toy counts alone or not at all. What is undefined, or has
+    collapsed in a metric of decisions, ranks last.
     """
     ranked = [name for name in RANKED if name != UNRANKED[metric in MASKS]]
     blocks, weights = {}, collections.defaultdict(dict)  # weights: {name: {data set: "λ = 3"}}
@@ -899,13 +900,14 @@ def rank_blocks(by_place, metric):
                 weights[name][place] = results.weight_of(rows[row]).strip(", ")
     real = {place: block for place, block in blocks.items() if not place[0].startswith("toy")}
     blocks = real or blocks
-    names = [name for name in ranked if all(name in block for block in blocks.values())]
     there = {name for block in blocks.values() for name in block}
+    blocks = {k: block for k, block in blocks.items() if 3 * len(block) >= 2 * len(there)}
+    names = [name for name in ranked if all(name in block for block in blocks.values())]
     lost = [name for name in ranked if name in there and name not in names]
     scores = [[block[name] for name in names] for block in blocks.values()]
     for n, name in enumerate(names):
-        own = sorted({weights[name].get(place) for place in blocks} - {""})
-        names[n] += f" ({' or '.join(own)})" if own else ""
+        own = sorted({weights[name].get(place) or "usual" for place in blocks})
+        names[n] += f" ({' or '.join(own)})" if own != ["usual"] else ""
     where = [headed(by_place[place]) for place in blocks]
     return names, np.array(scores).reshape(len(blocks), len(names)), lost, where
 

@@ -735,6 +735,30 @@ def test_the_table_ends_with_a_verdict():
     assert "less fair than its teacher by 10.0 points of mean-DEO (corrected) [5.0, 20.0]" in said
 
 
+@pytest.mark.parametrize("shares, collapsed", [((0.7, 0.3), True), ((0.9, 0.1), False)])
+def test_one_answer_where_that_counts_is_a_collapse_whatever_the_corrected_ones_are(
+    shares, collapsed
+):
+    """At 30 % the largest output counts; at 10 % the corrected decision, by which it is none."""
+    rng = np.random.default_rng(0)
+    labels, groups = (rng.random(400) < shares[1]).astype(int), rng.integers(0, 2, 400)
+    logits = np.log(shares) + np.eye(2)[labels] * 0.4  # never enough for the rarer class
+    found = metrics.evaluate(
+        labels=labels,
+        groups=groups,
+        logits=logits,
+        num_classes=2,
+        num_groups=2,
+        class_shares=shares,
+        replicates=20,
+    )
+    said, corrected = (np.sum(found[f"counts{end}"], axis=(0, 1)) for end in metrics.ENDS)
+    assert said[1] == 0 < corrected[1] and found["collapsed"] is collapsed
+    fairer = {"mean_deo": [-0.1, -0.2, -0.05]}
+    sentence = metrics.verdict({"A": found | {"collapsed": False}, "B": found}, fairer)
+    assert ("B collapsed" in sentence) is collapsed
+
+
 def test_the_row_of_an_epoch_fits_80_columns():
     validation = {"auroc": 0.5, "auroc_worst_group": None, "mean_deo": 1.0, "loss": 3.0}
     losses = {"loss": 1.0, "loss_ce": 22.5, "loss_kd": 1.0, "loss_feat": 1, "loss_fair": 2}

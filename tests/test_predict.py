@@ -210,6 +210,11 @@ def test_the_table_of_the_training_is_read_by_the_settings_of_the_training(
     assert after.partition("\n")[2] == before.partition("\n")[2]  # patients are clusters, too
     assert read_table(tmp_path / "after.csv") == read_table(tmp_path / "before.csv")
     assert read_table(tmp_path / "after.csv")[3]["subject"] == "p1"
+    decoys = {"label": "dog", "group": "elsewhere"}  # which this student was not trained by
+    rows = read_table(folder / "labels.csv")
+    write_table(folder / "labels.csv", [row | decoys for row in rows])
+    again = main(tmp_path / "other.pt", "--labels", folder / "labels.csv")
+    assert f"{told}subject is the column patient no\n" in again
     saved["settings"]["sensitive"] = "age:7,20"
     torch.save(saved, tmp_path / "other.pt")
     shown = cells_of(main(tmp_path / "other.pt", "--labels", folder / "labels.csv"))

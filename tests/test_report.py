@@ -900,9 +900,10 @@ def test_no_results_and_no_place_for_the_table_are_named(tmp_path, monkeypatch):
     assert report.put(text, "results", "| new |") == text.replace("old", "| new |")
 
 
-def test_a_result_without_its_student_is_named(folder):
+@pytest.mark.parametrize("content", [{"method": "ckd"}, [], {"last": {}}, {"last": {"test": {}}}])
+def test_a_result_without_its_student_is_named(folder, content):
     path = folder / "toy" / "ckd" / "default-seed0" / "result.json"
-    path.write_text(json.dumps({"method": "ckd"}))
+    path.write_text(json.dumps(content))
     with pytest.raises(results.Refused, match="lacks its settings or its student"):
         results.collect(folder)
 
