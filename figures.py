@@ -625,7 +625,7 @@ def ends_apart(last):
         apart["below" if change.point < 0 else "above"].append(name)
         if len(both) >= FEWEST and (change.high < 0 or change.low > 0):
             shown.append(name)
-    parts = [f"{where} CKD's with {' and '.join(names)}" for where, names in apart.items() if names]
+    parts = [f"{where} CKD's with {', '.join(names)}" for where, names in apart.items() if names]
     of = " and ".join(shown) or "none of them"
     return f"; mean-DEO ends {', and '.join(parts)} (shown of {of})" if parts else ""
 

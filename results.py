@@ -403,8 +403,8 @@ def pretrained(runs, rule="last"):
         return "pre-trained" if learnt("teacher", "teacher_weights") else ""
     if first["method"] in OWN_NETWORKS or learnt("student", "weights"):
         return "pre-trained"
-    taught = "teacher" in first and settings.get("alpha") != 0
-    return "pre-trained teacher" if taught and learnt("teacher", "teacher_weights") else ""
+    taught = "teacher" in first and learnt("teacher", "teacher_weights")
+    return "pre-trained teacher" if taught else ""
 
 
 def pretrained_words(runs, rule="last"):

@@ -102,7 +102,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", **parts, default="", help="shown equally often [no]")
+    add("--balance", **parts, default="", help="shown equally often; alone: cells, class x group")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -118,7 +118,7 @@ def settings():
     sees = "what it answers; flips: their mean"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--views", choices=VIEWS, help="training pictures; the last: in all flips")
+    add("--views", choices=VIEWS, help="in training")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")

@@ -244,7 +244,7 @@ def test_the_title_of_training_names_what_intervals_separate_alone(tmp_path, mon
             log[0] |= {"gate": 0.5, "gate_min": 0.1, "gate_max": 0.9}
             rows[name][0, seed] = run | {"log": log, "last": run["last"] | {"test": last}}
     assert figures.training(rows, "x", tmp_path / "training.png")
-    shown = "below CKD's with BIRD, and above CKD's with ERM and CTKD (shown of CTKD)"
+    shown = "below CKD's with BIRD, and above CKD's with ERM, CTKD (shown of CTKD)"
     assert titles[0].replace("\n", " ") == f"Validation along training; mean-DEO ends {shown} X"
     del rows["CTKD"]
     assert figures.training(rows, "x", tmp_path / "training.png")
