@@ -182,10 +182,8 @@ def two_points(rows, pooled, where, path):
         axes.set_xlabel(better(words, more))
         axes.margins(x=0.08)
     axes.set(yticks=range(len(rows)), yticklabels=labels_of(rows), ylim=(len(rows) - 0.5, -0.5))
-    both = {"epoch chosen by all": 6, "by the worst group": 9}
-    for words, form in ((words, {"ms": size}) for words, size in both.items()):
-        fill = "none" if form["ms"] == 9 else "0.4"
-        axes.plot([], [], "o", color="0.4", mfc=fill, label=words, **form)
+    for words, wide, fill in (("epoch chosen by all", 6, "0.4"), ("by the worst group", 9, "none")):
+        axes.plot([], [], "o", color="0.4", mfc=fill, ms=wide, label=words)
     save(figure, path, gap_sentence(rows, groups, pooled), where)
     inside = " Inside classes: as if each class had the same share in every group."
     return (
@@ -209,14 +207,15 @@ def gap_sentence(rows, groups, pooled):
         smallest = f"is smallest with {gaps[min(gaps)]}" if gaps else "is undefined"
         return f"The gap in {what} {smallest}"
 
-    def behind(metric):
-        """The sizes of shown gaps to the first group's disadvantage, and to the second's."""
-        signed = [ahead(r, metric, "best_overall", pooled)[0] for r in rows.values()]
-        return [v.point for v in signed if v.low > 0], [-v.point for v in signed if v.high < 0]
+    def signed(metric):
+        return [ahead(runs, metric, "best_overall", pooled)[0] for runs in rows.values()]
 
-    both, most = behind(f"{score}_gap"), 0.0
-    for runs in rows.values():
-        most = max(most, *map(abs, ahead(runs, f"{score}_gap", "best_overall", pooled)[0][1:3]))
+    def behind(values):
+        """The sizes of shown gaps to the first group's disadvantage, and to the second's."""
+        return [v.point for v in values if v.low > 0], [-v.point for v in values if v.high < 0]
+
+    values = signed(f"{score}_gap")
+    both, most = behind(values), max(abs(end) for value in values for end in value[1:3])
     worse = max((0, 1), key=lambda g: len(both[g]))
     if not (gaps := both[worse]):
         shown = f"No method is shown to serve {groups[0]} and {groups[1]} differently in {what}"
@@ -228,7 +227,7 @@ def gap_sentence(rows, groups, pooled):
 
     sentence = f"{what} is lower in the group {groups[worse]} {counted(gaps)}"
     if results.of_masks(rows):
-        inside = behind(f"{score}_gap_standardised")[worse]
+        inside = behind(signed(f"{score}_gap_standardised"))[worse]
         sentence += f"; inside classes, such as diagnoses, {counted(inside)}"
     return sentence
 

@@ -423,6 +423,15 @@ def has_collapsed(*, counts):
     return bool(never or one_answer or recall(counts=counts) < 1 / max(present.sum(), 2) + 0.05)
 
 
+def is_useless(*, tables, class_shares):
+    """Whether a model has collapsed, by the decisions that count or by the corrected ones.
+
+    tables: {"": counts at the largest output, "_corrected": ...}, (G, C, C) each
+    """
+    both = {"_corrected", main_rule(class_shares)}
+    return any(has_collapsed(counts=np.asarray(tables[end])) for end in both)
+
+
 def main_rule(shares):
     """The end of the names of the metrics of decisions that count: corrected where a class is rare.
 
@@ -467,7 +476,7 @@ def evaluate(
     "groups", "classes"  a dict of metrics for each of them
     "counts"             the table (G, C, C); "counts_corrected", too
     "interval"           {metric: [low, high]}, 95 %; empty with replicates=0, which is fast
-    "collapsed"          `has_collapsed` of the decisions that count, or of the corrected ones
+    "collapsed"          see `is_useless`
     "main_rule"          see there
 
     drawn: a dict that gets the metrics of all resamples, (R, ...), for `differences`.
@@ -495,9 +504,9 @@ def evaluate(
     out["n"] = len(labels)
     out |= {f"counts{end}": counts.astype(int) for end, counts in tables.items()}
     out["classes"] = [{k: v[c] for k, v in of_class.items()} for c in range(num_classes)]
-    out["main_rule"] = main_rule([1] if class_shares is None else class_shares)
-    both = {"_corrected", out["main_rule"]}
-    out["collapsed"] = any(has_collapsed(counts=tables[end]) for end in both)
+    shares = [1] if class_shares is None else class_shares
+    out["collapsed"] = is_useless(tables=tables, class_shares=shares)
+    out["main_rule"] = main_rule(shares)
     empty = np.argwhere(samples == 0)
     out["undefined"] = [f"group {g} has no sample of class {c}" for g, c in empty]
     if num_groups == 1:

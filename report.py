@@ -207,10 +207,15 @@ def further_columns(runs, rule, end):
     }
 
 
+def published(**wanted):
+    """The lines of published.csv that have these values."""
+    with open(ROOT / "results" / "published.csv", encoding="utf-8", newline="") as file:
+        return [line for line in csv.DictReader(file) if wanted.items() <= line.items()]
+
+
 def beside_published(table, dataset, layout):
     """The table with the numbers of the paper whose layout it has, where they are published."""
-    with open(ROOT / "results" / "published.csv", encoding="utf-8", newline="") as file:
-        lines = [r for r in csv.DictReader(file) if (r["dataset"], r["table"]) == (dataset, layout)]
+    lines = published(dataset=dataset, table=layout)
     columns = list(dict.fromkeys(line["metric"] for line in lines))
     printed = {(r["method"], r["metric"]): f"{float(r['percent']):.1f}" for r in lines}
     table.notes += [f"published: {line['source']}" for line in lines[:1]]
@@ -535,12 +540,11 @@ def minus_erm_tables(by_place, repeated, least=6):
     {metric: Table} of the worst group and of unfairness; a column for each data set, and one for
     what the poster of BIRD prints.
     """
-    made = {}
+    made, every = {}, {place: without_sweeps(rows) for place, rows in by_place.items()}
     for metric in ("worst group", "mean-DEO", "worst Dice", "Dice gap"):
-        usual = {place: without_sweeps(rows) for place, rows in by_place.items()}
         usual = {
             place: rows
-            for place, rows in usual.items()
+            for place, rows in every.items()
             if (metric in MASKS) == results.of_masks(rows) and "ERM" in rows and len(rows) >= least
         }
         columns = {headed(rows): {} for rows in usual.values()}
@@ -548,7 +552,7 @@ def minus_erm_tables(by_place, repeated, least=6):
             twice = repeated.get(place, {})
             for name in rows.keys() - {"ERM"}:
                 column[name] = minus_erm(rows, name, metric, in_folds(place), twice)
-        for dataset, printed in published(metric).items() if usual else ():
+        for dataset, printed in of_the_poster(metric).items() if usual else ():
             columns[f"{results.said(dataset)}, poster of BIRD"] = {
                 name: f"{value - printed['ERM']:.1f}" for name, value in printed.items()
             }
@@ -587,12 +591,10 @@ def minus_erm(rows, name, metric, pooled, twice):
     return f"{value}{few}{weight and f' ({weight})'}{results.marks(runs)}"
 
 
-def published(metric):
+def of_the_poster(metric):
     """{data set: {method: percent}} of a metric, as the poster of BIRD prints it."""
-    with open(ROOT / "results" / "published.csv", encoding="utf-8", newline="") as file:
-        lines = [r for r in csv.DictReader(file) if (r["table"], r["metric"]) == ("poster", metric)]
     found = collections.defaultdict(dict)
-    for line in lines:
+    for line in published(table="poster", metric=metric):
         found[line["dataset"]][line["method"]] = float(line["percent"])
     return found
 
@@ -946,11 +948,11 @@ def draw(by_place, folder, wanted, data_dir):
     worst = {"worst group": "AUROC of the worst group", "worst Dice": "Dice of the worst group"}
     for metric in ("AUROC", "worst group", "mean-DEO", "Dice", "worst Dice"):
         name, words = f"ranks-{metric.replace(' ', '-')}.png", worst.get(metric, metric)
-        useful = {}
-        if metric in results.HARD:
-            names, scores, *_ = rank_blocks(by_place, "AUROC")
+        names, scores, *more = rank_blocks(by_place, metric)
+        if metric == "AUROC":
             useful = dict(zip(names, figures.ranks(scores).mean(0))) if len(scores) else {}
-        make("all", name, figures.mean_ranks, *rank_blocks(by_place, metric), words, useful)
+        beside = useful if metric in results.HARD else {}
+        make("all", name, figures.mean_ranks, names, scores, *more, words, beside)
     if (folder / DRAWN_BEFORE).exists():
         place = "ham10000-segment", MASK_PLACE
         captions.setdefault(place, {})[DRAWN_BEFORE] = figures.OUTLINES

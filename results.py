@@ -221,9 +221,7 @@ def decided(test, class_shares, **_):
     both = {end: test.get(f"counts{end}", test["counts"]) for end in metrics.ENDS}
     made = {f"counts{end}": counts for end, counts in both.items()}
     if both["_corrected"]:  # what it was called when it was packed does not count
-        rules = {"_corrected", metrics.main_rule(class_shares)}
-        counted = [np.array(both[rule]) for rule in rules]
-        made["collapsed"] = any(metrics.has_collapsed(counts=counts) for counts in counted)
+        made["collapsed"] = metrics.is_useless(tables=both, class_shares=class_shares)
     for end, counts in both.items():
         hard = metrics.decisions(counts=np.array(counts)) if counts else {}
         made |= {metric_of(name, end): hard.get(METRICS[name][0]) for name in HARD}

@@ -342,8 +342,7 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
 ):
     module = fairtune if name == "vit_tiny" else ckd  # a network that only this script knows
     folder = with_student(run, tmp_path / "run", module, name)
-    printed = main("--export", folder)
-    assert "card.json, card.md, student" in printed
+    assert "card.json, card.md, student" in main("--export", folder)
     eager, saved = predict.load_student(folder)
     folder = folder / "export-last"
     exported = torch.export.load(folder / "student.pt2").module()
@@ -353,7 +352,8 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
         expected = [eager(pictures[:number]) for number in numbers]
     for number, logits in zip(numbers, expected):
         torch.testing.assert_close(exported(pictures[:number]), logits)
-    if find_spec("onnxruntime") and "no ONNX file" not in printed:
+    old = torch.__version__.startswith("2.6")  # which today's onnxscript does not understand
+    if all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))) and not old:
         onnxruntime = importlib.import_module("onnxruntime")
         assert sorted(path.name for path in folder.iterdir())[2:] == ["student.onnx", "student.pt2"]
         session = onnxruntime.InferenceSession(folder / "student.onnx")
@@ -362,7 +362,7 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
             np.testing.assert_allclose(session.run(None, fed)[0], logits, atol=1e-4)
         with pytest.raises(Exception, match="Unexpected input data type"):
             session.run(None, {session.get_inputs()[0].name: pictures.numpy() / np.float32(255)})
-    if torch.__version__.startswith("2.6"):
+    if old:
         return  # which takes 0 to 1, too, and misreads it
     with pytest.raises(RuntimeError, match="dtype mismatch"):  # 0 to 1 is refused, not misread
         exported(pictures / 255)
