@@ -91,17 +91,15 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", **parts, default="", help="shown equally often; alone: cells, class x group")
+    add("--balance", both=True, **parts, default="", help="shown equally often; alone: cells")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
     add("--teacher", "--teacher-module", metavar="NETWORK", help=kinds)
     add("--student", "--student-module", metavar="NETWORK", help="the small network")
     add("--pretrained", action=switch, default=False, help="start both from published weights")
-    start = "to start from: .pt, .pth, .safetensors [random]"
-    add("--weights", both=True, metavar="FILE", help=start)
-    those = "of pixels for these weights [usual]"
-    add("--statistics", both=True, choices=networks.STATISTICS, help=those)
+    add("--weights", both=True, metavar="FILE", help="start from .pt, .pth, .safetensors [random]")
+    add("--statistics", both=True, choices=networks.STATISTICS, help="of their pixels [usual]")
     add("--teacher-train", default="all", choices=["all", "head"], help="what is trained")
     ## A view is cropped and flipped anew in each epoch; the others are answered once for all.
     sees = "what it answers; flips: their mean"
@@ -167,6 +165,8 @@ def parse(argv=None):
     args.views = args.views or "mirrored"
     if args.teacher_train == "head" and not (args.pretrained or args.teacher_weights):
         raise InputError("--teacher-train head needs --teacher-weights FILE, or --pretrained")
+    if args.teacher_train == "head" and args.teacher_balance:
+        raise InputError("--teacher-balance is not for --teacher-train head")
     if args.live_teacher and args.teacher_sees != "view":
         raise InputError(f"--teacher-sees {args.teacher_sees} keeps answers: no --live-teacher")
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -651,7 +651,9 @@ def get_teacher(args, data):
     ## A seed of its own: else a teacher built like its student would start from the same weights
     ## and see the same views, and plain training would give the teacher once more.
     recipe["seed"] = args.seed + 1_000_003
-    recipe["pictures"] = data.hash("train", groups=False)  # it never sees a group
+    ## Nothing but the recipe decides what it learns: groups only with --teacher-balance.
+    recipe |= {"balance": args.teacher_balance} if args.teacher_balance else {}
+    recipe["pictures"] = data.hash("train", groups="balance" in recipe)
     recipe |= files_of(args.teacher, args.teacher_weights)
     name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"
     folder = teachers / f"{name}-{digest(recipe)}"
@@ -663,13 +665,11 @@ def get_teacher(args, data):
     kept = None if args.live_teacher else teachers / "frozen" if head else folder / "answers"
 
     def train():
-        ## Nothing but the recipe decides what it learns. --balance is for students alone, so that
-        ## the teacher is as biased as its data.
         if head:
             start, network.ways = time.time(), ways
             fit_head(network, data["train"], kept, args.weight_decay)
             return {"state": network.state_dict(), "log": [], "seconds": time.time() - start}
-        plain = argparse.Namespace(**recipe, device=args.device, balance="")
+        plain = argparse.Namespace(**{"balance": ""} | recipe, device=args.device)
         method, checkpoint = PlainTraining(plain, data, network), folder / "checkpoint.pt"
         states, log, seconds = fit(plain, data, method, "teacher", checkpoint, {}, args.epochs + 2)
         return {"state": states["last"], "log": log, "seconds": sum(seconds)}
@@ -754,7 +754,8 @@ def train_and_test(args, data, folder, about):
         print("testing ...", flush=True)
         drawn, result, logits, test, val = {}, {}, {}, data["test"], data["val"]
         tested = {"teacher": teacher.network} if teacher else {}
-        seen, taught = method.class_shares(), class_shares(data["train"], len(data.classes))
+        seen = method.class_shares()
+        taught = class_shares(data["train"], len(data.classes), args.teacher_balance)
         measured = {}  # two rules often choose the same epoch, which is measured once
         for name, network in (tested | method.reported | dict.fromkeys(states, student)).items():
             if name in states:  # the student is tested with the weights of each rule

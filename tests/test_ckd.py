@@ -1,8 +1,10 @@
 """kd_loss against the authors' code and against what it must be; the networks; the shared loop."""
 
 import argparse
+import copy
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import ckd
@@ -219,6 +221,40 @@ def test_the_teacher_has_its_own_start_views_and_budget(toy, tmp_path, monkeypat
     assert [run[:2] for run in seen] == [(2, 0.02), (1, 0.05)]
     for of_teacher, of_student in zip(seen[0][2:], seen[1][2:]):
         assert not torch.equal(of_teacher, of_student)
+
+
+@pytest.mark.parametrize("student", ["", "cells"])
+@pytest.mark.parametrize("teacher", ["", "cells"])
+def test_teacher_and_student_are_balanced_apart(teacher, student, toy, tmp_path, monkeypatch):
+    """Each sees all cells equally often if its own flag says so, and not if the other's does."""
+    flags = [f for f, on in (("--balance", student), ("--teacher-balance", teacher)) if on]
+    args, seen = arguments(ckd, *flags, "--out", str(tmp_path)), []
+    cells, biased = toy["train"].labels * 2 + toy["train"].groups, copy.copy(toy)
+    rare = torch.arange(len(cells)) % 4 < 3  # three in four pictures of cell 0 are left out
+    biased.splits = toy.splits | {"train": toy["train"].subset((cells != 0) | ~rare)}
+    toy = biased
+    monkeypatch.setattr(ckd, "fit", lambda plain, *more: seen.append(plain) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ckd.get_teacher(args, toy)
+    assert (args.balance, seen[0].balance) == (student, teacher)
+    for plain in (args, seen[0]):
+        cells = toy["train"].labels * 2 + toy["train"].groups
+        rows = torch.cat([batch.index for batch in ckd.training_views(plain, toy["train"], 0)])
+        shown = torch.bincount(cells[rows], minlength=12)
+        even = shown.max() < 2 * shown.min()  # the last, incomplete batch is left out
+        assert even == bool(plain.balance), (plain.balance, shown)
+
+
+def test_only_a_balanced_teacher_depends_on_groups(toy, tmp_path, monkeypatch):
+    """Else one teacher serves all groupings of the same pictures."""
+    other, made = copy.copy(toy), []
+    other.splits = {name: replace(s, groups=1 - s.groups) for name, s in toy.splits.items()}
+    monkeypatch.setattr(ckd, "made_once", lambda path, *_, **__: made.append(path) or 1 / 0)
+    for flags in ([], ["--teacher-balance"], ["--teacher-balance", "groups"]):
+        for data in (toy, other):
+            with pytest.raises(ZeroDivisionError):
+                ckd.get_teacher(arguments(ckd, *flags, "--out", str(tmp_path)), data)
+    assert made[0] == made[1] and len({*made}) == 5
 
 
 def test_pairs_of_defaults_are_settled_by_the_number_of_classes():

@@ -272,6 +272,7 @@ OTHER_VALUES = {  # for each setting of all scripts that changes a result
     "train_share": "0.5",
     "skip_bad": True,
     "balance": "cells",
+    "teacher_balance": "groups",
     "teacher": "convnet8",
     "student": "convnet8",
     "pretrained": True,

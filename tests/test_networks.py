@@ -329,6 +329,8 @@ def test_adamw_has_a_rate_of_its_own():
 def test_a_random_body_has_no_head_to_train():
     with pytest.raises(InputError, match="--teacher-train head needs --teacher-weights"):
         ckd.parse(["--teacher-train", "head"])
+    with pytest.raises(InputError, match="--teacher-balance is not for --teacher-train head"):
+        ckd.parse(["--teacher-train", "head", "--pretrained", "--teacher-balance"])
 
 
 def test_usual_statistics(tmp_path):
