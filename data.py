@@ -96,6 +96,9 @@ class Help(argparse.HelpFormatter):
         if action.choices and not action.metavar:
             words = f"{', '.join(action.choices)}: {words}"
         default = " or ".join(map(str, default)) if isinstance(default, tuple) else default
+        its_own = defaults("toy") if action.type or action.metavar else {}  # numbers, networks
+        if default is None and action.dest in its_own:
+            default = f"{its_own[action.dest]}, toy"
         silent = action.nargs == 0 or default in (None, "", argparse.SUPPRESS)
         return words if silent else f"{words} [{default}]"
 
@@ -107,10 +110,10 @@ class Settings(argparse.ArgumentParser):
     """
 
     def __init__(self, about):
-        notes = "[]: the default; without one, the data set has its own. --no-x undoes switch x.\n"
+        notes = "[]: the default; [X, toy]: other data sets have others. --no-x undoes switch x.\n"
         notes += "--[teacher-]x: --x is the student's, and --teacher-x is the teacher's."
         first = about.partition(". ")[0]
-        usage = "python methods/%(prog)s [--setting value ...]"
+        usage = "python methods/%(prog)s [--setting value ...]; none: the toy"
         more = {"formatter_class": Help, "usage": usage, "add_help": False}
         super().__init__(description=first, epilog=notes, **more)
 

@@ -962,6 +962,8 @@ def read_predictions(path, skip_bad=False):
     subjects = np.array([f"row {n}" if own[n] else s for n, s in enumerate(subjects)])
     kind = "probabilities" if probable else "logits"
     told = told if subject else "each row is its own"
+    absent = [name for name in classes if name not in known]
+    told += f"; classes without a row: {', '.join(absent)}" if absent else ""
     print(f"{path}: the scores are read as {kind}{of}; subjects: {told}")
     data = {"labels": np.array([classes.index(row["label"]) for row in rows]), "logits": scores}
     data |= {"groups": np.array([groups.index(row["group"]) for row in rows])}

@@ -408,6 +408,10 @@ CLAIMS = (
 )
 ## What one part of a method does: two rows that no other table puts side by side.
 PAIRS = (
+    ("CKD, balanced teacher", "CKD"),
+    ("CKD, balanced student", "CKD"),
+    ("CKD, both balanced", "CKD, balanced student"),
+    ("CKD, both balanced", "re-balancing"),
     ("adversarial KD", "CKD"),
     ("BIRD", "BIRD, gates fixed"),
     ("FairDi", "CKD"),

@@ -32,6 +32,9 @@ labels() {
     grid bird --fair-weight 0.1 0.3 1 3
     grid mfd --mfd-weight 0.1 0.3 1 3
     grid groupdro '--by-class --weight-step' 0.001 0.01 0.1 1
+    for both in --balance --teacher-balance '--balance --teacher-balance'; do  # whose bias counts?
+        each full ckd $both
+    done
     each always ckd --temperature 1  # does CKD's bias come from its temperature?
     for t in 2 10 20 40; do each full ckd --temperature $t; done  # is a softer teacher fairer?
     each always adversarial_kd --alpha 0  # AD: the adversary without a teacher

@@ -95,7 +95,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", both=True, **parts, default="", help="shown equally often; alone: cells")
+    add("--balance", both=True, **parts, default="", help="equally often; alone: cells")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -703,8 +703,8 @@ def main():
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
     where = "" if args.out == "runs" else f" --results {args.out}"
-    print(f"\nnext: python predict.py {folder} PICTURE")
-    print("" if args.smoke else f"      python report.py{where}")  # which leaves out smoke runs
+    then = "" if args.smoke else f"\n      python report.py{where}"  # which leaves out smoke runs
+    print(f"\nnext: python predict.py {folder} PICTURE{then}")
 
 
 def train_and_test(args, data, folder, about):

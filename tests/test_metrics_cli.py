@@ -169,6 +169,14 @@ def test_two_tables_give_paired_differences(main):
     assert main(a, b, a).count("\npercent [95 %]") == 2  # each other one beside the first
 
 
+def test_a_column_that_may_be_no_class_is_named(main):
+    """Of a class, as of another number that begins with score_, there may be no row."""
+    rows = [{"label": c, "group": g, "score_a": 1, "score_b": 2} for c in "ab" for g in "fm"]
+    assert "without a row" not in main(rows)
+    told = main([row | {"score_diff": n} for n, row in enumerate(rows)])
+    assert "; classes without a row: diff\n" in told
+
+
 GOOD = "label,group,score_a,score_b\na,f,1,2\nb,m,3,1\n"
 FAULTS = {  # name: (tables, words of the sentence)
     "no such file": ([], ["a.csv does not exist: look at the table's name"]),
