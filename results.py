@@ -66,6 +66,7 @@ NAMES = {
     "fairdi balance=cells": "FairDi, balanced",
     "fairdi train_backbone=True": "FairDi, φ trained",
     "fairdi alpha=0.0": "FairDi, no teachers",
+    "fairdi step0_epoch=last": "FairDi, from step 0's last epoch",
     "fairdi step0=febs": "FairDi, FEBS",
     "fairdi step0=febs-mended": "FairDi, FEBS mended",
     "own": "own group's teacher",

@@ -28,8 +28,8 @@ batch, summed over classes; Ē_g: running mean, from 1, of 1 - soft Dice of its 
 DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review that quotes step 0.
     1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7) and
-       (8), and what AUC (Dice) on validation chooses: that of the worst group the epoch of step 0,
-       that of a teacher's own group the epoch of this teacher, which --balance does not concern.
+       (8), and what AUC (Dice) on validation chooses: that of the worst group the epoch of step 0
+       (or --step0-epoch last), that of a teacher's own group its epoch, whatever --balance says.
     3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
        head trained on as many pictures of everybody, both chosen on the pictures that measure it.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
@@ -150,11 +150,11 @@ def settings():
     add = parser.group("the method's own")
     # ----- the method's own -----------------------------------------------------------------------
     add("--fusion", type=share, default=0.5, help="c: share of wG in L_FIS (FairVision: 0.5)")
-    add(
-        "--fis-temperature", type=number(1e-6), default=30.0, help="t: softens both (FairVision: 1)"
-    )
+    add("--fis-temperature", type=number(1e-6), default=30.0, help="t: softens both (theirs: 1)")
     ways = "of masks also FEBS: as published, or mended"
     add("--step0", default="fis", choices=["fis", "febs", "febs-mended"], help=ways)
+    epochs = ["best_worst_group", "last"]
+    add("--step0-epoch", default=epochs[0], choices=epochs, help="with which steps 1, 2 begin")
     add("--train-backbone", action=switch, default=False, help="step 2: φ as well, not only a head")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
@@ -470,7 +470,7 @@ class Method(PlainTraining):
         if args.step0 != "fis" and not student.segment:
             raise InputError(f"--step0 {args.step0} weighs a Dice loss: it needs --task segment")
         ## Step 0, made once for all runs that share it; its states are reported as FIS.
-        others = r"alpha|temperature|teacher.*|train_backbone"  # settings of steps 1 and 2
+        others = r"alpha|temperature|teacher.*|train_backbone|step0_epoch"  # of steps 1 and 2
         recipe = {k: v for k, v in chosen(args).items() if not re.fullmatch(others, k)}
         pictures = data.hash("train", "val")  # validation chooses the epoch
         made_of = [recipe, pictures, files_of(args.student, args.weights)]
@@ -479,10 +479,10 @@ class Method(PlainTraining):
         def first_step():
             plain = argparse.Namespace(**recipe, device=args.device)  # nothing else decides
             step_0 = FairScaling(plain, data, student)
-            ## Steps 1 and 2 train heads: together they take about a fifth of step 0.
-            path = "checkpoint.pt"
-            later = 2 + args.epochs * (1 if args.train_backbone else 0.2)  # of step 2, for the bar
-            states, _, took = fit(plain, data, step_0, "step 0", folder / path, later=later)
+            ## For the bar: steps 1 and 2 train heads, together about a fifth of step 0.
+            later = 2 + args.epochs * (1 if args.train_backbone else 0.2)
+            checkpoint = folder / "checkpoint.pt"
+            states, _, took = fit(plain, data, step_0, "step 0", checkpoint, later=later)
             return states | {"seconds": sum(took)}
 
         begun = time.time()
@@ -491,7 +491,7 @@ class Method(PlainTraining):
         for rule in ("last", "best_overall", "best_worst_group"):
             put_back(student, states[rule], folder)
             self.reported[f"fis_{rule}".removesuffix("_last")] = copy.deepcopy(student)
-        ## The student is now the best in the worst group: on its features teachers learn.
+        put_back(student, states[rule := args.step0_epoch], folder)  # as teachers see it
         _, val = measure(student, data, "val")
         what = "dice" if student.segment else "auroc"
         worst = f"val {what} of the worst group {val[f'{what}_worst_group']:.1%}"

@@ -267,6 +267,32 @@ def test_step_0_is_made_once_and_reported_as_fis(toy, usual, capsys):
     assert not torch.equal(other.phi.kept, usual.phi.kept)
 
 
+@pytest.mark.parametrize("rule, end", [("best_worst_group", "_best_worst_group"), ("last", "")])
+def test_steps_1_and_2_begin_with_the_epoch_asked_for(rule, end, toy, usual, monkeypatch):
+    """Of one and the same step 0; teachers' heads start there, too."""
+    made_once, heads = fairdi.made_once, []
+
+    def three_epochs(*args, **more):
+        states = made_once(*args, **more)
+        for n, name in enumerate(("last", "best_overall", "best_worst_group")):
+            bias = states[name]["head.bias"]
+            states[name] = states[name] | {"head.bias": torch.full_like(torch.as_tensor(bias), n)}
+        return states
+
+    def watched(args, data, head, *more):
+        heads.append(head.bias.detach().clone())
+        return train_head(args, data, head, *more)
+
+    train_head = fairdi.train_head
+    monkeypatch.setattr(fairdi, "made_once", three_epochs)
+    monkeypatch.setattr(fairdi, "train_head", watched)
+    again = make(toy, Path(usual.args.out), "--step0-epoch", rule)
+    expected = again.reported[f"fis{end}"].head.bias
+    assert set(expected.tolist()) == {{"last": 0, "best_worst_group": 2}[rule]}
+    assert torch.equal(again.student.head.bias, expected)
+    assert len(heads) == 4 and all(torch.equal(bias, expected) for bias in heads)
+
+
 def test_a_killed_step_0_goes_on(toy, tmp_path):
     """Stopped in its second epoch and started again: the same states, draws of groups included."""
 
