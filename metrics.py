@@ -971,9 +971,23 @@ def read_predictions(path, skip_bad=False):
     return data, subjects, [classes, groups, [row.get("file") for row in rows]]
 
 
+ABOUT = """How good any model is, how fair, and how sure we can be of both.
+
+    python metrics.py ours.csv              overall and by group, 95 % intervals
+    python metrics.py ours.csv other.csv    two models, paired differences
+
+A table has a row for each test picture, such as
+
+    label,group,score_benign,score_malignant,patient_id
+    benign,woman,2.1,-0.3,p17
+
+What each number means stands at the functions of metrics.py.
+"""
+
+
 def main():
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = argparse.ArgumentParser(description=ABOUT, formatter_class=style)
     columns = (
         "columns label, group and, of each class, score_NAME: logits, or probabilities that sum to "
         "1; of two classes score is enough, of the label that is last when both are sorted. If you "

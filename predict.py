@@ -1,26 +1,29 @@
-"""What a saved student says about new pictures, or the student as files for other programs.
+"""What a saved student says about new pictures, or files of it for other programs.
 
-    python predict.py STUDENT picture.jpg folder/            classes and probabilities
-    python predict.py STUDENT folder/ --csv answers.csv      the same as a table
-    python predict.py STUDENT folder/ --labels labels.csv    and how good and how fair they are
-    python predict.py STUDENT --export                       files that need none of this code
-    python predict.py STUDENT folder/ --masks DIR            of --task segment: masks and outlines
+    python predict.py STUDENT picture.jpg folder/         classes, probabilities
+    python predict.py STUDENT folder/ --csv answers.csv   the same as a table
+    python predict.py STUDENT folder/ --labels labels.csv how good, how fair
+    python predict.py STUDENT --export                    for other programs
+    python predict.py STUDENT folder/ --masks DIR         of --task segment
 
-STUDENT is a student.pt, or the folder of a finished run, runs/<data set>/<method>/<name>. Pictures
-are cut to a square and scaled as in training. The student is not told to which group a person
-belongs. Each picture has two answers: the class with the largest output, and, corrected, the class
-that would be most likely if all were equally frequent (see metrics.py).
+STUDENT is a student.pt, or the folder of a finished run, runs/<data
+set>/<method>/<name>. Pictures are cut to a square and scaled as in training.
+The student is not told to which group a person belongs. Each picture has two
+answers: the class with the largest output, and, corrected, the class that would
+be most likely if all were equally frequent (see metrics.py).
 
-A table of labels has the columns by which the student was trained on own pictures or, where they
-lack, file, label, group; and, if there, subject, patient_id or the like. Without PICTURES all its
-files are read. A picture that cannot be read is named and left out. With --labels
-metrics.py reads what --csv writes, to compare two models. --export writes a folder with student.pt2
-(torch.export), student.onnx and a model card, card.md and card.json: use, numbers by group, limits,
-data, licence.
+A table of labels has the columns by which the student was trained on own
+pictures or, where they lack, file, label, group; and, if there, subject,
+patient_id or the like. Without PICTURES all its files are read. A picture that
+cannot be read is named and left out. With --labels metrics.py reads what --csv
+writes, to compare two models. --export writes a folder export-RULE with
+student.pt2 (torch.export), student.onnx and a model card, card.md and
+card.json: use, numbers by group, limits, data, licence.
 
-A student of --task segment says which pixels are inside, as NAME-mask.png (0 and 255, as large as
-the picture), and draws its outline into NAME-outline.png, the centre square, which is all it sees.
-So the mask is 0 also where it does not look, outside of the centre square.
+A student of --task segment says which pixels are inside, as NAME-mask.png (0
+and 255, as large as the picture), and draws its outline into NAME-outline.png,
+the centre square, which is all it sees. So the mask is 0 also outside of this
+square.
 """
 
 import argparse
@@ -347,7 +350,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("student", type=Path, help="a student.pt, or the folder of a finished run")
     parser.add_argument("pictures", type=Path, nargs="*", help="pictures, or folders of pictures")
-    parser.add_argument("--rule", default="last", choices=RULES, help="which epoch's student")
+    parser.add_argument("--rule", default="last", choices=RULES, help="epoch of the student [last]")
     parser.add_argument("--labels", type=Path, help="table of the true label and the group")
     parser.add_argument("--csv", type=Path, help="table to write")
     parser.add_argument("--masks", type=Path, help="folder to write them to (default: masks)")

@@ -1,29 +1,39 @@
 """Results to tables, pages and figures; every number in them is computed here.
 
-    python report.py                      runs/, your own results: pages, figures in runs/report/
-    python report.py --pack               add runs/ to the packed results in results/
-    python report.py --results results    pages and figures in results/, and the README's tables
-    python report.py --html               report.html beside each run, and runs/family.html, .csv
-    python report.py --compare A B        two runs, or folders of seeds: paired differences
+    python report.py                    runs/, your own: to runs/report/
+    python report.py --pack             add runs/ to the packed ones, results/
+    python report.py --results results  to results/, and the README's tables
+    python report.py --html             report.html of each run, and of all
+    python report.py --compare A B      two runs, or folders of seeds: paired
 
 What a row is, and how two of them are compared, is in results.py. In a table:
 
-    mean ± half          over seeds or folds: half of the 95 % interval of the mean (Student's t)
-    value [low, high]    of one test set: 95 % bootstrap interval over its subjects (lesions,
-                         persons); for a change in percent of a mean over seeds, Fieller's interval
-    decisions            at the largest output or prior-corrected, as metrics.py says; where a class
-                         is rare the corrected ones stand first
-    train worst cell     recall of the worst class x group cell of the training pictures
-    of masks             means over pictures. SER: 100 - Dice of the worst group, in percent of
-                         100 - Dice of the best; failed: share of pictures with a Dice below 70;
-                         standardised: as if each class had the same share in every group
-    (pre-trained)        a row whose student, or as said its teacher, starts from weights that were
-                         learnt elsewhere
-    bold                 the best of a column. A collapsed run (a class never predicted, a group
-                         answered with one class, or macro recall within 5 points of chance, by the
-                         decisions that count or the corrected ones) is marked and cannot be best in
-                         fairness:
-                         equally useless is not fair
+    mean ± half        over seeds: half of Student's 95 % interval of the mean
+    value [low, high]  of one test set, or all folds together: 95 % bootstrap
+                       over subjects (lesions, persons); of a change in percent
+                       of a mean over seeds, Fieller's interval
+    worst group, gap   AUROC of the worst group; of the best minus of the worst
+    ES-AUC, PSD        AUROC / (1 + Σ |AUROC - a group's|); deviation of the
+                       groups' AUROC (PSD max: gap) / AUROC
+    mean-DEO, max-DEO  recall of the best minus that of the worst group: mean,
+                       maximum over classes; disparity: the mean, which has a
+                       sign for each class of two groups
+    parity             difference in how often groups are given a class
+    decisions          at the largest output or prior-corrected, as metrics.py
+                       says; where a class is rare the corrected ones come first
+    train worst cell   recall of the worst class x group cell in training
+    30 % for 1 point   whether 30 % less disparity cost at most a point of top-1
+    of masks           means over pictures. SER: 100 - Dice of the worst group,
+                       in percent of 100 - Dice of the best; failed: share of
+                       pictures with a Dice below 70; standardised: as if each
+                       class had the same share in every group
+    (pre-trained)      a row whose student, or as said its teacher, starts from
+                       weights that were learnt elsewhere
+    bold               the best of a column. A collapsed run (a class never
+                       named, a group given one class, or macro recall within 5
+                       points of chance, by the decisions that count or the
+                       corrected ones) is marked and cannot be best in fairness:
+                       equally useless is not fair
 """
 
 import argparse
@@ -461,8 +471,9 @@ def ruled(place, rows):
 def claims_table(by_place):
     """Each claim on each data set that has its rows: confirmed, contradicted, or undecided.
 
-    A verdict needs three trainings (seeds or folds). Of two groups, a gap must differ as a size and
-    in its direction (`results.directed`): a size alone cannot reach 0.
+    A verdict needs three trainings; all folds together are one, for another training of them may
+    say otherwise. Of two groups, a gap must differ as a size and in its direction
+    (`results.directed`): a size alone cannot reach 0.
     """
     table = Table(["claim", "data set", "over", "difference", "in its direction", "verdict"])
     table.notes.append("in its direction: the same with a sign, see `directed` in results.py")
@@ -482,7 +493,8 @@ def claims_table(by_place):
         values += [results.directed(*pair)] if two and shown in results.GAPS else []
         ends = [sorted((sign * value.low, sign * value.high)) for value in values]
         signs = {(low > 0) - (high < 0) for low, high in ends}
-        verdict = FEWER.get(len(both), VERDICTS)[signs.pop() if len(signs) == 1 else 0]
+        number = 1 if pooled else len(both)
+        verdict = FEWER.get(number, VERDICTS)[signs.pop() if len(signs) == 1 else 0]
         if bad := results.number_collapsed(runs):
             verdict += f", but {bad} of {len(runs)} runs collapsed"
         over = results.what_both_have(runs, base, pooled)
@@ -983,7 +995,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", default="runs", help="folder of results, fresh or packed")
+    parser.add_argument("--results", default="runs", help="folder of results [runs]")
     parser.add_argument("--pack", action="store_true", help="add the results to those in results/")
     parser.add_argument("--data-dir", help="folder of the pictures, for a gallery of real ones")
     parser.add_argument("--html", action="store_true", help="a web page of each run, and of all")

@@ -2,14 +2,16 @@
 # Every run behind every table and figure, then the tables and figures.
 #
 #     bash run_all.sh                        the toy, three seeds, also masks
-#     bash run_all.sh --quick                one seed, six epochs, fewer runs
+#     bash run_all.sh --quick                a first look at the toy: one seed,
+#                                            six epochs, the usual settings
 #     bash run_all.sh --dataset NAME --data-dir DIR
 #                                            real pictures; ham10000: five folds,
 #                                            by sex and by age
 #     ... --task segment                     masks alone; classify: labels
 #     ... --source-dir DIR2                  FairTune first learns DIR2 (a csv
 #                                            folder), not drawn stars
-#     ... --seeds 5 --jobs 4                 seeds; runs at a time (usual: cores)
+#     ... --seeds 5                          five seeds of each run
+#     ... --jobs 4                           four at a time (usual: all cores)
 #     ... --only ckd bird                    these scripts alone
 #     ... -- --epochs 3                      what follows -- goes to every run
 #     bash run_all.sh --list                 only print the commands, one a line
@@ -18,7 +20,8 @@
 # A killed run goes on from its last epoch, a failed one stops no other and is
 # named at the end. Commands that have ended well stand in runs/finished and are
 # skipped; what a run prints goes to runs/logs/. Each has one thread: two runs on
-# two cores are faster, and the number of threads changes the last digits.
+# two cores are faster, and the number of threads changes the last digits. The
+# pages in results/ tell how many hours their runs took on two cores.
 
 every() {  # each WHEN (always; in a quick run; in a full run, or one of a data set) SCRIPT SETTINGS
     [ "$task" = segment ] || labels

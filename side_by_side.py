@@ -1,11 +1,12 @@
-"""The scripts in methods/ can be read side by side, because only what is a method's own differs.
+"""Scripts can be read side by side: only what is a method's own differs.
 
-    python side_by_side.py                      check this, print how far scripts are from ckd.py
-    python side_by_side.py --fix                copy ckd.py's shared sections into all others
-    python side_by_side.py --html               all of them as a web page: choose two
+    python side_by_side.py           check this, show how far scripts differ
+    python side_by_side.py --fix     copy ckd.py's shared sections to others
+    python side_by_side.py --html    all of them as a web page: choose two
 
-A gate is a function of the project's folder that yields a sentence for each fault. Only the
-standard library is needed, so that the gates run before anything is installed.
+A gate is a function of the project's folder that yields a sentence for each
+fault. Only the standard library is needed: gates run before anything is
+installed.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """python metrics.py: a model that is not ours, from a table; probabilities in place of logits."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -226,7 +227,9 @@ def test_as_a_user_starts_it(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("metrics.py: b.csv does not exist")
     assert len(done.stderr.splitlines()) == 1
     text = run_script(ROOT / "metrics.py", "--help", cwd=tmp_path).stdout
-    assert text.index("metrics.py predictions.csv other.csv") < text.index("arg max")
+    example = re.search(r"    (label,group,.*)\n    (.*)\n", text)
+    (tmp_path / "c.csv").write_text("\n".join([*example.groups(), "malignant,man,0.1,0.2,p2"]))
+    assert run_script(ROOT / "metrics.py", "c.csv", cwd=tmp_path).returncode == 0
     assert "of the label that is last when both are sorted" in " ".join(text.split())
 
 

@@ -2,8 +2,12 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +30,15 @@ def test_every_script_and_data_set_has_a_row():
         for path in (ROOT / folder).glob("[a-z]*.py"):
             name = path.name if folder == "methods" else path.stem
             assert re.search(rf"^\| \[?`{name}`", TEXT, re.M) or name == "toy_source", name
+
+
+@pytest.mark.parametrize("name", ["metrics", "predict", "report", "side_by_side"])
+def test_help_fits_a_terminal(name, monkeypatch):
+    """Of 80 columns, as that of methods/, which has a test of its own."""
+    monkeypatch.setenv("COLUMNS", "80")
+    command = [sys.executable, ROOT / f"{name}.py", "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert max(map(len, told)) <= 80 and len(told) <= 64
 
 
 def test_its_commands_can_be_read():
