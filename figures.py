@@ -33,18 +33,19 @@ from results import DEBIASED, DECISIONS, RULES, TRAINING, TWO_POINTS, Value, num
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
-## Methods of one family share a colour and differ in marker and line. The seven colours also differ
-## for readers who lack one kind of cone; a test simulates them.
+## Methods of one family share a colour. No two share both marker and line, and those of a figure
+## have markers of their own, because print may be grey. The seven colours also differ for readers
+## who lack one kind of cone; a test simulates them.
 RIGHT, WRONG, INDIGO = "#0072b2", "#b2182b", "#332288"
 FAMILIES = {
-    "#000000": {"teacher": "o-"},
-    "#8c8c8c": {"ERM": "s:", "re-balancing": "D--", "SWAD": "<-."},
+    "#000000": {"teacher": "*-"},
+    "#8c8c8c": {"ERM": "s:", "re-balancing": "p--", "SWAD": "<-."},
     RIGHT: {"CKD": "o-", "RKD": "v--", "KD++": "P-."},
-    "#56b4e9": {"CTKD": "^-.", "FitNet": "s-", "AT": "D--"},
-    WRONG: {"adversarial KD": "D--", "AD": "v:"},
+    "#56b4e9": {"CTKD": "v-.", "FitNet": "s-", "AT": "D-."},
+    WRONG: {"adversarial KD": "D--", "AD": "d:"},
     "#e69f00": {"BIRD": "^-.", "MFD": "P-", "GroupDRO": "v:", "GroupDRO by class": "s--"},
-    INDIGO: {"FIS": ">-", "FEBS": "<:", "FairDi": "D--", "own group's teacher": "o-"}
-    | {"FairTune": "*:", "linear probe": "p-.", "full fine-tuning": "h-"},
+    INDIGO: {"FIS": ">-", "FEBS": "<:", "FairDi": "P--", "own group's teacher": "o--"}
+    | {"FairTune": "h:", "linear probe": "p-.", "full fine-tuning": "h-"},
 }
 LOOK = {
     name: {"color": colour, "marker": form[0], "ls": form[1:]}
@@ -134,6 +135,14 @@ def over(runs, pooled=False):
     return f"N = {len(runs)} runs{few}" if len(runs) > 1 else "one run, intervals over its pictures"
 
 
+def evenly(text, letters):
+    """A text in as few lines as `letters` allow, which are about as long as each other."""
+    whole = {"break_long_words": False, "break_on_hyphens": False}  # mean-DEO is one word
+    fewest = len(textwrap.wrap(text, letters, **whole))
+    broken = (textwrap.wrap(text, width, **whole) for width in range(1, letters + 1))
+    return "\n".join(next(lines for lines in broken if len(lines) == fewest))
+
+
 def save(figure, path, sentence, where):
     """Add the title and, below, a legend of what has a label; write the file."""
     known = [axes.get_legend_handles_labels() for axes in figure.axes]
@@ -144,7 +153,7 @@ def save(figure, path, sentence, where):
         place = {"loc": "outside lower center", "ncols": max(columns, 1)}
         figure.legend(named.values(), named.keys(), **place)
     lines = [line[0].upper() + line[1:] for line in (sentence, where)]
-    figure.suptitle("\n".join(textwrap.fill(line, letters) for line in lines))
+    figure.suptitle("\n".join(evenly(line, letters) for line in lines))
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -152,11 +161,17 @@ def save(figure, path, sentence, where):
 # ----- one method against another -----------------------------------------------------------------
 
 
-def two_points(rows, pooled, where, path):
-    """FairDi's figure 1: each method at the epochs best on validation overall and in a group."""
+def at_two_points(rows, pooled):
+    """The rows of TWO_POINTS that figure and table show; and what the others are called."""
     every = chosen(rows, TWO_POINTS)
     ## Folds need logits, and of a method's former usual weight only the last epoch's were kept.
     rows = {n: r for n, r in every.items() if not pooled or all(kept(r, rule) for rule in RULES)}
+    return rows, labels_of(every, but=rows)
+
+
+def two_points(rows, pooled, where, path):
+    """FairDi's figure 1: each method at the epochs best on validation overall and in a group."""
+    rows, lost = at_two_points(rows, pooled)
     if len(rows) < 3:
         return None
     runs = next(iter(rows.values()))
@@ -187,12 +202,19 @@ def two_points(rows, pooled, where, path):
     save(figure, path, gap_sentence(rows, groups, pooled), where)
     inside = " Inside classes: as if each class had the same share in every group."
     return (
-        f"{what} and its gap between groups: each method at two epochs chosen on validation (the "
-        "numbers of FairDi's first figure), in the title the first of them; "
-        f"N = {len(rows)} methods, {over(runs, pooled)}."
+        f"{what} and its gap between groups at two epochs chosen on validation, not the last (the "
+        "numbers of FairDi's first figure); the title counts methods at the first of them; "
+        f"N = {len(rows)} methods, {over(runs, pooled)}. A gap is a size, which cannot be below 0, "
+        "so its intervals begin at 0 or above. CKD, adversarial KD and BIRD stand beside the "
+        "methods of that figure where they have runs. All others, which it lacks or which are not "
+        "made for fairness, stand at their last epoch in the table of "
+        f"{'all folds together' if pooled else 'everything'}."
         + inside * results.of_masks(rows)
-        + listed("Left out, their outputs at these epochs not kept", labels_of(every, but=rows))
+        + listed(NOT_KEPT, lost)
     )
+
+
+NOT_KEPT = "Left out, their outputs at these epochs not kept"
 
 
 def gap_sentence(rows, groups, pooled):
@@ -214,16 +236,19 @@ def gap_sentence(rows, groups, pooled):
         """The sizes of shown gaps to the first group's disadvantage, and to the second's."""
         return [v.point for v in values if v.low > 0], [-v.point for v in values if v.high < 0]
 
-    values = signed(f"{score}_gap")
-    both, most = behind(values), max(abs(end) for value in values for end in value[1:3])
+    both = behind(signed(f"{score}_gap"))
     worse = max((0, 1), key=lambda g: len(both[g]))
+    drawn = f"of the {len(rows)} methods drawn"  # there are others
     if not (gaps := both[worse]):
-        shown = f"No method is shown to serve {groups[0]} and {groups[1]} differently in {what}"
-        return shown + (f"; intervals reach {most:.1f} points" if np.isfinite(most) else "")
+        pairs = itertools.product(rows.values(), RULES)
+        ends = [measured(runs, f"{score}_gap", rule, None, pooled).high for runs, rule in pairs]
+        most = max(filter(np.isfinite, ends), default=None)
+        shown = f"None {drawn} is shown to serve {groups[0]} and {groups[1]} differently in {what}"
+        return shown + (f"; the gaps' intervals reach {most:.1f} points" if most else "")
 
     def counted(gaps):
         ends = f", by {min(gaps):.1f} to {max(gaps):.1f} points" if gaps else ""
-        return f"with {len(gaps)} of {len(rows)} methods{ends}"
+        return f"with {len(gaps)} {drawn}{ends}"
 
     sentence = f"{what} is lower in the group {groups[worse]} {counted(gaps)}"
     if results.of_masks(rows):
@@ -259,7 +284,7 @@ def mean_ranks(names, scores, lost, places, title, useful, path):
         axes.plot(each[p, order], y, marker, **form, zorder=2)
     for y, m in enumerate(order):
         axes.axhline(y + 0.5, color="0.9", lw=0.8, zorder=0)
-        axes.plot([mean[m]] * 2, [y - 0.42, y + 0.42], lw=3, color=look(names[m])["color"])
+        axes.plot([mean[m]] * 2, [y - 0.42, y + 0.42], lw=3, color="0.75", zorder=1)
     beside = [f" (AUROC {useful[name]:.1f})" if name in useful else "" for name in names]
     axes.set_yticks(range(k), [f"{names[m]}: {mean[m]:.1f}{beside[m]}" for m in order])
     axes.set(ylim=(k - 0.5, -0.5), xticks=range(1, k + 1))
@@ -267,7 +292,7 @@ def mean_ranks(names, scores, lost, places, title, useful, path):
     axes.margins(x=0.05)
     best = [m for m in order if mean[m] == mean[order[0]]]
     first = sum(each[:, best[0]] == 1)
-    words = [names[m].partition(" (")[0] for m in best]
+    words = [names[m].partition(" (")[0] + of_little_use(names[m], useful) for m in best]
     sentence = f"Ranks by {title}: {' and '.join(words)} {'have' if best[1:] else 'has'} the best "
     sentence += f"mean ({mean[best[0]]:.1f} of {k})"
     sentence += "" if best[1:] else f", first on {first}\u00a0of\u00a0{n}"  # on one line
@@ -281,6 +306,13 @@ def mean_ranks(names, scores, lost, places, title, useful, path):
         + " In brackets the mean rank by AUROC: who is fair may be of no use." * bool(useful)
         + listed("Not ranked, because some data sets lack them", lost)
     )
+
+
+def of_little_use(name, useful):
+    """What a title adds to the fairest method if its mean rank by AUROC is in the last third."""
+    place = sum(mean <= useful[name] for mean in useful.values()) if name in useful else 0
+    last = "last" if place == len(useful) else f"only {place} of {len(useful)}"
+    return f", whose AUROC ranks {last}," if 3 * place > 2 * len(useful) else ""
 
 
 def three_models(rows):
@@ -460,7 +492,8 @@ def outlines(models, data, where, path):
     means = ", ".join(f"{said(name)} {mean}" for name, mean in zip(data.group_names, means))
     sentence = f"CKD's worst, median and good masks: examples, no evidence (mean Dice: {means})"
     save(figure, path, sentence, where)
-    return f"{OUTLINES} N = {len(labels)} pictures, one run."
+    credit = CREDIT * (run["settings"]["dataset"] == "ham10000")
+    return f"{OUTLINES}{credit} N = {len(labels)} pictures, one run."
 
 
 OUTLINES = (
@@ -468,6 +501,7 @@ OUTLINES = (
     "in percent. Of all test pictures of a group, ordered by the Dice of CKD's mask: the first, "
     "the one in the middle, and the one at nine tenths. Nobody chose them."
 )
+CREDIT = " Pictures: HAM10000 (Tschandl et al., 2018), CC BY-NC 4.0."  # whose licence asks for it
 SHARES = {0.0: "the worst", 0.5: "the median", 0.9: "better than 9 of 10"}
 
 
@@ -535,7 +569,7 @@ ALONG = {  # what is varied: the method, its symbol and name, and the metrics th
 
 
 def sweep(rows, kind, where, path):
-    """A setting against accuracy and unfairness."""
+    """A setting against accuracy and disparities."""
     if not results.comparable(rows):
         return None
     (method, symbol, words, shown), end = ALONG[kind], results.main_rule(rows)
@@ -557,9 +591,11 @@ def sweep(rows, kind, where, path):
         change = results.change(rows[last], rows[first], metric + end)
         points = "undefined" if np.isnan(change.point) else f"{change.point:+.1f} points"
         told.append(f"{label} {effect(change, 'falls', 'rises')} ({points})")
-    axes.plot([], [], "o", color="black", label="teacher")
+    axes.plot([], [], label="teacher", **look("teacher") | {"ls": ""})
     axes.set_xticks(places, [f"{first}\n(CKD)" if kind == "sweep" else first, *[*rows][1:]])
-    axes.set(xlabel=words, ylabel="accuracy (%, better ↑)\nunfairness (points, better ↓)")
+    useful, *unfair = shown.values()
+    gaps = ",\n".join(unfair)
+    axes.set(xlabel=words, ylabel=f"{useful} (%, better ↑)\n{gaps} (points, better ↓)")
     axes.set(ylim=(-6, 106), xlim=(-0.7, len(rows) - 0.5))
     if kind == "sweep":
         in_space(figure.add_subplot(1, 2, 2, projection="3d"), method, rows, bad, lines)
@@ -609,24 +645,24 @@ def band(axes, curve, name, label=None):
 
 
 def ends_apart(last):
-    """Which rows {row: {(fold, seed): mean-DEO}} end below or above CKD, and of which it is shown.
+    """Which rows {row: {(fold, seed): mean-DEO}} are shown to end below or above CKD, as a title.
 
     Shown is what a paired interval over at least FEWEST runs without 0 says.
     """
     if "CKD" not in last:
-        return ""
-    apart, shown, base = {"below": [], "above": []}, [], last["CKD"]
+        return "Validation along training"
+    apart, base = {"below": [], "above": []}, last["CKD"]
     for name, runs in last.items():
         both = sorted(runs.keys() & base.keys())
-        if name == "CKD" or not both:
+        if name == "CKD" or len(both) < FEWEST:
             continue
         change = results.over_runs(np.array([runs[k] - base[k] for k in both]))
-        apart["below" if change.point < 0 else "above"].append(name)
-        if len(both) >= FEWEST and (change.high < 0 or change.low > 0):
-            shown.append(name)
-    parts = [f"{where} CKD's with {', '.join(names)}" for where, names in apart.items() if names]
-    of = " and ".join(shown) or "none of them"
-    return f"; mean-DEO ends {', and '.join(parts)} (shown of {of})" if parts else ""
+        if change.high < 0 or change.low > 0:
+            apart["below" if change.high < 0 else "above"].append(name)
+    parts = [f"{where} CKD's with {' and '.join(names)}" for where, names in apart.items() if names]
+    if not parts:
+        return "On validation no mean-DEO is shown to end apart from CKD's"
+    return f"On validation mean-DEO ends {', and '.join(parts)}"
 
 
 def training(rows, where, path):
@@ -663,11 +699,14 @@ def training(rows, where, path):
         band(panels[name], curve, name)
         words = "temperature" if name.startswith("CTKD") else "mean gate"
         panels[name].set(ylabel=words + ", lowest, highest" * ("gate" in words))
+        panels[name].set_ylim(0, 1.08 * curve.max())  # from 0: a rise from 17 to 21 is small
         panels[name].set_title(f"The {words} of {name} ends at {curve[-1, 0]:.2f}")
-    save(figure, path, f"Validation along training{ends_apart(last)}", where)
+    save(figure, path, ends_apart(last), where)
+    few = [f", {name} {len(runs)}" for name, runs in rows.items() if len(runs) < most]
     return (
-        f"Fairness ({DECISIONS[end]}) and use on validation along training; N = {most} a method; "
-        f"bands are 95 % intervals over at least {FEWEST} runs, of gates from lowest to highest. "
-        f"Shown: {FEWEST} runs or more, and a paired difference to CKD whose interval leaves out 0."
+        f"Fairness ({DECISIONS[end]}) and use on validation along training; "
+        f"N = {most}{''.join(few)}; bands are 95 % intervals over at least {FEWEST} runs, of gates "
+        f"from lowest to highest. In the title: {FEWEST} runs or more, and a paired difference to "
+        "CKD whose interval leaves out 0."
         + listed("Left out, their logs not kept", labels_of(every, but=rows))
     )

@@ -60,7 +60,6 @@ ROOT = Path(__file__).resolve().parent
 SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "BIRD, gates fixed", "adversarial KD"]
 POSTER += ["re-balancing"]
-FAIRDI = ["ERM", "re-balancing", "GroupDRO", "FIS", "FEBS", "FairDi", "FairTune"]
 README = ["ERM", "re-balancing", "CKD", "RKD", "CTKD", "KD++", "FitNet", "AT", "adversarial KD"]
 README += ["MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi", "FairTune"]
 FIRST = ["ERM", "re-balancing", "CKD", "adversarial KD", "FairDi"]  # the same at its top, in short
@@ -764,6 +763,7 @@ KINDS = {  # the end of a table's name: its title, in the order of a page
     "pooled-differences-CKD": "The same, minus CKD on the same pictures",
     "fairdi": "Two epochs chosen on validation: best overall, best in the worst group",
     "fairdi-differences": "The same, minus ERM (or CKD) on the same pictures",
+    "fairdi-differences-CKD": "The same, minus CKD on the same pictures",
     "sweep": "How strong an adversary? Paired with λ = 0, which is CKD",
     "temperature": "Is the student of a softer teacher fairer? CKD, paired with T = 1",
     "weights": "Weights chosen on validation",
@@ -829,10 +829,13 @@ def tables(by_place, repeated):
             second = repeated.get(place, {})
             both = with_teacher(usual), {"last": ""}, with_teacher(second)
             make(place, "pooled", pooled_tables, *both)
-            chosen = {name: rows[name] for name in FAIRDI if name in rows}
+            chosen, lost = figures.at_two_points(usual, pooled=True)
             if len(chosen) > 1:
                 words = {rule: f", {words}" for rule, words in RULES.items()}
                 make(place, "fairdi", pooled_tables, chosen, words)
+                if lost and (place, "fairdi") in made:
+                    note = figures.listed(figures.NOT_KEPT, lost).strip()
+                    made[place, "fairdi"].notes.append(note)
         else:
             layout(place, "masks" if results.of_masks(rows) else "overview", usual)
         make(place, "gains", gains_table, rows)
@@ -971,7 +974,7 @@ def draw(by_place, folder, wanted, data_dir):
         make("all", name, figures.mean_ranks, names, scores, *more, words, beside)
     if (folder / DRAWN_BEFORE).exists():
         place = "ham10000-segment", MASK_PLACE
-        captions.setdefault(place, {})[DRAWN_BEFORE] = figures.OUTLINES
+        captions.setdefault(place, {})[DRAWN_BEFORE] = figures.OUTLINES + figures.CREDIT
     return captions
 
 

@@ -58,9 +58,12 @@ def test_ranks_are_marked_data_set_by_data_set(tmp_path, monkeypatch):
         assert (abs(lines[place].get_ydata() - np.arange(5)) < 0.5).all()
     bars = [line.get_xdata() for line in axes.lines if line.get_linewidth() == 3]
     assert np.allclose(bars, each.mean(0)[order, None].repeat(2, 1))
+    behind = max(line.get_zorder() for line in axes.lines if line.get_linewidth() == 3)
+    assert all(line.get_zorder() > behind for line in lines.values())
+    assert len({line.get_color() for line in axes.lines if line.get_linewidth() == 3}) == 1
     figures.mean_ranks("abc", np.ones((4, 3)), [], "wxyz", "AUROC", {}, path)
     assert titles[1].startswith("Ranks by AUROC: a and b and c have the best mean (2.0 of 3)")
-    scores, useful = np.array([[3, 2, 1], [3, 1, 2], [2, 3, 1]]), {"a (λ = 3)": 2.5}
+    scores, useful = np.array([[3, 2, 1], [3, 1, 2], [2, 3, 1]]), {"a (λ = 3)": 2.5, "c": 2.6}
     names = ["a (λ = 3)", "b", "c"]
     caption = figures.mean_ranks(names, scores, [], "xyz", "mean-DEO", useful, path)
     title = titles[2].replace("\u00a0", " ")  # which keeps a line from breaking there
@@ -68,6 +71,10 @@ def test_ranks_are_marked_data_set_by_data_set(tmp_path, monkeypatch):
     assert "prior-corrected" in caption and "In brackets the mean rank by AUROC" in caption
     ticks = [text.get_text() for text in shown[2].axes[0].get_yticklabels()]
     assert ticks[0] == "a (λ = 3): 1.3 (AUROC 2.5)" and ticks[1] == "b: 2.0"
+    useful = {"a (λ = 3)": 2.7, "b": 1.3, "c": 2.0}
+    figures.mean_ranks(names, scores, [], "xyz", "mean-DEO", useful, path)
+    words = " ".join(titles[3].split())
+    assert words.startswith("Ranks by mean-DEO: a, whose AUROC ranks last, has the best mean (1.3")
     for few in (scores[:1], scores[:, :2]):
         assert figures.mean_ranks(names, few, [], "xyz", "AUROC", {}, path) is None
 
@@ -121,6 +128,30 @@ def test_sweeps_are_drawn(everything, tmp_path):
                 drawn.add(path.name)
     assert {"celeba-sweep.png", "ham10000-temperature.png"} <= drawn
     assert drawn == {path.name for path in tmp_path.iterdir()}
+
+
+def test_axes_say_what_legends_say_and_do_not_enlarge(everything, tmp_path, monkeypatch):
+    """One word for one thing, the teacher's own marker, and a temperature from 0."""
+    shown, path = [], tmp_path / "figure.png"
+    monkeypatch.setattr(
+        figures.plt.Figure, "savefig", lambda figure, *_, **__: shown.append(figure)
+    )
+    figures.sweep(report.swept(everything[SWEPT], "sweep"), "sweep", "x", path)
+    axes, space = shown[0].axes
+    handles = dict(zip(*axes.get_legend_handles_labels()[::-1]))
+    assert axes.get_ylabel() == "accuracy (%, better ↑)\ndisparity (points, better ↓)"
+    assert {"accuracy", "disparity"} <= {*handles} and "disparity" in space.get_zlabel()
+    assert handles["teacher"].get_marker() == figures.look("teacher")["marker"]
+    figures.training(everything["toy", ""], "x", path)
+    (ctkd,) = (axes for axes in shown[1].axes if axes.get_ylabel() == "temperature")
+    assert ctkd.get_ylim()[0] == 0 and ctkd.get_ylim()[1] > max(ctkd.lines[0].get_ydata())
+
+
+def test_pictures_of_ham10000_are_credited(tmp_path):
+    """In the caption of a figure that was drawn before, too."""
+    (tmp_path / report.DRAWN_BEFORE).touch()
+    (captions,) = report.draw({}, tmp_path, {"none.png"}, None).values()
+    assert "(Tschandl et al., 2018), CC BY-NC 4.0" in captions[report.DRAWN_BEFORE]
 
 
 def test_only_wanted_figures_are_drawn(by_place, tmp_path):
@@ -221,6 +252,16 @@ def test_titles_fit(by_place, monkeypatch):
     assert len(drawn) == 3
 
 
+def test_lines_of_titles_are_of_like_length():
+    """No word or two alone in the last one, and words are never broken."""
+    text = "Ranks by AUROC of the worst group: re-balancing has the best mean, first on 4 of 5"
+    first, last = figures.evenly(text, 80).split("\n")
+    assert f"{first} {last}" == text and abs(len(first) - len(last)) < 16
+    assert (
+        figures.evenly("one line", 80) == "one line" and figures.evenly("longest", 3) == "longest"
+    )
+
+
 def test_the_pictures_of_outlines_are_chosen_by_a_rule():
     """The lowest, the median and nine tenths of each group; of three groups, of two of them."""
     scores, groups = np.arange(40.0)[::-1] % 20, np.arange(40) // 20
@@ -243,12 +284,12 @@ def test_the_title_of_training_names_what_intervals_separate_alone(tmp_path, mon
             log = [{"val": {"mean_deo": deo + noise, "auroc": 0.9}, "temperature": 1.0}]
             log[0] |= {"gate": 0.5, "gate_min": 0.1, "gate_max": 0.9}
             rows[name][0, seed] = run | {"log": log, "last": run["last"] | {"test": last}}
-    assert figures.training(rows, "x", tmp_path / "training.png")
-    shown = "below CKD's with BIRD, and above CKD's with ERM, CTKD (shown of CTKD)"
-    assert titles[0].replace("\n", " ") == f"Validation along training; mean-DEO ends {shown} X"
+    caption = figures.training(rows, "x", tmp_path / "training.png")
+    assert titles[0] == "On validation mean-DEO ends above CKD's with CTKD\nX"
+    assert "; N = 5, BIRD 3; bands" in caption
     del rows["CTKD"]
     assert figures.training(rows, "x", tmp_path / "training.png")
-    assert titles[1].replace("\n", " ").endswith("with ERM (shown of none of them) X")
+    assert titles[1] == "On validation no mean-DEO is shown to end apart from CKD's\nX"
 
 
 def put_runs(tests, names=("a", "b"), shares=(0.5, 0.5), runs=2):
@@ -272,6 +313,24 @@ def test_two_points_with_an_undefined_auroc(areas, tmp_path, monkeypatch):
     middle = (80,) if len(areas) == 3 else tuple(100 * area if area else np.nan for area in areas)
     gap = 10 if len(known) > 1 else np.nan
     assert np.allclose(points, (85, *middle, gap), equal_nan=True)
+
+
+def test_a_title_says_how_far_the_intervals_of_both_epochs_reach(tmp_path, monkeypatch):
+    """The widest that is drawn, here that of an open marker."""
+    titles, drawn = titles_of(monkeypatch), noted_values(monkeypatch)
+    rows = {name: put_runs({}, runs=5) for name in ("ERM", "CKD", "BIRD")}
+    for runs, (rule, wide) in itertools.product(rows.values(), zip(results.RULES, (0.1, 0.2))):
+        for (_, seed), run in [*runs.items()]:
+            first, second = 0.8 + wide * (seed % 2), 0.8 + wide * (seed % 3 > 0)
+            test = {"auroc": 0.8, "auroc_gap": abs(second - first), "collapsed": False}
+            test |= {"groups": [{"auroc": area} for area in (first, second)]}
+            runs[0, seed] = run | {rule: {"test": test}}
+    assert figures.two_points(rows, False, "x", tmp_path / "two.png")
+    most = max(value.high for value, _, _ in drawn[-2 * len(rows) :])
+    assert most > 20 and titles[0].replace("\n", " ").startswith(
+        "None of the 3 methods drawn is shown to serve a and b differently in AUROC; "
+        f"the gaps' intervals reach {most:.1f} points"
+    )
 
 
 def test_an_undefined_disparity_is_not_drawn_as_fairness(tmp_path, monkeypatch):
@@ -390,8 +449,13 @@ def test_figures_of_masks_show_dice(tmp_path, monkeypatch):
     for value, what in zip(shown[::2], metric):
         name, group = what if isinstance(what, tuple) else (what, None)
         assert value == results.cell(rows["ERM"], name, "best_overall", group, True), what
-    assert titles[0].startswith("Dice is lower in the group over 60 with 7 of 7 methods, by ")
-    assert "; inside classes, such as diagnoses, with " in titles[0].replace("\n", " ")
+    title = titles[0].replace("\n", " ")
+    assert title.startswith("Dice is lower in the group over 60 with 7 of the 7 methods drawn, by ")
+    assert "; inside classes, such as diagnoses, with " in title
+    made, _ = report.tables(by_place, {})
+    table = made[("ham10000-segment", "folds-sensitive_age"), "fairdi"]
+    ends = results.RULES.values()
+    assert [row[0] for row in table.rows] == [f"{name}, {end}" for name in names for end in ends]
     assert "HAM10000, masks, groups by age" in titles[0]
 
 
@@ -430,7 +494,10 @@ def test_colours_differ_whatever_cones_a_reader_has(kind):
 def test_every_method_has_one_look_of_its_own():
     methods = {name.partition(",")[0] for name in results.NAMES.values()}
     assert methods | {"teacher"} == set(figures.LOOK)
-    assert len({tuple(look.values()) for look in figures.LOOK.values()}) == len(figures.LOOK)
+    for one, two in itertools.combinations(figures.LOOK, 2):  # also where print is grey
+        assert any(figures.LOOK[one][k] != figures.LOOK[two][k] for k in ("marker", "ls")), one
+    for rows in (results.TRAINING, results.TWO_POINTS, ("CKD", *results.DEBIASED)):
+        assert len({figures.LOOK[name]["marker"] for name in ("teacher", *rows)}) == 1 + len(rows)
     assert figures.look("BIRD, μ = 3 (pre-trained teacher)") == figures.look("BIRD")
 
 
@@ -492,6 +559,10 @@ def test_captions_name_what_is_left_out(everything, tmp_path):
     few = {name: {key: runs[key] for key in sorted(runs)[:1]} for name, runs in rows.items()}
     caption = figures.two_points(few, True, "x", path)
     assert "N = 3 methods" in caption and caption.endswith("epochs not kept: CKD.")
+    made, _ = report.tables({FOLDED: few}, {})
+    table = made[FOLDED, "fairdi"]  # has the rows of the figure
+    assert [row[0].partition(",")[0] for row in table.rows[::2]] == ["ERM", "FIS", "FairDi"]
+    assert "Left out, their outputs at these epochs not kept: CKD." in table.notes
     names, scores, others, places = report.rank_blocks(everything, "AUROC")
     assert "adversarial KD" in others and not {*names} & {*others}
     assert {place.partition(":")[0].partition(",")[0] for place in places} == {
