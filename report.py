@@ -52,7 +52,7 @@ import figures
 import metrics
 import results
 import webpages
-from data import InputError, save
+from data import InputError, digest, save
 from results import MASKS, METRICS, NAMES, OWN_NETWORKS, RULES, UTILITY, Refused, Value, metric_of
 
 ROOT = Path(__file__).resolve().parent
@@ -957,6 +957,7 @@ def draw(by_place, folder, wanted, data_dir):
     for place, rows in by_place.items():
         stem, where = "-".join(filter(None, place)), results.scene(rows)
         stem = re.sub(r'[<>:"/\\|?*]', "_", stem)  # which Windows forbids in names of files
+        stem = stem if len(stem) < 200 else f"{stem[:180]}-{digest(stem)}"  # Linux: 255 at most
         usual, pooled = without_sweeps(rows), in_folds(place)
         make(place, f"{stem}-gallery.png", figures.gallery, usual, data_dir, where)
         make(place, f"{stem}-disparity.png", figures.per_class, usual, where)

@@ -618,3 +618,11 @@ def test_names_of_files_are_those_that_windows_allows(by_place, tmp_path):
     rows = {("toy", "teacher_timm:a*"): by_place["toy", ""]}
     report.draw(rows, tmp_path, {"toy-teacher_timm_a_-disparity.png"}, None)
     assert len([*tmp_path.iterdir()]) == 1
+
+
+def test_names_of_files_are_never_too_long(by_place, tmp_path):
+    """Conditions of many settings begin alike: their names differ all the same."""
+    rows = {("toy", f"a_{'1' * 300}{end}"): by_place["toy", ""] for end in "xy"}
+    report.draw(rows, tmp_path, (), None)
+    names = [path.name for path in tmp_path.glob("*-disparity.png")]
+    assert len({*names}) == 2 and max(map(len, names)) < 250
