@@ -44,6 +44,7 @@ labels() {
     each always groupdro --by-class  # the groups of its own paper
     for change in --balance --train-backbone; do each always fairdi $change; done
     each full fairdi --alpha 0  # what do its teachers add?
+    each full fairdi --step0-epoch last  # is an epoch chosen on validation too early?
     each full bird --phi-lr 0  # what do its gates add?
     for mask in all none; do each full fairtune --mask $mask; done
     for l in 0 0.1 0.5 1 2 5 10 50 150; do  # how strong an adversary?
