@@ -53,7 +53,8 @@ part masks python methods/ckd.py --task segment --device $device $smoke "${masks
 
 # CIFAR10-S, ResNet-18 to ResNet-18: the poster's seven rows (BIRD's header), then ours
 rows=('ckd --alpha 0' ckd fitnet at 'adversarial_kd --alpha 0' mfd bird)
-rows+=('ckd --alpha 0 --balance' rkd ctkd kdpp adversarial_kd 'groupdro --by-class' swad fairdi)
+rows+=('ckd --alpha 0 --balance' 'ckd --teacher-balance' 'ckd --balance --teacher-balance')
+rows+=(rkd ctkd kdpp adversarial_kd 'groupdro --by-class' swad fairdi)
 few='--epochs 30 --teacher-epochs 30' seeds=5 jobs=8
 [ -z "$smoke" ] || few='--smoke --epochs 1 --teacher-epochs 1 --teacher convnet4 --student convnet2' seeds=1 jobs=2
 [ -f "$cifar" ] && mkdir -p "$out/cifar10" && tar -xzf "$cifar" -C "$out/cifar10" && cifar=$out/cifar10
