@@ -113,7 +113,7 @@ class Settings(argparse.ArgumentParser):
         notes = "[]: the default; [X, toy]: other data sets have others. --no-x undoes switch x.\n"
         notes += "--[teacher-]x: --x is the student's, and --teacher-x is the teacher's."
         first = about.partition(". ")[0]
-        usage = "python methods/%(prog)s [--setting value ...]; none: the toy"
+        usage = "python methods/%(prog)s [--setting value ...]; none given: toy"
         more = {"formatter_class": Help, "usage": usage, "add_help": False}
         super().__init__(description=first, epilog=notes, **more)
 

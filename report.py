@@ -421,6 +421,7 @@ PAIRS = (
     ("CKD, balanced teacher", "CKD"),
     ("CKD, balanced student", "CKD"),
     ("CKD, both balanced", "CKD, balanced student"),
+    ("CKD, both balanced", "CKD, balanced teacher"),
     ("CKD, both balanced", "re-balancing"),
     ("adversarial KD", "CKD"),
     ("BIRD", "BIRD, gates fixed"),
@@ -428,7 +429,7 @@ PAIRS = (
     ("FairDi", "FIS"),
     ("FairDi", "FairDi, no teachers"),
     ("FairDi, no teachers", "FIS"),
-    ("FairDi, from step 0's last epoch", "FIS"),
+    ("FairDi, from step 0's last epoch", "FairDi"),
     ("FairTune", "full fine-tuning"),
     ("linear probe", "full fine-tuning"),
     ("FEBS, mended", "FEBS"),
@@ -686,7 +687,8 @@ def hours_of(runs):
         trained = times["total"] > times["teacher"] + sum(times["epochs"])
         seconds += times["total"] - (times["teacher"] if trained else 0)
         if "teacher" in run:
-            teachers[run["settings"]["fold"], run["settings"]["seed"]] = times["teacher"]
+            own = [run["settings"].get(key) for key in ("fold", "seed", "teacher_balance")]
+            teachers[*own] = times["teacher"]
     return (seconds + sum(teachers.values())) / 3600
 
 

@@ -3,7 +3,7 @@
 #
 #     bash run_all.sh                        the toy, three seeds, also masks
 #     bash run_all.sh --quick                a first look at the toy: one seed,
-#                                            six epochs, the usual settings
+#                                            six epochs, the main rows
 #     bash run_all.sh --dataset NAME --data-dir DIR
 #                                            real pictures; ham10000: five folds,
 #                                            by sex and by age
@@ -21,7 +21,7 @@
 # named at the end. Commands that have ended well stand in runs/finished and are
 # skipped; what a run prints goes to runs/logs/. Each has one thread: two runs on
 # two cores are faster, and the number of threads changes the last digits. The
-# pages in results/ tell how many hours their runs took on two cores.
+# pages in results/ tell how many hours their runs took, one after the other.
 
 every() {  # each WHEN (always; in a quick run; in a full run, or one of a data set) SCRIPT SETTINGS
     [ "$task" = segment ] || labels
@@ -35,8 +35,8 @@ labels() {
     grid bird --fair-weight 0.1 0.3 1 3
     grid mfd --mfd-weight 0.1 0.3 1 3
     grid groupdro '--by-class --weight-step' 0.001 0.01 0.1 1
-    for both in --balance --teacher-balance '--balance --teacher-balance'; do  # whose bias counts?
-        each full ckd $both
+    for flags in --balance --teacher-balance '--balance --teacher-balance'; do  # whose bias counts?
+        each full ckd $flags
     done
     each always ckd --temperature 1  # does CKD's bias come from its temperature?
     for t in 2 10 20 40; do each full ckd --temperature $t; done  # is a softer teacher fairer?

@@ -28,8 +28,8 @@ batch, summed over classes; Ē_g: running mean, from 1, of 1 - soft Dice of its 
 DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review that quotes step 0.
     1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7) and
-       (8), and what AUC (Dice) on validation chooses: that of the worst group the epoch of step 0
-       (or --step0-epoch last), that of a teacher's own group its epoch, whatever --balance says.
+       (8), and epochs, by AUC (Dice) on validation: of the worst group for step 0, which can choose
+       an early one (--step0-epoch last: none is chosen), of its own group for each teacher.
     3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
        head trained on as many pictures of everybody, both chosen on the pictures that measure it.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
@@ -108,7 +108,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", both=True, **parts, default="", help="equally often; alone: cells")
+    add("--balance", both=True, **parts, default="", help="shown equally often; alone: cells")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -116,7 +116,7 @@ def settings():
     add("--student", "--student-module", metavar="NETWORK", help="the small network")
     add("--pretrained", action=switch, default=False, help="start both from published weights")
     add("--weights", both=True, metavar="FILE", help="start from .pt, .pth, .safetensors [random]")
-    add("--statistics", both=True, choices=networks.STATISTICS, help="of their pixels [usual]")
+    add("--statistics", both=True, choices=networks.STATISTICS, help="of pixels they know [usual]")
     add("--teacher-train", default="all", choices=["all", "head"], help="what is trained")
     ## A view is cropped and flipped anew in each epoch; the others are answered once for all.
     sees = "what it answers; flips: their mean"
@@ -154,7 +154,7 @@ def settings():
     ways = "of masks also FEBS: as published, or mended"
     add("--step0", default="fis", choices=["fis", "febs", "febs-mended"], help=ways)
     epochs = ["best_worst_group", "last"]
-    add("--step0-epoch", default=epochs[0], choices=epochs, help="with which steps 1, 2 begin")
+    add("--step0-epoch", default=epochs[0], choices=epochs, help="epoch of step 0 for steps 1, 2")
     add("--train-backbone", action=switch, default=False, help="step 2: φ as well, not only a head")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
@@ -185,8 +185,9 @@ def parse(argv=None):
     args.views = args.views or "mirrored"
     if args.teacher_train == "head" and not (args.pretrained or args.teacher_weights):
         raise InputError("--teacher-train head needs --teacher-weights FILE, or --pretrained")
-    if args.teacher_train == "head" and args.teacher_balance:
-        raise InputError("--teacher-balance is not for --teacher-train head")
+    needed = vars(args).get(Method.needs_teacher, Method.needs_teacher)
+    if args.teacher_balance and (args.teacher_train == "head" or not needed):
+        raise InputError("--teacher-balance needs a teacher that learns in batches: leave it out")
     if args.live_teacher and args.teacher_sees != "view":
         raise InputError(f"--teacher-sees {args.teacher_sees} keeps answers: no --live-teacher")
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -491,11 +492,11 @@ class Method(PlainTraining):
         for rule in ("last", "best_overall", "best_worst_group"):
             put_back(student, states[rule], folder)
             self.reported[f"fis_{rule}".removesuffix("_last")] = copy.deepcopy(student)
-        put_back(student, states[rule := args.step0_epoch], folder)  # as teachers see it
+        put_back(student, states[args.step0_epoch], folder)  # steps 1 and 2 begin here
         _, val = measure(student, data, "val")
         what = "dice" if student.segment else "auroc"
         worst = f"val {what} of the worst group {val[f'{what}_worst_group']:.1%}"
-        print(f"step 0 ends as in epoch {states[rule]['epoch'] + 1}: {worst}")
+        print(f"step 0 ends as in epoch {states[args.step0_epoch]['epoch'] + 1}: {worst}")
         ## Step 1. With one class in training there is nothing to teach, in validation no choice.
         plain = copy.copy(args)
         plain.epochs, plain.lr = args.teacher_epochs, args.teacher_lr
@@ -815,9 +816,9 @@ def get_teacher(args, data):
     ## A seed of its own: else a teacher built like its student would start from the same weights
     ## and see the same views, and plain training would give the teacher once more.
     recipe["seed"] = args.seed + 1_000_003
-    ## Nothing but the recipe decides what it learns: groups only with --teacher-balance.
+    ## Nothing but the recipe decides what it learns. If that is no group, it serves all groupings.
     recipe |= {"balance": args.teacher_balance} if args.teacher_balance else {}
-    recipe["pictures"] = data.hash("train", groups="balance" in recipe)
+    recipe["pictures"] = data.hash("train", groups=args.teacher_balance in ("cells", "groups"))
     recipe |= files_of(args.teacher, args.teacher_weights)
     name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"
     folder = teachers / f"{name}-{digest(recipe)}"
@@ -918,9 +919,8 @@ def train_and_test(args, data, folder, about):
         print("testing ...", flush=True)
         drawn, result, logits, test, val = {}, {}, {}, data["test"], data["val"]
         tested = {"teacher": teacher.network} if teacher else {}
-        seen = method.class_shares()
         taught = class_shares(data["train"], len(data.classes), args.teacher_balance)
-        measured = {}  # two rules often choose the same epoch, which is measured once
+        seen, measured = method.class_shares(), {}  # rules often choose one epoch: measured once
         for name, network in (tested | method.reported | dict.fromkeys(states, student)).items():
             if name in states:  # the student is tested with the weights of each rule
                 put_back(network, states[name], folder)

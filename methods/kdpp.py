@@ -95,7 +95,7 @@ def settings():
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", both=True, **parts, default="", help="equally often; alone: cells")
+    add("--balance", both=True, **parts, default="", help="shown equally often; alone: cells")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -103,7 +103,7 @@ def settings():
     add("--student", "--student-module", metavar="NETWORK", help="the small network")
     add("--pretrained", action=switch, default=False, help="start both from published weights")
     add("--weights", both=True, metavar="FILE", help="start from .pt, .pth, .safetensors [random]")
-    add("--statistics", both=True, choices=networks.STATISTICS, help="of their pixels [usual]")
+    add("--statistics", both=True, choices=networks.STATISTICS, help="of pixels they know [usual]")
     add("--teacher-train", default="all", choices=["all", "head"], help="what is trained")
     ## A view is cropped and flipped anew in each epoch; the others are answered once for all.
     sees = "what it answers; flips: their mean"
@@ -168,8 +168,9 @@ def parse(argv=None):
     args.views = args.views or "mirrored"
     if args.teacher_train == "head" and not (args.pretrained or args.teacher_weights):
         raise InputError("--teacher-train head needs --teacher-weights FILE, or --pretrained")
-    if args.teacher_train == "head" and args.teacher_balance:
-        raise InputError("--teacher-balance is not for --teacher-train head")
+    needed = vars(args).get(Method.needs_teacher, Method.needs_teacher)
+    if args.teacher_balance and (args.teacher_train == "head" or not needed):
+        raise InputError("--teacher-balance needs a teacher that learns in batches: leave it out")
     if args.live_teacher and args.teacher_sees != "view":
         raise InputError(f"--teacher-sees {args.teacher_sees} keeps answers: no --live-teacher")
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -624,9 +625,9 @@ def get_teacher(args, data):
     ## A seed of its own: else a teacher built like its student would start from the same weights
     ## and see the same views, and plain training would give the teacher once more.
     recipe["seed"] = args.seed + 1_000_003
-    ## Nothing but the recipe decides what it learns: groups only with --teacher-balance.
+    ## Nothing but the recipe decides what it learns. If that is no group, it serves all groupings.
     recipe |= {"balance": args.teacher_balance} if args.teacher_balance else {}
-    recipe["pictures"] = data.hash("train", groups="balance" in recipe)
+    recipe["pictures"] = data.hash("train", groups=args.teacher_balance in ("cells", "groups"))
     recipe |= files_of(args.teacher, args.teacher_weights)
     name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"
     folder = teachers / f"{name}-{digest(recipe)}"
@@ -727,9 +728,8 @@ def train_and_test(args, data, folder, about):
         print("testing ...", flush=True)
         drawn, result, logits, test, val = {}, {}, {}, data["test"], data["val"]
         tested = {"teacher": teacher.network} if teacher else {}
-        seen = method.class_shares()
         taught = class_shares(data["train"], len(data.classes), args.teacher_balance)
-        measured = {}  # two rules often choose the same epoch, which is measured once
+        seen, measured = method.class_shares(), {}  # rules often choose one epoch: measured once
         for name, network in (tested | method.reported | dict.fromkeys(states, student)).items():
             if name in states:  # the student is tested with the weights of each rule
                 put_back(network, states[name], folder)

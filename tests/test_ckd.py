@@ -246,15 +246,16 @@ def test_teacher_and_student_are_balanced_apart(teacher, student, toy, tmp_path,
 
 
 def test_only_a_balanced_teacher_depends_on_groups(toy, tmp_path, monkeypatch):
-    """Else one teacher serves all groupings of the same pictures."""
+    """By cells or groups; else one teacher serves all groupings of the same pictures."""
     other, made = copy.copy(toy), []
     other.splits = {name: replace(s, groups=1 - s.groups) for name, s in toy.splits.items()}
     monkeypatch.setattr(ckd, "made_once", lambda path, *_, **__: made.append(path) or 1 / 0)
-    for flags in ([], ["--teacher-balance"], ["--teacher-balance", "groups"]):
+    balanced = [["--teacher-balance", by] for by in ("classes", "cells", "groups")]
+    for flags in ([], *balanced):
         for data in (toy, other):
             with pytest.raises(ZeroDivisionError):
                 ckd.get_teacher(arguments(ckd, *flags, "--out", str(tmp_path)), data)
-    assert made[0] == made[1] and len({*made}) == 5
+    assert made[0] == made[1] and made[2] == made[3] and len({*made}) == 6
 
 
 def test_pairs_of_defaults_are_settled_by_the_number_of_classes():

@@ -268,7 +268,7 @@ def test_step_0_is_made_once_and_reported_as_fis(toy, usual, capsys):
 
 
 @pytest.mark.parametrize("rule, end", [("best_worst_group", "_best_worst_group"), ("last", "")])
-def test_steps_1_and_2_begin_with_the_epoch_asked_for(rule, end, toy, usual, monkeypatch):
+def test_steps_1_and_2_begin_with_the_epoch_asked_for(rule, end, toy, usual, monkeypatch, capsys):
     """Of one and the same step 0; teachers' heads start there, too."""
     made_once, heads = fairdi.made_once, []
 
@@ -287,6 +287,7 @@ def test_steps_1_and_2_begin_with_the_epoch_asked_for(rule, end, toy, usual, mon
     monkeypatch.setattr(fairdi, "made_once", three_epochs)
     monkeypatch.setattr(fairdi, "train_head", watched)
     again = make(toy, Path(usual.args.out), "--step0-epoch", rule)
+    assert "step 0 1/1" not in capsys.readouterr().out  # it was not trained anew
     expected = again.reported[f"fis{end}"].head.bias
     assert set(expected.tolist()) == {{"last": 0, "best_worst_group": 2}[rule]}
     assert torch.equal(again.student.head.bias, expected)

@@ -263,6 +263,14 @@ def folder_of(name, *flags, data=None):
     return stopped.value.args
 
 
+def test_a_teacher_is_corrected_by_the_classes_that_it_saw(here):
+    """Uniform ones where it is balanced; its student saw those of the data."""
+    run("ckd", *small("ckd"), "--teacher-balance", "classes")
+    (path,) = Path("runs").rglob("result.json")
+    result = json.loads(path.read_text())
+    assert np.ptp(result["teacher"]["class_shares"]) < 1e-9 < np.ptp(result["last"]["class_shares"])
+
+
 OTHER_VALUES = {  # for each setting of all scripts that changes a result
     "image_size": "24",
     "target": "age",

@@ -329,8 +329,11 @@ def test_adamw_has_a_rate_of_its_own():
 def test_a_random_body_has_no_head_to_train():
     with pytest.raises(InputError, match="--teacher-train head needs --teacher-weights"):
         ckd.parse(["--teacher-train", "head"])
-    with pytest.raises(InputError, match="--teacher-balance is not for --teacher-train head"):
-        ckd.parse(["--teacher-train", "head", "--pretrained", "--teacher-balance"])
+    for flags in (["--teacher-train", "head", "--pretrained"], ["--alpha", "0"]):
+        with pytest.raises(InputError, match="--teacher-balance needs a teacher that learns in b"):
+            ckd.parse([*flags, "--teacher-balance"])
+    with pytest.raises(InputError, match="--teacher-balance needs a teacher"):
+        importlib.import_module("fairdi").parse(["--teacher-balance"])
 
 
 def test_usual_statistics(tmp_path):
