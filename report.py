@@ -8,7 +8,7 @@
 
 What a row is, and how two of them are compared, is in results.py. In a table:
 
-    mean ± half        over seeds: half of Student's 95 % interval of the mean
+    mean ± half        over seeds or folds: half of Student's 95 % interval
     value [low, high]  of one test set, or all folds together: 95 % bootstrap
                        over subjects (lesions, persons); of a change in percent
                        of a mean over seeds, Fieller's interval
