@@ -531,6 +531,33 @@ def inflation_table(by_place):
     return table
 
 
+def causes_table(by_place):
+    """CKD's unfairness beside that of its teacher and of plain training, in every setting.
+
+    Rows that differ in one setting (epochs, networks, T, skew) tell what the differences are made
+    of. The last columns are the recall of the worst cell of the training pictures.
+    """
+    told = ["teacher", "ERM", "CKD"]
+    header = ["CKD", "data set", "over", *(f"mean-DEO, {name}" for name in told)]
+    header += ["CKD − teacher", "CKD − ERM", *(f"train worst cell, {name}" for name in told)]
+    table = Table(header, bold=False)
+    for name, (place, rows) in itertools.product(
+        ("CKD", "CKD, T = 1", "CKD, T = 20"), by_place.items()
+    ):
+        runs, plain = results.in_both(rows.get(name, {}), rows.get("ERM", {}))
+        if not runs or results.of_masks(rows):
+            continue
+        end, pooled = results.main_rule(rows), in_folds(place)
+        metric, networks = metric_of("mean-DEO", end), [(runs, "teacher"), (plain, "last")]
+        both = [results.change(runs, b, metric, "last", rule, pooled) for b, rule in networks]
+        networks.append((runs, "last"))
+        cells = [results.cell(row, metric, rule, pooled=pooled) for row, rule in networks]
+        cells += [*both, *(results.trained(row, rule, end) for row, rule in networks)]
+        over = results.what_both_have(runs, plain, pooled)
+        table.add(name, [ruled(place, rows), over, *cells], runs)
+    return table
+
+
 def differences_table(first, shown, lines):
     """Differences of `lines`: of (name, place, runs, base), where both have runs in common.
 
@@ -782,11 +809,13 @@ ACROSS = {
     "minus-erm-worst-Dice": "Dice of the worst group minus plain training's (ERM)",
     "minus-erm-Dice-gap": "Gap in Dice minus plain training's (ERM), lower is fairer",
     "inflation": "Disparity (of masks: gap in Dice) of every student minus that of its own teacher",
+    "causes": "Is it distillation? CKD's mean-DEO beside its teacher's and plain training's",
     "pairs": "What one part of a method does",
     "pairs-masks": "What one part of a method does, masks",
     "repeated": "A second training minus the first, with another seed or on another processor",
     "repeated-claims": "The claims in the second training",
     "repeated-inflation": "Disparity of students minus that of their teachers, second training",
+    "repeated-causes": "Is it distillation? Second training",
     "repeated-pairs": "What one part of a method does, second training",
     "repeated-pooled": "HAM10000 in the second training, all folds together",
     "repeated-pooled-differences": "The same, minus ERM (or CKD)",
@@ -850,7 +879,7 @@ def tables(by_place, repeated):
         if kind.removesuffix(LARGEST) in ("slides", "poster"):
             beside_published(made[place, kind], place[0], kind.removesuffix(LARGEST))
     for prefix, which in (("", by_place), ("repeated-", repeated)):
-        for kind in (claims_table, inflation_table, pairs_table):
+        for kind in (claims_table, inflation_table, causes_table, pairs_table):
             make("all", prefix + kind.__name__.removesuffix("_table"), kind, which)
     make("all", "minus-erm", minus_erm_tables, by_place, repeated)
     make("all", "repeated", repeated_table, by_place, repeated)
@@ -1045,5 +1074,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except (InputError, BrokenPipeError) as error:
         sys.exit(f"report.py: {error}")

@@ -844,6 +844,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
-    except (InputError, KeyboardInterrupt) as error:
+    except (InputError, KeyboardInterrupt, BrokenPipeError) as error:
         reason = str(error) or "stopped; the same command goes on after the last finished epoch"
         sys.exit(f"{Path(__file__).name}: {reason}")

@@ -10,6 +10,7 @@ import os
 import runpy
 import shutil
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -531,6 +532,17 @@ def test_the_counts_are_shown_before_a_split_is_refused(pictures, tmp_path, monk
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fox")]
     assert len(shown) == 1 and shown[0].split()[5:9] == ["0", "0.0%", "0", "0.0%"]
     assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback(tmp_path):
+    """`ckd.py --describe | head -1`: what is printed after that has nobody to read it."""
+    command = [sys.executable, str(METHODS / "ckd.py"), *SMALL, "--describe"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as run:
+        run.stdout.readline()
+        run.stdout.close()
+        told = run.stderr.read()
+    assert run.returncode and "Traceback" not in told and "Broken pipe" in told
 
 
 def test_a_folder_of_pictures_is_not_the_data_set(originals, tmp_path, monkeypatch):

@@ -949,6 +949,32 @@ def test_claims_are_judged_by_their_paired_interval(tmp_path, seeds, words):
         assert inflated.rows[0][0] == "CKD" and inflated.header[1] == "toy"
 
 
+def test_causes_are_told_beside_the_teacher_and_plain_training(tmp_path):
+    """In each setting the same four trainings: of the student, two differences, paired by seed."""
+    for seed, (epochs, above) in itertools.product(range(4), ((None, 0.1), (9, 0.3))):
+        own = {} if epochs is None else {"epochs": epochs}
+        plain, distilled = result("ckd", seed, alpha=0.0, **own), result("ckd", seed, **own)
+        for run, network, value in (
+            (plain, "last", 0.2),
+            (distilled, "teacher", 0.15),
+            (distilled, "last", 0.2 + above + 0.01 * (-1) ** seed),
+        ):
+            run[network] = with_disparity(run[network], value)
+            run[network]["test"]["mean_deo"] = value
+        put(tmp_path, plain, f"plain-{epochs}")
+        put(tmp_path, distilled, f"{epochs}")
+    table = report.causes_table(results.collect(tmp_path))
+    rows = {row[1]: dict(zip(table.header, row)) for row in table.rows}
+    assert [*rows] == ["toy", "toy, epochs 9"] and rows["toy"]["over"] == "4 seeds"
+    for row, above in zip(rows.values(), (0.1, 0.3)):
+        shown = [row[f"mean-DEO, {name}"].point for name in ("teacher", "ERM", "CKD")]
+        np.testing.assert_allclose(shown, [15, 20, 20 + 100 * above])
+        np.testing.assert_allclose(row["CKD − teacher"].point, 5 + 100 * above)
+        np.testing.assert_allclose(row["CKD − ERM"].point, 100 * above)
+        assert row["CKD − ERM"].low < 100 * above < row["CKD − ERM"].high
+        assert row["train worst cell, CKD"].point == 90
+
+
 def test_a_gap_that_is_noise_confirms_nothing(tmp_path):
     """The student favours one group now and the other then: a gap each time, and no direction."""
     for seed in range(5):
