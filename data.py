@@ -68,8 +68,8 @@ def number(low, high=math.inf, kind=float):
     def read(text):
         value = kind(text)  # argparse explains the ValueError of a text that is no number
         if not low <= value <= high or value == math.inf:
-            limits = f"from {low:g} to {high:g}".replace("to inf", "upwards")
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
+            limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
         return value
 
     read.__name__ = "number" if kind is float else "whole number"
@@ -187,7 +187,7 @@ def explained(path):
 def locked(path):
     """Let one process at a time work on `path`; others wait. A killed process leaves no lock."""
     path = Path(path)
-    lock = FileLock(f"{path}.lock")
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     with explained(path):
         try:
             held = lock.acquire(timeout=1)

@@ -197,13 +197,15 @@ def two_points(rows, pooled, where, path):
         axes.set_xlabel(better(words, more))
         axes.margins(x=0.08)
     axes.set(yticks=range(len(rows)), yticklabels=labels_of(rows), ylim=(len(rows) - 0.5, -0.5))
-    for words, wide, fill in (("epoch chosen by all", 6, "0.4"), ("by the worst group", 9, "none")):
+    for rule, wide, fill in zip(RULES.values(), (6, 9), ("0.4", "none")):
+        words = f"epoch {rule} on validation"
         axes.plot([], [], "o", color="0.4", mfc=fill, ms=wide, label=words)
     save(figure, path, gap_sentence(rows, groups, pooled), where)
     inside = " Inside classes: as if each class had the same share in every group."
     return (
         f"{what} and its gap between groups at two epochs chosen on validation, not the last (the "
-        "numbers of FairDi's first figure); the title counts methods at the first of them; "
+        "numbers of FairDi's first figure); the title counts methods at the first of them, and "
+        "tells how far intervals of either reach if it counts none; "
         f"N = {len(rows)} methods, {over(runs, pooled)}. A gap is a size, which cannot be below 0, "
         "so its intervals begin at 0 or above. CKD, adversarial KD and BIRD stand beside the "
         "methods of that figure where they have runs. All others, which it lacks or which are not "
@@ -293,8 +295,8 @@ def mean_ranks(names, scores, lost, places, title, useful, path):
     best = [m for m in order if mean[m] == mean[order[0]]]
     first = sum(each[:, best[0]] == 1)
     words = [names[m].partition(" (")[0] + of_little_use(names[m], useful) for m in best]
-    sentence = f"Ranks by {title}: {' and '.join(words)} {'have' if best[1:] else 'has'} the best "
-    sentence += f"mean ({mean[best[0]]:.1f} of {k})"
+    sentence = f"Ranks by {title}, not tested: {' and '.join(words)} "
+    sentence += f"{'have' if best[1:] else 'has'} the best mean ({mean[best[0]]:.1f} of {k})"
     sentence += "" if best[1:] else f", first on {first}\u00a0of\u00a0{n}"  # on one line
     save(figure, path, sentence, f"not ranked: {', '.join(lost)}" if lost else "all are ranked")
     return (
@@ -344,12 +346,14 @@ def per_class(rows, where, path):
     pooled, metric, undefined = first["settings"]["fold"] is not None, f"disparity{end}", {}
     classes, groups = ([*map(said, first[name])] for name in ("classes", "group_names"))
     figure, axes = plt.subplots(figsize=(7, 2 + 0.5 * len(classes)), layout="constrained")
-    for n, (name, (row, rule)) in enumerate(models.items()):
-        bad = number_collapsed(rows[row], rule)
-        for y, value in enumerate(ahead(rows[row], metric, rule, pooled)):
+    *_, (name, (row, rule)) = models.items()  # the debiased student
+    fair = {"re-balancing": ("re-balancing", "last")} if "re-balancing" in rows else {}
+    for n, (model, (shown, network)) in enumerate((models | fair).items()):
+        bad = number_collapsed(rows[shown], network)
+        for y, value in enumerate(ahead(rows[shown], metric, network, pooled)):
             ends = np.clip(value[1:3], -100, 100)  # Student's t knows no limits of a recall
-            text = None if y else name
-            put(axes, Value(value.point, *ends), y + 0.22 * (n - 1), name, bad, label=text)
+            at, text = y + 0.2 * (n - 1.5), None if y else model
+            put(axes, Value(value.point, *ends), at, model, bad, label=text)
             undefined |= {classes[y]: None} if np.isnan(value.point) else {}
     axes.axvline(0, color="0.6", lw=1, zorder=0)
     axes.set(yticks=range(len(classes)), yticklabels=classes, ylim=(len(classes) - 0.5, -0.5))
@@ -359,14 +363,15 @@ def per_class(rows, where, path):
         axes.set_xlabel(f"{words}\n← {groups[0]} served better     {groups[1]} served better →")
     axes.margins(x=0.08)
     verb = effect(results.change(rows[row], rows["CKD"], metric, pooled=pooled))
+    bad = number_collapsed(rows[row], rule)
     verb = "has collapsed, which is no way to change" if bad else verb
     ends = [Value(results.point(rows[r], metric, pooled=pooled)) for r in ("CKD", row)]
     sentence = f"{name} {verb} the disparity of CKD (from {ends[0]} to {ends[1]} points)"
     save(figure, path, sentence, where)
     return (
         "Disparity of each class for the teacher, the student distilled from it, and a debiased "
-        f"student ({DECISIONS[end]}); {over(rows['CKD'], pooled)}; bars are 95 % intervals; in the "
-        "title its mean size."
+        f"student, and re-balancing ({DECISIONS[end]}); {over(rows['CKD'], pooled)}; in the title "
+        "the mean size."
         + listed("Other debiased students, not shown", others)
         + listed("Rows of a smaller mean size", fairer_than(rows[row], rows, metric, pooled))
         + listed("Undefined, because a group lacks the class", undefined)
@@ -436,7 +441,8 @@ def gallery(rows, data_dir, where, path):
     return (
         "Test pictures that the debiased student gets right and the distilled one does not, and the"
         f" other way: true class and group, then the answers ({DECISIONS[end]}). The first of each "
-        f"class and group, not a choice; N = {len(labels)} pictures, one run."
+        "class and group in turn, then the second, not a choice; "
+        f"N = {len(labels)} pictures, one run."
         + listed(f"Mean-DEO in this run, and in all {len(rows['CKD'])}", told)
         + listed("Other debiased students, not shown", others)
     )
@@ -549,7 +555,7 @@ def asked(run, rule, split, areas):
 
 
 def in_turn(places, labels, groups, most=6):
-    """The first of each class and group in turn, in the order of the test set."""
+    """The first of each class and group in turn, then the second, in the order of the test set."""
     turns, counts = [], collections.Counter()
     for n in places:
         counts[labels[n], groups[n]] += 1
@@ -592,6 +598,8 @@ def sweep(rows, kind, where, path):
         points = "undefined" if np.isnan(change.point) else f"{change.point:+.1f} points"
         told.append(f"{label} {effect(change, 'falls', 'rises')} ({points})")
     axes.plot([], [], label="teacher", **look("teacher") | {"ls": ""})
+    if 1 < len(rows[first]) < FEWEST:
+        axes.plot([], [], ".", color=colour, ms=3, label="single runs")
     axes.set_xticks(places, [f"{first}\n(CKD)" if kind == "sweep" else first, *[*rows][1:]])
     useful, *unfair = shown.values()
     gaps = ",\n".join(unfair)

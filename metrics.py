@@ -33,7 +33,6 @@ import json
 import signal
 import sys
 import textwrap
-import time
 
 import numpy as np
 import scipy  # which loads scipy.stats when it is first used
@@ -681,8 +680,8 @@ def cell_sizes(evaluated):
 
 
 def main_ones(evaluated):
-    """{metric: value} of what `evaluate` or `evaluate_masks` returned, of the metrics in BLOCKS."""
-    return {name: evaluated[name] for name in WORDS if name in evaluated}
+    """{metric: value} of what `evaluate` or `evaluate_masks` returned: BLOCKS, and `collapsed`."""
+    return {name: evaluated[name] for name in (*WORDS, "collapsed") if name in evaluated}
 
 
 def differences(first, second):
@@ -800,9 +799,8 @@ def show(columns, class_names, group_names, difference=None, advice=ADVICE):
                 shown += [difference[key + end]] if parts is models else []
             for n, values in enumerate(shown):
                 style = ".1f" if n < len(models) else "+.1f"
-                ## Adding 0.0 turns -0.0 into 0.0.
-                points = [v if v is None else round(100 * v, 1) + 0.0 for v in values]
-                texts = ["undefined" if v is None else f"{v:{style}}" for v in points]
+                texts = ["undefined" if v is None else f"{100 * v:{style}}" for v in values]
+                texts = ["0.0" if text in ("+0.0", "-0.0") else text for text in texts]
                 value, bounds = texts[0], ", ".join(texts[1:]).replace("+", "")
                 bounds = "undefined" if "undefined" in bounds else bounds
                 row.append(f"{value} [{bounds}]" if bounds and value != "undefined" else value)
@@ -880,16 +878,6 @@ def row_of(label, losses, validation, left):
     return f"{'':{width}} {head}", f"{label:{width}} {row}"
 
 
-def seconds_per_call(call, times):
-    """Mean seconds of call(), after two calls that are not counted because first calls are slow."""
-    for _ in range(2):
-        call()
-    start = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - start) / times
-
-
 # ----- a model that is not ours -------------------------------------------------------------------
 def read_predictions(path, skip_bad=False):
     """The arguments of `headline` from a table, its subjects, and names: classes, groups, files.
@@ -898,9 +886,11 @@ def read_predictions(path, skip_bad=False):
     finds it. Scores are logits or probabilities: score_NAME for each class, or one column score, of
     the last of two classes. How all this is read is printed.
     """
-    from datasets._tables import missing, place, read_rows, subject_column  # they import torch
+    from datasets._tables import missing, place, read_rows, refuse_repeated, subject_column  # torch
 
     lines = read_rows(path, ["label", "group"], unique=False)
+    if files := [row["file"] for row in lines.values() if row.get("file")]:
+        refuse_repeated(path, files)
     bad = [line for line, r in lines.items() if missing(r["label"]) or missing(r["group"])]
     if bad and not skip_bad:
         raise ValueError(

@@ -25,6 +25,7 @@ import os
 import re
 import runpy
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -185,7 +186,13 @@ def other(name, size, pretrained, segment):
     try:
         if where != "timm":
             sys.path.append(str(Path(where).resolve().parent))  # it may import its neighbours
-            return runpy.run_path(where)[what](size)
+            found = runpy.run_path(where)
+            if what not in found:
+                raise InputError(f"{where} has no function {what}: name one that it has")
+            net = found[what](size)
+            if not isinstance(net, nn.Module):
+                raise InputError(f"{name} returns no torch.nn.Module, but {net!r:.50}")
+            return net
         import timm  # a package that few need
 
         if segment:
@@ -195,11 +202,20 @@ def other(name, size, pretrained, segment):
             return timm.create_model(what, pretrained, num_classes=0, img_size=size)
         except TypeError:
             return timm.create_model(what, pretrained, num_classes=0)
-    except Exception as error:  # no such file, function, package or connection; an error in a file
+    except InputError:
+        raise
+    except Exception as error:  # no such package, network or connection; an error in a file
+        told = f"({type(error).__name__}: {first_line(error)})"
+        if Path(where).is_file():
+            calls = traceback.extract_tb(error.__traceback__)
+            lines = [call.lineno for call in calls if call.filename == where] or ["?"]
+            raise InputError(
+                f"{name} fails in line {lines[-1]} {told}: it is called with the number of pixels "
+                "a side, and returns a network"
+            ) from None
         raise InputError(
-            f"there is no network {name} ({type(error).__name__}: {first_line(error)}): it is "
-            "timm:NAME, where the package timm is installed, or FILE.py:FUNCTION, which is called "
-            "with the number of pixels a side"
+            f"there is no network {name} {told}: it is timm:NAME, where the package timm is "
+            "installed, or FILE.py:FUNCTION"
         ) from None
 
 
@@ -354,9 +370,11 @@ def tensors_of(path, net):
         content = {k: v for k, v in content.items() if torch.is_tensor(v)}
         return resampled(content, net), ours
     except Exception as error:  # no file, no package, a damaged file, code in it
+        known = Path(path).suffix in (".pt", ".pth", ".bin", ".safetensors")
+        told = f"{type(error).__name__}: {first_line(error)}" if known else "an unknown ending"
         raise InputError(
-            f"{path} gives no weights ({type(error).__name__}: {first_line(error)}): it must be a "
-            "file of tensors by name, .pt, .pth or .safetensors"
+            f"{path} gives no weights ({told}): it must be a file of tensors by name, .pt, .pth or "
+            ".safetensors"
         ) from None
 
 
@@ -408,7 +426,7 @@ def start_from(net, path):
     random = [k for k in own if k not in taken]
     for what, names in (("not used", unused), ("left random", random)):
         how += f", {what}: {', '.join(names[:4])}{' ...' if names[4:] else ''}" if names else ""
-    print(f"{path}: {len(taken)} of {len(own)} tensors taken {how}")
+    print(f"{path}: {len(taken)} of {len(own)} tensors taken {how}; the last layer starts anew")
     return ours
 
 

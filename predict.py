@@ -412,6 +412,8 @@ def main():
             clusters=subjects,
         )
         print(metrics.show({"student": result}, classes, groups))
+    if saved["test"][args.rule].get("collapsed"):
+        print("beware: on the test pictures of its data set this student has collapsed")
     say_problems(files, bad, ranges, saved)
 
 

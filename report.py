@@ -8,7 +8,8 @@
 
 What a row is, and how two of them are compared, is in results.py. In a table:
 
-    mean ± half        over seeds or folds: half of Student's 95 % interval
+    mean ± half        over seeds or folds: half of Student's 95 % interval,
+                       which may pass 0 or 100 where few runs differ much
     value [low, high]  of one test set, or all folds together: 95 % bootstrap
                        over subjects (lesions, persons); of a change in percent
                        of a mean over seeds, Fieller's interval
@@ -66,7 +67,6 @@ README += ["adversarial KD", "MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi
 FIRST = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "adversarial KD", "FairDi"]
 ## Rows that are ranked, of classes and of masks: what stands behind a comma is a variant.
 RANKED = [name for name in NAMES.values() if "," not in name and name != results.CEILING]
-UNRANKED = {False: "GroupDRO", True: "GroupDRO by class"}  # one of them is enough
 
 
 class Table:
@@ -129,13 +129,13 @@ LAYOUTS = {  # the columns of each kind of table
     "poster": "method|AUROC|F1|mean-DEO|max-DEO|AUROC, − CKD|mean-DEO, − CKD|mean-DEO, change in %|"
     "train worst cell",
     "overview": "method|top-1|F1|AUROC|worst group|gap|ES-AUC|mean-DEO|max-DEO|top-1, − CKD|"
-    "mean-DEO, − CKD|train worst cell|parameters|MB|ms, one picture|s of training",
+    "mean-DEO, − CKD|train worst cell|parameters|MB",
     "sweep": "λ|top-1|AUROC|disparity|mean-DEO|top-1, λ − 0|disparity, λ − 0|"
     "disparity, change in %|train worst cell|30 % for 1 point",
     "temperature": "T|top-1|AUROC|mean-DEO|parity|top-1, T − 1|mean-DEO, T − 1|parity, T − 1|"
     "parity, − teacher|train worst cell",
     "masks": "method|Dice|IoU|ES-Dice|SER|failed|worst Dice|Dice gap|Dice gap, standardised|"
-    "Dice, − ERM|Dice gap, − ERM|Dice, − CKD|Dice gap, − CKD|train worst cell|s of training",
+    "Dice, − ERM|Dice gap, − ERM|Dice, − CKD|Dice gap, − CKD|train worst cell",
 }
 TEACHER = "*the teacher*"
 ## The end of a column's name: the row that is taken off. "change in %" is the column before it, in
@@ -163,13 +163,17 @@ def layout_table(kind, rows, end=None):
     end = results.main_rule(rows) if end is None else end
     table.notes += [] if results.of_masks(rows) else [results.DECISIONS[end]]
     groups, (words, score) = results.groups_of(rows), results.score_of(rows)
-    if kind in ("overview", "masks"):
+    every = kind in ("overview", "masks")  # also rows with fewer runs
+    if every:
         table.header += [column for column in gaps if column not in METRICS]
         table.header += [f"{words} of groups"] if len(groups) > 2 else []
-    lines = [(name, runs, "last") for name, runs in results.comparable(rows).items()]
+    results.comparable(results.complete(rows)[0] if every else rows)
+    rows = results.comparable(rows, whole=not every)
+    lines = [(name, runs, "last") for name, runs in rows.items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
     if taught and kind in ("slides", "overview", "temperature", "masks"):
         lines.insert(0, (TEACHER, next(iter(taught.values())), "teacher"))
+    most = max((len(runs) for _, runs, _ in lines), default=0)
     for name, runs, rule in lines:
         row, more = {}, further_columns(runs, rule, end)
         for column in table.header[1:]:
@@ -197,23 +201,20 @@ def layout_table(kind, rows, end=None):
                 good = pair and bought.point <= -30 and paid.point >= -1
                 good = good and not results.number_collapsed(runs)
                 row[column] = "yes" if good else "no" if pair else ""
-        competes = rule == "last" and name != results.CEILING
+        competes = rule == "last" and name != results.CEILING and len(runs) == most
+        name += f" ({len(runs)} runs, not {most})" if len(runs) < most else ""
         table.add(name, row.values(), runs, rule, ranked=competes)
     return table
 
 
 def further_columns(runs, rule, end):
-    """How well a row has learnt its training pictures, and what it costs: {column: cell}."""
-    model, times = next(iter(runs.values()))[rule], [run["times"] for run in runs.values()]
-    own = [t.get("method", 0) + sum(t["epochs"]) for t in times]  # with FairDi's first steps
-    training = [t["teacher"] for t in times] if rule == "teacher" else own
-    latency = f"{np.median([t['cpu_latency_ms'] for t in times]):.2f}"
+    """How well a row has learnt its training pictures, and its size: {column: cell}."""
+    ## No times: runs share processors with others now and then; tests/speed.py measures them.
+    model = next(iter(runs.values()))[rule]
     return {
         "train worst cell": results.trained(runs, rule, end),
         "parameters": f"{model['parameters']:,}",
         "MB": f"{model['megabytes']:.2f}",
-        "ms, one picture": "" if rule == "teacher" else latency,
-        "s of training": f"{np.median(training):.0f}",
     }
 
 
@@ -778,7 +779,7 @@ def headline_cell(runs, shown, place, most, sure=False):
         texts[-1] = str(results.cell(runs, shown[-1], pooled=pooled))
     notes = [results.pretrained(runs), results.weight_of(runs).strip(", ")]
     notes += [f"{bad} of {len(runs)} collapsed" if bad else ""]
-    notes.append(f"{len(runs)} of {most} runs" if len(runs) < most else "")
+    notes.append(f"{len(runs)} runs, not {most}" if len(runs) < most else "")
     note = ", ".join(filter(None, notes))
     return " / ".join(texts) + (note and f" ({note})")
 
@@ -841,7 +842,9 @@ def tables(by_place, repeated):
 
     def layout(place, kind, rows):
         """The table and, if it has corrected decisions, the same at the largest output."""
-        rows, few = results.complete(rows)
+        few = {}
+        if kind not in ("overview", "masks"):  # which have all rows
+            rows, few = results.complete(rows)
         main = results.main_rule(rows)
         for end in dict.fromkeys((main, "")):
             name = kind + (LARGEST if main != end else "")
@@ -895,7 +898,8 @@ def pages(by_place, made, captions):
 
     captions    {(data set, conditions): {file name of a figure: its caption}}, "all" for the others
     """
-    start = "Made by `python report.py`; what the columns and intervals mean stands at its top."
+    start = "Made by `python report.py`; `--help` tells what the columns and intervals mean. The "
+    start += "best of a column is bold: no test says that it is better than the next."
     texts = {}
     for place, (name, command, runs, hours, machine) in zip(by_place, made["all", "made"].rows):
         text = texts.setdefault(f"{place[0]}.md", [f"# Results: {place[0]}", start])
@@ -942,14 +946,13 @@ def rank_blocks(by_place, metric):
     than two thirds of the methods; the toy counts alone or not at all. What is undefined, or has
     collapsed in a metric of decisions, ranks last.
     """
-    ranked = [name for name in RANKED if name != UNRANKED[metric in MASKS]]
     blocks, weights = {}, collections.defaultdict(dict)  # weights: {name: {data set: "λ = 3"}}
     for place, rows in by_place.items():
         if (metric in MASKS) != results.of_masks(rows) or not results.variant(rows, "FairDi"):
             continue
         key, sign = metric_of(metric, results.main_rule(rows)), METRICS[metric][1]
         most, block = max(map(len, rows.values())), blocks.setdefault(place, {})
-        for name, row in {name: results.variant(rows, name) for name in ranked}.items():
+        for name, row in {name: results.variant(rows, name) for name in RANKED}.items():
             if row and len(rows[row]) == most:
                 value = sign * results.point(rows[row], key, pooled=in_folds(place))
                 useless = metric in results.HARD and results.number_collapsed(rows[row])
@@ -959,8 +962,8 @@ def rank_blocks(by_place, metric):
     blocks = real or blocks
     there = {name for block in blocks.values() for name in block}
     blocks = {k: block for k, block in blocks.items() if 3 * len(block) >= 2 * len(there)}
-    names = [name for name in ranked if all(name in block for block in blocks.values())]
-    lost = [name for name in ranked if name in there and name not in names]
+    names = [name for name in RANKED if all(name in block for block in blocks.values())]
+    lost = [name for name in RANKED if name in there and name not in names]
     scores = [[block[name] for name in names] for block in blocks.values()]
     for n, name in enumerate(names):
         own = sorted({weights[name].get(place) or "usual" for place in blocks})
@@ -1048,7 +1051,9 @@ def main():
     for place, rows in results.collect(source / "again").items():
         repeated.setdefault(place, rows)
     if not by_place:
-        raise Refused(f"{source} holds no results: run a script first, or run_all.sh")
+        tried = f" but of --smoke: name --results {source / 'smoke'}"
+        tried = tried if (source / "smoke").is_dir() else ": run a script first, or run_all.sh"
+        raise Refused(f"{source} holds no results{tried}")
     if args.pack:
         results.pack(source, packed)
         return print(f"packed {source} into {packed}")

@@ -73,12 +73,17 @@ def picture(figure, kind="svg"):
 
 def read(path):
     """{(fold, seed): result} of a result file, or of all in a folder, which differ in these."""
-    runs = {}
-    for file in [path] if path.is_file() else sorted(path.rglob("result.json")):
+    runs, files = {}, [path] if path.is_file() else sorted(path.rglob("result.json"))
+    if not path.exists():  # the name of a run up to its digest stands for all its seeds
+        files = sorted(path.parent.glob(f"{path.name}-{'[0-9a-f]' * 12}-seed*/result.json"))
+    for file in files:
         result = restore(file, keys=("method", "settings", "changed", "last"))
         key = result["settings"]["fold"] or 0, result["settings"]["seed"]
         if key in runs:
-            raise InputError(f"{path} holds several runs with seed {key[1]}: name one of them")
+            raise InputError(
+                f"{path} holds several runs with seed {key[1]}: name one of them, or several seeds "
+                "of one by its path up to the digest, such as runs/toy/ckd/default"
+            )
         runs[key] = results.with_arrays(result, file)
     if not runs:
         raise InputError(f"{path} is no result file and holds none: name a finished run")
@@ -229,7 +234,8 @@ def roc(run):
             rates = [np.append(0, p[order].cumsum()[last] / p.sum()) for p in (~positive, positive)]
             area = 100 * metrics.auroc(labels=positive.astype(int), probs=score)
             place.plot(*rates, style, color=colour, label=f"{name}, {group}: {area:.1f}")
-        place.set(title=run.classes[c], xlabel="false positives", ylabel="true positives")
+        place.plot([0, 1], [0, 1], ":", color="0.7", zorder=0)  # by chance
+        place.set(title=run.classes[c], xlabel="false positive rate", ylabel="true positive rate")
         place.legend(fontsize=8, title="AUROC (%)", title_fontsize=8)
     return picture(figure)
 
@@ -388,10 +394,12 @@ def of_run(result, rows, data_dir=None):
         header, shown = ["percent", "student"], shown_metrics(rows)
         lines = [[with_arrow(name, c), results.cell(runs, metric)] for name, metric, c in shown]
         bad = run.parts["student"]["test"]["collapsed"]
-        sentence = f"The student has no teacher{' and has collapsed' if bad else ''}."
+        sentence = "There is no one teacher to compare with."
+        sentence += " The student has collapsed." if bad else ""
     made = f"methods/{result['method']}.py, seed {settings['seed']}, "
     made += "" if settings["fold"] is None else f"fold {settings['fold']}, "
     made += "{total:.0f} seconds on {device}, torch {torch}".format(**result["times"])
+    made += "; a smoke run, on too few pictures to learn from" if settings["smoke"] else ""
     changed = {k: settings[k] for k in result["changed"]}
     two = len(run.classes) == 2
     sections = {
@@ -439,6 +447,8 @@ def family(by_place, links):
             there = [links.get(run["arrays"][0].parent) for _, run in sorted(runs.items())]
             opened = [f'<a href="{to}">{n}</a>' for n, to in enumerate(there, 1) if to]
             words = name + results.marks(runs)
+            part = next(iter(runs.values()))["method"] == "fairdi" and "FairDi" not in name
+            words += " (a part of FairDi)" if part else ""
             body.append([words, " ".join(opened), *itertools.compress(values, kept)])
             start = [*place, name, len(runs), results.number_collapsed(runs)]
             for (words, *_), value in zip(shown, values):

@@ -12,9 +12,11 @@ Each of them is one data set, and all have the same order:
 it left out and why; `decode_all` below decodes them. To add a data set, copy csv.py and change it.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -107,6 +109,10 @@ class Table:
         if self.masks is None and self.mask_files is None:
             checked.insert(0, ("class", self.labels, self.classes))
         for kind, values, names in checked:
+            for one, two in itertools.pairwise(sorted(names, key=str.casefold)):
+                if not fault and one.casefold() == two.casefold():
+                    fault = f"{one!r} and {two!r} of {name} differ in capitals alone: write them "
+                    fault += "alike"
             for k, what in enumerate(names):
                 counts = {part: (values[rows] == k).sum() for part, rows in parts.items()}
                 if not fault and not all(counts.values()):
@@ -469,6 +475,12 @@ def read_table(
             grey = [int(level) if level == int(level) else level for level in found["grey"]]
             table.notes[WHITE], table.notes["the brightest level of these pictures"] = grey
         table.refuse_gaps(name)
+        owners, flat = collections.defaultdict(set), {*found["flat"]}
+        for picture, pixels, subject in zip(table.ids, table.images, table.subjects):
+            if picture not in flat:
+                owners[hash(pixels.tobytes())].add(subject)
+        if several := sum(len(subjects) > 1 for subjects in owners.values()):
+            table.notes["EQUAL PICTURES OF SEVERAL SUBJECTS"] = several  # in several splits, maybe
     elif size != table.images.shape[1]:
         side = table.images.shape[1]
         raise InputError(f"{name} has {side} pixels a side, --image-size says {size}")

@@ -89,7 +89,9 @@ def read_rows(path, columns, renamed=None, unique=True, flag=""):
             else:
                 file.seek(start)
             lines = reader(file, delimiter=delimiter)
-            header = [name.strip().lower() for name in next(lines, ["nothing"])]
+            header = [name.strip().lower() for name in next(lines, ())]
+            if not header:
+                raise InputError(f"{path} is empty: it needs names of columns, then rows")
             header = [(renamed or {}).get(name, name) for name in header]
             twice = {name for name in header if name and header.count(name) > 1}
             if twice:

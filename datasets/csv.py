@@ -109,7 +109,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
         if len(folders) == 1 and "mask" not in rows[0]:
             raise InputError(
                 f"{table} has no column 'label', and all pictures lie in one folder: write the "
-                "column, or choose another with --target"
+                f"column, or choose one with --target, it has {', '.join(rows[0])}"
             )
         notes["labels"] = f"the folders of the pictures, such as {folders[0]!r} (see --target)"
 

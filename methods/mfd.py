@@ -177,7 +177,10 @@ def parse(argv=None):
         raise InputError("--teacher-train head needs --teacher-weights FILE, or --pretrained")
     needed = vars(args).get(Method.needs_teacher, Method.needs_teacher)
     if args.teacher_balance and (args.teacher_train == "head" or not needed):
-        raise InputError("--teacher-balance needs a teacher that learns in batches: leave it out")
+        raise InputError(
+            "--teacher-balance is for a teacher that this run trains in batches, and there is none "
+            "(--alpha 0, --teacher-train head, or a method without one teacher): leave it out"
+        )
     if args.live_teacher and args.teacher_sees != "view":
         raise InputError(f"--teacher-sees {args.teacher_sees} keeps answers: no --live-teacher")
     if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
@@ -652,6 +655,7 @@ def get_teacher(args, data):
             start, network.ways = time.time(), ways
             fit_head(network, data["train"], kept, args.weight_decay)
             return {"state": network.state_dict(), "log": [], "seconds": time.time() - start}
+        print(f"training the teacher, {args.teacher}", flush=True)
         plain = argparse.Namespace(**{"balance": ""} | recipe, device=args.device)
         method, checkpoint = PlainTraining(plain, data, network), folder / "checkpoint.pt"
         states, log, seconds = fit(plain, data, method, "teacher", checkpoint, {}, args.epochs + 2)
@@ -781,14 +785,6 @@ def train_and_test(args, data, folder, about):
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "torchvision", "numpy")},
         }
-        ## Latency as on a small device: one picture, one thread.
-        threads, picture = torch.get_num_threads(), torch.zeros(1, 3, data.size, data.size)
-        torch.set_num_threads(1)
-        with torch.no_grad():
-            student.cpu().eval()
-            times["cpu_latency_ms"] = 1000 * metrics.seconds_per_call(lambda: student(picture), 20)
-        torch.set_num_threads(threads)
-
         code = b"".join(Path(m.__file__).read_bytes() for m in (sys.modules[__name__], metrics))
         about |= {"method": Path(__file__).stem, "source": hashlib.sha256(code).hexdigest()[:16]}
         about |= {"classes": data.classes, "group_names": data.group_names, "notes": data.notes}

@@ -272,4 +272,4 @@ def test_the_first_epoch_is_ckd():
 def test_negative_strength_is_refused(capsys):
     with pytest.raises(SystemExit):
         made("--adversary-weight", "-1")
-    assert "--adversary-weight: -1 is not from 0 upwards" in capsys.readouterr().err
+    assert "--adversary-weight: -1 must be at least 0" in capsys.readouterr().err

@@ -315,7 +315,7 @@ def test_what_was_made_once_is_read_under_its_lock(tmp_path, monkeypatch):
 
     def watch(*arguments):
         with pytest.raises(filelock.Timeout):
-            filelock.FileLock(f"{file.parent}.lock").acquire(timeout=0)
+            filelock.FileLock(file.parent.with_name(f".{file.parent.name}.lock")).acquire(timeout=0)
         return restore(*arguments)
 
     monkeypatch.setattr(data, "restore", watch)
@@ -931,6 +931,24 @@ def test_pictures_of_nearly_one_colour_are_named(pictures):
     told = "pictures of nearly one colour"
     assert loaded.notes[told] == ["pictures/000.png", "pictures/001.jpg"]
     assert f"{told}: 2: pictures/000.png, pictures/001.jpg\n" in loaded.describe()
+
+
+def test_a_picture_under_the_names_of_two_subjects_is_counted(pictures):
+    """They may stand in training and in test; of one subject they cannot."""
+    rows, told = read_table(pictures / "labels.csv"), "EQUAL PICTURES OF SEVERAL SUBJECTS"
+    rng = np.random.default_rng(0)
+    for row in rows:
+        row["file"] = row["file"].replace(".jpg", ".png")
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(pictures / row["file"])
+    write_table(pictures / "labels.csv", rows)
+    assert told not in load("csv", pictures, 16).notes
+    first = next(row for row in rows if row["subject"] != rows[0]["subject"])
+    own = next(row for row in rows[1:] if row["subject"] == rows[0]["subject"])
+    for other, count in ((own, None), (first, 1)):
+        shutil.copy(pictures / rows[0]["file"], pictures / other["file"])
+        loaded = load("csv", pictures, 16)
+        assert loaded.notes.get(told) == count
+    assert f"{told}: 1\n" in loaded.describe()
 
 
 def test_the_centre_square_is_taken_and_shrunk_smoothly(tmp_path):

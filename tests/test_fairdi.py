@@ -345,7 +345,7 @@ def test_easy_pictures_do_not_end_in_one_answer(tmp_path, capsys):
 def test_settings_that_cannot_work_are_refused(flag, value, capsys):
     with pytest.raises(SystemExit):
         arguments(fairdi, flag, value)
-    assert f"{flag}: {value} is not from" in capsys.readouterr().err
+    assert f"{flag}: {value} must be " in capsys.readouterr().err
 
 
 def test_crossed_groups(ham10000, tmp_path, capsys):

@@ -8,7 +8,6 @@ its calibration error; FairVision's "half" PSD; fairlearn's ratios; pairwise AUR
 
 import json
 import pathlib
-import time
 import warnings
 
 import fairlearn.metrics as fair
@@ -887,16 +886,6 @@ def test_means_over_undefined_cells_say_so():
     out = evaluate_sample(labels=labels, logits=logits)
     text = metrics.show({"student": out}, "abcd", ["female", "male"])
     assert "no picture of c, male: means leave it out" in text
-
-
-def test_seconds_per_call():
-    calls = []
-
-    def call():
-        calls.append(time.perf_counter())
-        time.sleep(0.05 if len(calls) <= 2 else 0.002)  # as of a network: first calls are slow
-
-    assert 0.002 <= metrics.seconds_per_call(call, 5) < 0.02 and len(calls) == 7
 
 
 # ------------------------------------------------------------------ what is refused

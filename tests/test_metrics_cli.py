@@ -151,6 +151,13 @@ def test_a_table_beside_itself_is_refused(main):
         main(rows, flags=["a.csv"])
 
 
+def test_a_picture_with_two_rows_is_refused(main):
+    """Answers to two views of a picture are no two pictures: intervals would be too narrow."""
+    rows = table()[0]
+    with pytest.raises(ValueError, match=f"names '{rows[3]['file']}' 2 times: keep one row"):
+        main([*rows, rows[3]])
+
+
 def test_two_tables_give_paired_differences(main):
     (a, of_a, clusters), (b, of_b, _) = table(0), table(1, shift=2.0)
     drawn = [{}, {}]
@@ -166,7 +173,7 @@ def test_two_tables_give_paired_differences(main):
         pairs = {"draws_a": drawn[1][key], "draws_b": drawn[0][key]}
         assert found[key] == [*metrics.paired_difference(**points, **pairs).values()]
     same = cells_of(main(a, a))
-    assert {cells[2] for cells in same.values() if len(cells) > 2} == {"+0.0 [0.0, 0.0]"}
+    assert {cells[2] for cells in same.values() if len(cells) > 2} == {"0.0 [0.0, 0.0]"}
     assert main(a, b, a).count("\npercent [95 %]") == 2  # each other one beside the first
 
 

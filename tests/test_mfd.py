@@ -226,4 +226,4 @@ def test_equal_widths_need_no_regressor(toy):
 def test_impossible_bandwidths_are_refused(sigma, capsys):
     with pytest.raises(SystemExit):
         arguments(mfd, "--sigma", sigma)
-    assert f"--sigma: {sigma} is not from" in capsys.readouterr().err
+    assert f"--sigma: {sigma} must be " in capsys.readouterr().err
