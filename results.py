@@ -316,6 +316,26 @@ def small(content):
     return content | fitting
 
 
+def unnamed(content, orders):
+    """The arrays of a test set, its pictures and subjects in random order and by random numbers.
+
+    orders    {ids of a test set: its order}, filled, so that runs can still be paired
+    """
+    if "ids" not in content:
+        return content
+    order = np.random.default_rng().permutation(len(content["ids"]))
+    order = orders.setdefault(content["ids"].tobytes(), order)
+    content = {name: array[order] for name, array in content.items()}
+    number = {subject: n for n, subject in enumerate(dict.fromkeys(content["subjects"].tolist()))}
+    subjects = np.array([f"{number[subject]:05}" for subject in content["subjects"].tolist()])
+    ids = np.array([f"{n:05}" for n in range(len(order))])
+    return content | {"ids": ids, "subjects": subjects}
+
+
+## Whose agreement bars passing on any part: not even which pictures were tested, or who they show.
+PRIVATE = ("celeba",)
+
+
 def pack(source, target):
     """Add the results in the folder `source` to the packed ones in `target`; equal runs anew.
 
@@ -323,7 +343,7 @@ def pack(source, target):
     over seeds no logits are needed, but for the runs whose answers a figure shows. What is packed
     already keeps all that it has, whatever is added.
     """
-    datasets, seeds = {}, {}
+    datasets, seeds, orders = {}, {}, {}
     for result in [*read(target), *read(source)]:
         settings, row = result["settings"], row_name(result)
         place, fold, seed = conditions(result), settings["fold"], settings["seed"]
@@ -347,6 +367,8 @@ def pack(source, target):
                 names = [name for name in names if name in ("teacher", "last", *TRUTH)]
             content = dict(zip(names, arrays(result, names)))
             content = small(content) if task_of(result) == "segment" else content
+            if dataset in PRIVATE and not is_packed:
+                content = unnamed(content, orders)
             for name, array in content.items():
                 digests[name] = hashlib.sha256(array.tobytes()).hexdigest()[:12]
                 kept[digests[name]] = array

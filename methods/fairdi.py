@@ -36,7 +36,7 @@ DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEB
     1. Its distance, a Sinkhorn divergence stopped early, can be negative; Eq. (4) is exact.
     2. It divides Eq. (6) by B. Adam does not feel that, SGD would: a learning rate B times too low.
     3. u is measured in evaluation mode, not augmented; there it moves batch norm's statistics.
-    4. t = 30, not 1: of 1, 3, 10 and 30 the best on validation of the toy and of HAM10000. So soft
+    4. t = 30, not 1: of 1, 3, 10 and 30 the best on validation of CIFAR10-S and HAM10000. So soft
        are its weights nearly equal, and step 0 is nearly plain training.
     5. FEBS, as published, multiplies maps, not losses, and least those of the worst group, from
        which it so looks away. Where a batch lacks a group, E = 0, all w = 0, and the term is 1

@@ -845,16 +845,37 @@ def test_another_seed_does_not_throw_away_the_logits_of_folds(folded, tmp_path):
     assert len(pooled_tables(packed)["-differences"].rows) == 1
 
 
+def test_pictures_of_celeba_are_packed_without_their_names(lesions, tmp_path):
+    """In another order, persons too, which is the same for all runs: they can be paired."""
+    for script in ("ckd", "groupdro"):
+        path = put(tmp_path / "runs", result(script, dataset="celeba", sensitive="Male"))
+        put_arrays(path, lesions, script)
+    results.pack(tmp_path / "runs", tmp_path)
+    results.opened.cache_clear()
+    (rows,) = results.collect(tmp_path).values()
+    names = ("ids", "subjects", "labels", "groups", "last")
+    ckd, dro = (dict(zip(names, results.arrays(rows[n][0, 0], names))) for n in ("CKD", "GroupDRO"))
+    assert all(np.array_equal(ckd[name], dro[name]) for name in names[:-1])
+    assert ckd["ids"].tolist() == [f"{n:05}" for n in range(600)]
+    assert (ckd["labels"] != lesions["labels"]).any() and len({*ckd["subjects"]}) == 300
+    order = [np.flatnonzero((lesions["ckd"] == row).all(1)).item() for row in ckd["last"]]
+    for name in ("labels", "groups"):
+        assert np.array_equal(ckd[name], lesions[name][order])
+    assert np.array_equal(dro["last"], lesions["groupdro"][order])
+    pairs = {*zip(ckd["subjects"].tolist(), lesions["subjects"][order].tolist())}
+    assert len(pairs) == 300  # one number for each person
+
+
 def test_what_is_packed_keeps_its_arrays_when_runs_are_added(lesions, tmp_path):
     """A second seed of one row takes no logits from the others, nor from its first seed."""
     packed = tmp_path / "packed"
     for seed, scripts in ((0, ("rkd", "groupdro")), (1, ("rkd",))):
         for script in scripts:
-            path = put(tmp_path / f"seed {seed}", result(script, seed, dataset="celeba"))
+            path = put(tmp_path / f"seed {seed}", result(script, seed, dataset="cifar10s"))
             put_arrays(path, lesions | {"rkd": lesions["ckd"]}, script)
         results.pack(tmp_path / f"seed {seed}", packed)
         results.opened.cache_clear()
-    rows = results.collect(packed)["celeba", ""]
+    rows = results.collect(packed)["cifar10s", ""]
     assert sorted(rows["RKD"]) == [(0, 0), (0, 1)]
     for row in ("RKD", "GroupDRO"):
         logits, *_ = results.arrays(rows[row][0, 0], ("last", *results.TRUTH))
