@@ -608,7 +608,8 @@ def sweep(rows, kind, where, path):
     if kind == "sweep":
         in_space(figure.add_subplot(1, 2, 2, projection="3d"), method, rows, bad, lines)
     sentence = f"From {symbol} = {first} to {last}, {' and '.join(told[:2])}"
-    sentence += f"; at {', '.join(bad)} students collapse" if bad else ""
+    lost = [f"{number_collapsed(rows[name])} of {len(rows[name])} at {name}" for name in bad]
+    sentence += f"; students that collapse: {', '.join(lost)}" if bad else ""
     save(figure, path, sentence.replace("-", "−").replace("mean−DEO", "mean-DEO"), where)
     return (
         f"The {words} against {', '.join(shown.values())} ({DECISIONS[end]}); {over(rows[first])}"

@@ -154,6 +154,11 @@ def gap_columns(rows):
     return {f"Dice gap{end}": MASKS[f"Dice gap{end}"][0] for end in ends}
 
 
+def runs_of(runs):
+    """How many runs these are, as a text."""
+    return f"{len(runs)} run{'s' * (len(runs) > 1)}"
+
+
 def layout_table(kind, rows, end=None):
     """The rows {name: runs} in one of LAYOUTS, below their teacher, which does not compete.
 
@@ -202,7 +207,7 @@ def layout_table(kind, rows, end=None):
                 good = good and not results.number_collapsed(runs)
                 row[column] = "yes" if good else "no" if pair else ""
         competes = rule == "last" and name != results.CEILING and len(runs) == most
-        name += f" ({len(runs)} runs, not {most})" if len(runs) < most else ""
+        name += f" ({runs_of(runs)}, not {most})" if len(runs) < most else ""
         table.add(name, row.values(), runs, rule, ranked=competes)
     return table
 
@@ -775,7 +780,7 @@ def headline_cell(runs, shown, place, most, sure=False):
         texts[-1] = str(results.cell(runs, shown[-1], pooled=pooled))
     notes = [results.pretrained(runs), results.weight_of(runs).strip(", ")]
     notes += [f"{bad} of {len(runs)} collapsed" if bad else ""]
-    notes.append(f"{len(runs)} runs, not {most}" if len(runs) < most else "")
+    notes.append(f"{runs_of(runs)}, not {most}" if len(runs) < most else "")
     note = ", ".join(filter(None, notes))
     return " / ".join(texts) + (note and f" ({note})")
 

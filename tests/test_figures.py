@@ -544,7 +544,7 @@ def test_collapsed_runs_are_crossed_out_in_every_figure(everything, tmp_path, mo
     assert "adversarial" not in titles[1]
     crossed.clear()
     assert figures.sweep(report.swept(everything[SWEPT], "sweep"), "sweep", "x", path)
-    assert len(crossed) == 3 and "at 5 students collapse" in titles[2]  # two curves, and in space
+    assert len(crossed) == 3 and "students that collapse: " in titles[2]  # two curves, and in space
     bad = everything[BLOND]["AD"]
     rows = {
         n: {k: r | dict.fromkeys(results.RULES, r["last"]) for k, r in bad.items()} for n in rows

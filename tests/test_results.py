@@ -115,12 +115,10 @@ def test_the_teacher_s_bias_decides_on_cifar10s(by_place):
     assert results.point(both, "mean_deo") < 5 and results.change(both, erm, "f1").low > 3
 
 
-@pytest.mark.parametrize(
-    ("place", "tried"), [(("ham10000", f"folds-{HAM10000}"), "1 2 4 10 20 40"), (CELEBA, "1 4 20")]
-)
-def test_temperature_moves_nothing_on_real_pictures(by_place, place, tried):
-    chosen, end = report.swept(by_place[place], "temperature"), results.main_rule(by_place[place])
-    assert list(chosen) == tried.split()
+def test_temperature_moves_nothing_on_real_pictures(by_place):
+    rows = by_place["ham10000", f"folds-{HAM10000}"]
+    chosen, end = report.swept(rows, "temperature"), results.main_rule(rows)
+    assert list(chosen) == "1 2 4 10 20 40".split()
     for metric in (f"mean_deo{end}", f"demographic_parity_difference{end}"):
         for temperature in list(chosen)[1:]:
             _, low, high, *_ = results.change(chosen[temperature], chosen["1"], metric)
@@ -134,8 +132,8 @@ def test_an_adversary_buys_fairness_on_celeba_and_a_strong_one_ruins_it(by_place
     bought = {v: results.relative(r, swept["0"], "disparity") for v, r in swept.items()}
     paid = {v: results.change(r, swept["0"], "accuracy") for v, r in swept.items()}
     assert bought["1"].point < -39 < bought["0.5"].point
-    assert paid["1"].point < -0.36 and paid["0.5"].point < -0.36
-    assert [results.number_collapsed(r) for r in swept.values()] == [0, 0, 0, 0, 3]
+    assert paid["1"].point < -0.36 and paid["1"].high < 0
+    assert [results.number_collapsed(r) for r in swept.values()] == [0, 0, 0, 0, 1]
     points = [results.point(r, "disparity") for r in swept.values()]
     assert sorted(points, reverse=True) == points  # each λ is a setting of its own
 
