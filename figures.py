@@ -370,8 +370,8 @@ def per_class(rows, where, path):
     save(figure, path, sentence, where)
     return (
         "Disparity of each class for the teacher, the student distilled from it, and a debiased "
-        f"student, and re-balancing ({DECISIONS[end]}); {over(rows['CKD'], pooled)}; in the title "
-        "the mean size."
+        f"student{', and re-balancing' if fair else ''} ({DECISIONS[end]}); "
+        f"{over(rows['CKD'], pooled)}; in the title the mean size."
         + listed("Other debiased students, not shown", others)
         + listed("Rows of a smaller mean size", fairer_than(rows[row], rows, metric, pooled))
         + listed("Undefined, because a group lacks the class", undefined)

@@ -180,19 +180,10 @@ def first_line(error):
     return re.sub("\x1b\\[\\d+m", "", str(error)).partition("\n")[0]
 
 
-def other(name, size, pretrained, segment):
-    """timm:NAME, without its last layer, or what FUNCTION of FILE.py:FUNCTION makes of `size`."""
-    where, _, what = name.rpartition(":")
+def of_timm(name, size, pretrained, segment):
+    """timm:NAME, without its last layer."""
+    what = name.removeprefix("timm:")
     try:
-        if where != "timm":
-            sys.path.append(str(Path(where).resolve().parent))  # it may import its neighbours
-            found = runpy.run_path(where)
-            if what not in found:
-                raise InputError(f"{where} has no function {what}: name one that it has")
-            net = found[what](size)
-            if not isinstance(net, nn.Module):
-                raise InputError(f"{name} returns no torch.nn.Module, but {net!r:.50}")
-            return net
         import timm  # a package that few need
 
         if segment:
@@ -202,21 +193,34 @@ def other(name, size, pretrained, segment):
             return timm.create_model(what, pretrained, num_classes=0, img_size=size)
         except TypeError:
             return timm.create_model(what, pretrained, num_classes=0)
-    except InputError:
-        raise
-    except Exception as error:  # no such package, network or connection; an error in a file
-        told = f"({type(error).__name__}: {first_line(error)})"
-        if Path(where).is_file():
-            calls = traceback.extract_tb(error.__traceback__)
-            lines = [call.lineno for call in calls if call.filename == where] or ["?"]
-            raise InputError(
-                f"{name} fails in line {lines[-1]} {told}: it is called with the number of pixels "
-                "a side, and returns a network"
-            ) from None
+    except Exception as error:  # no such package, network or connection
         raise InputError(
-            f"there is no network {name} {told}: it is timm:NAME, where the package timm is "
-            "installed, or FILE.py:FUNCTION"
+            f"there is no network {name} ({type(error).__name__}: {first_line(error)}): it is "
+            "timm:NAME, where the package timm is installed, or FILE.py:FUNCTION"
         ) from None
+
+
+def of_file(name, size):
+    """What FUNCTION of FILE.py:FUNCTION makes of `size`."""
+    where, _, what = name.rpartition(":")
+    if not Path(where).is_file():
+        raise InputError(f"there is no network {name} (No such file): it is FILE.py:FUNCTION")
+    sys.path.append(str(Path(where).resolve().parent))  # it may import its neighbours
+    try:
+        found = runpy.run_path(where)
+        net = found[what](size) if what in found else None
+    except Exception as error:
+        calls = traceback.extract_tb(error.__traceback__)
+        lines = [call.lineno for call in calls if call.filename == where] or ["?"]
+        raise InputError(
+            f"{name} fails in line {lines[-1]} ({type(error).__name__}: {first_line(error)}): it "
+            "is called with the number of pixels a side, and returns a network"
+        ) from None
+    if what not in found:
+        raise InputError(f"{where} has no function {what}: name one that it has")
+    if not isinstance(net, nn.Module):
+        raise InputError(f"{name} returns no torch.nn.Module, but {net!r:.50}")
+    return net
 
 
 def refuse_unknown(networks, files, segment=False):
@@ -295,7 +299,8 @@ def body(name, size, started=False, pretrained=False, segment=False):
         elif small:
             net = unet(int(small[2]), size, small[1] == "transunet")
         elif ":" in name:
-            net = other(name, size, pretrained, segment)
+            timm = name.startswith("timm:")
+            net = of_timm(name, size, pretrained, segment) if timm else of_file(name, size)
         else:
             net = of_torchvision(name, size, started, pretrained, segment)
         black = torch.zeros(1, 3, size, size)

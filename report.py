@@ -137,6 +137,7 @@ LAYOUTS = {  # the columns of each kind of table
     "masks": "method|Dice|IoU|ES-Dice|SER|failed|worst Dice|Dice gap|Dice gap, standardised|"
     "Dice, − ERM|Dice gap, − ERM|Dice, − CKD|Dice gap, − CKD|train worst cell",
 }
+EVERYTHING = ("overview", "masks")  # the tables that have all rows, also those with fewer runs
 TEACHER = "*the teacher*"
 ## The end of a column's name: the row that is taken off. "change in %" is the column before it, in
 ## percent of the other row.
@@ -168,7 +169,7 @@ def layout_table(kind, rows, end=None):
     end = results.main_rule(rows) if end is None else end
     table.notes += [] if results.of_masks(rows) else [results.DECISIONS[end]]
     groups, (words, score) = results.groups_of(rows), results.score_of(rows)
-    every = kind in ("overview", "masks")  # also rows with fewer runs
+    every = kind in EVERYTHING
     if every:
         table.header += [column for column in gaps if column not in METRICS]
         table.header += [f"{words} of groups"] if len(groups) > 2 else []
@@ -677,10 +678,6 @@ def repeated_table(by_place, repeated):
     return differences_table("row", shown, lines)
 
 
-NO_SCRIPTS = {"fis", "febs", "febs-mended", "own"}  # names of rows that are a part of FairDi
-PARTS = tuple(NAMES[name] for name in NO_SCRIPTS)
-
-
 def command_of(place, runs):
     """The command behind `runs`, results of one place: of run_all.sh, or of a single run.
 
@@ -688,7 +685,8 @@ def command_of(place, runs):
     """
     first = next((r for r in runs if r["method"] not in OWN_NETWORKS), runs[0])
     methods, settings = sorted({r["method"] for r in runs}), results.shared_settings(first)
-    name, every = first["settings"]["dataset"], {key.split()[0] for key in NAMES} - NO_SCRIPTS
+    name = first["settings"]["dataset"]
+    every = {key.split()[0] for key in NAMES} - results.NO_SCRIPTS
     data = [] if name == "toy" else ["--dataset", name, "--data-dir", "DIR"]
     if results.task_of(first) == "segment":
         data, every = [*data, "--task", "segment"], {*results.OF_MASKS}
@@ -729,7 +727,8 @@ def made_table(by_place):
     """The command behind each group of runs, how many they are, what they took, and where."""
     table = Table(["data set", "command", "runs", "hours", "made on"])
     for place, rows in by_place.items():
-        runs = [run for n, row in rows.items() if not n.startswith(PARTS) for run in row.values()]
+        own = (row for name, row in rows.items() if not name.startswith(results.PARTS))
+        runs = [run for row in own for run in row.values()]
         devices = ", ".join(dict.fromkeys(run["times"]["device"] for run in runs))
         versions = ", ".join(sorted({run["times"]["torch"].partition("+")[0] for run in runs}))
         cells = [f"`{command_of(place, runs)}`", str(len(runs)), f"{hours_of(runs):.1f}"]
@@ -843,9 +842,7 @@ def tables(by_place, repeated):
 
     def layout(place, kind, rows):
         """The table and, if it has corrected decisions, the same at the largest output."""
-        few = {}
-        if kind not in ("overview", "masks"):  # which have all rows
-            rows, few = results.complete(rows)
+        rows, few = (rows, {}) if kind in EVERYTHING else results.complete(rows)
         main = results.main_rule(rows)
         for end in dict.fromkeys((main, "")):
             name = kind + (LARGEST if main != end else "")
@@ -1052,9 +1049,9 @@ def main():
     for place, rows in results.collect(source / "again").items():
         repeated.setdefault(place, rows)
     if not by_place:
-        tried = f" but of --smoke: name --results {source / 'smoke'}"
-        tried = tried if (source / "smoke").is_dir() else ": run a script first, or run_all.sh"
-        raise Refused(f"{source} holds no results{tried}")
+        if (source / "smoke").is_dir():
+            raise Refused(f"{source} holds smoke runs alone: name --results {source / 'smoke'}")
+        raise Refused(f"{source} holds no results: run a script first, or run_all.sh")
     if args.pack:
         results.pack(source, packed)
         return print(f"packed {source} into {packed}")

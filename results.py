@@ -74,6 +74,9 @@ NAMES = {
     "fairtune mask=all": "full fine-tuning",
     "fairtune": "FairTune",
 }
+## Rows that are a part of FairDi, and no script; and what their names begin with.
+NO_SCRIPTS = {"fis", "febs", "febs-mended", "own"}
+PARTS = tuple(NAMES[name] for name in NO_SCRIPTS)
 CEILING = NAMES["own"]  # it is told the group of a test picture: no competitor
 SYMBOLS = {"adversary_weight": "λ", "temperature": "T", "alpha": "α", "fair_weight": "μ"}
 SYMBOLS |= {"attention_weight": "β", "hint_weight": "β", "feature_weight": "γ"}

@@ -447,8 +447,7 @@ def family(by_place, links):
             there = [links.get(run["arrays"][0].parent) for _, run in sorted(runs.items())]
             opened = [f'<a href="{to}">{n}</a>' for n, to in enumerate(there, 1) if to]
             words = name + results.marks(runs)
-            part = next(iter(runs.values()))["method"] == "fairdi" and "FairDi" not in name
-            words += " (a part of FairDi)" if part else ""
+            words += " (a part of FairDi)" if name.startswith(results.PARTS) else ""
             body.append([words, " ".join(opened), *itertools.compress(values, kept)])
             start = [*place, name, len(runs), results.number_collapsed(runs)]
             for (words, *_), value in zip(shown, values):

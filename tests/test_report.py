@@ -920,6 +920,9 @@ def test_no_results_and_no_place_for_the_table_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path)])
     with pytest.raises(results.Refused, match="holds no results: run a script first"):
         report.main()
+    put(tmp_path / "smoke", result("ckd", smoke=True))
+    with pytest.raises(results.Refused, match="holds smoke runs alone: name --results .*smoke"):
+        report.main()
     with pytest.raises(results.Refused, match="no place for the table"):
         report.put("A README without it", "results", "| a |")
     text = "a\n<!-- table results -->\nold\n<!-- end -->\nb"
