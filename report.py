@@ -850,6 +850,9 @@ def tables(by_place, repeated):
             if few and (place, name) in made:
                 names = ", ".join(f"{row} ({n})" for row, n in few.items())
                 made[place, name].notes.append(f"left out, with fewer runs than others: {names}")
+            if kind in SWEEPS and (place, name) in made and not in_folds(place):
+                of = results.seeds_of(next(iter(rows.values())))  # other tables may have more
+                made[place, name].notes.append(f"seeds: {of}")
 
     for place, rows in by_place.items():
         usual = without_sweeps(rows)
@@ -857,7 +860,7 @@ def tables(by_place, repeated):
             () if results.of_masks(rows) else (("slides", SLIDES), ("poster", POSTER))
         ):
             chosen = {name: rows[name] for name in names if name in rows}
-            if len(chosen) > 1:
+            if len(chosen) > {"slides": 1, "poster": 2}[kind]:  # two: "Everything" has them
                 layout(place, kind, chosen)
         if in_folds(place):
             second = repeated.get(place, {})

@@ -157,6 +157,15 @@ def test_different_seeds_or_pictures_are_refused(folder):
     assert (("toy", "epochs_3"), "overview") in made
 
 
+def test_the_poster_s_layout_is_for_more_than_two_rows(tmp_path):
+    for script, own in (("ckd", {}), ("ckd", {"alpha": 0.0}), ("bird", {})):
+        for seed in range(2):
+            put(tmp_path, result(script, seed, **own), f"default{len(own)}")
+        made, _ = report.tables(results.collect(tmp_path), {})
+        assert ((("toy", ""), "poster") in made) == (script == "bird")
+    assert (("toy", ""), "slides") in made
+
+
 @pytest.mark.parametrize("starts", ["aa", "ab"])
 def test_tuning_is_compared_from_one_start(folder, starts):
     for mask, start in zip(("all", "search"), starts):
