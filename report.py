@@ -168,6 +168,9 @@ def layout_table(kind, rows, end=None):
     table, pair, gaps = Table(LAYOUTS[kind].split("|")), None, gap_columns(rows)
     end = results.main_rule(rows) if end is None else end
     table.notes += [] if results.of_masks(rows) else [results.DECISIONS[end]]
+    first = next(iter(rows.values()), {})
+    if kind in SWEEPS and len(results.folds_of(first)) == 1:
+        table.notes.append(f"seeds: {results.seeds_of(first)}")  # the page's others may have more
     groups, (words, score) = results.groups_of(rows), results.score_of(rows)
     every = kind in EVERYTHING
     if every:
@@ -850,17 +853,14 @@ def tables(by_place, repeated):
             if few and (place, name) in made:
                 names = ", ".join(f"{row} ({n})" for row, n in few.items())
                 made[place, name].notes.append(f"left out, with fewer runs than others: {names}")
-            if kind in SWEEPS and (place, name) in made and not in_folds(place):
-                of = results.seeds_of(next(iter(rows.values())))  # other tables may have more
-                made[place, name].notes.append(f"seeds: {of}")
 
     for place, rows in by_place.items():
         usual = without_sweeps(rows)
-        for kind, names in (
-            () if results.of_masks(rows) else (("slides", SLIDES), ("poster", POSTER))
-        ):
+        ## Of two rows the poster's layout would be "Everything" once more.
+        layouts = (("slides", SLIDES, 2), ("poster", POSTER, 3))
+        for kind, names, least in () if results.of_masks(rows) else layouts:
             chosen = {name: rows[name] for name in names if name in rows}
-            if len(chosen) > {"slides": 1, "poster": 2}[kind]:  # two: "Everything" has them
+            if len(chosen) >= least:
                 layout(place, kind, chosen)
         if in_folds(place):
             second = repeated.get(place, {})

@@ -151,6 +151,20 @@ def test_fairdi_gains_nothing_for_the_old_and_loses_by_an_early_epoch(by_place):
         assert pooled(rows, "FIS", "ERM", "auroc_worst_group").high > 0  # not the pre-training
 
 
+def test_a_sweep_says_its_seeds(by_place):
+    place = next(p for p in by_place if p[0] == "cifar10s" and "convnet8" in p[1])
+    table = report.layout_table("temperature", report.swept(by_place[place], "temperature"))
+    assert "seeds: 0, 3, 4" in table.notes  # CKD has five
+
+
+def test_one_of_sixteen_rows_serves_the_old_better(by_place):
+    """HAM10000 by age, small networks: KD++, in the one training that it has."""
+    rows = report.without_sweeps(by_place[AGE])
+    whole = {name for name, runs in rows.items() if len(runs) == 5} - {"ERM"}
+    better = {n for n in whole if pooled(rows, n, "ERM", "auroc_worst_group").low > 0}
+    assert len(whole) == 16 and better == {"KD++"}
+
+
 def test_training_again_moves_less_than_a_point_of_auroc(by_place, repeated):
     """HAM10000, five folds pooled; and the settings are those of the first time."""
     places = {place: rows for place, rows in repeated.items() if place[0] == "ham10000"}
