@@ -741,7 +741,7 @@ def made_table(by_place):
 
 MASK_PLACE = "folds-image_size_32-sensitive_age-teacher_unet8-student_unet4-epochs_20-"
 MASK_PLACE += "teacher_epochs_20-train_share_0.1"
-NETWORKS, FOLDS = "teacher_convnet16-student_convnet8", "epochs_6-teacher_epochs_6"
+NETWORKS = "teacher_convnet16-student_convnet8"
 HEADLINE = {  # the places whose results stand in the README
     "toy": ("toy", ""),
     "HAM10000, age": ("ham10000", f"folds-image_size_32-sensitive_age-{NETWORKS}"),
@@ -929,7 +929,7 @@ COMMITTED = (  # the figures of the packed results; your own results get all of 
     "toy-training.png",
     f"cifar10s-{NETWORKS}-epochs_8-teacher_epochs_8-disparity.png",
     f"celeba-image_size_32-{NETWORKS}-sweep.png",
-    f"ham10000-folds-{NETWORKS}-{FOLDS}-two-points.png",
+    f"ham10000-folds-image_size_32-{NETWORKS}-two-points.png",
     f"ham10000-folds-image_size_32-sensitive_age-{NETWORKS}-two-points.png",
     "ranks-AUROC.png",
     "ranks-worst-group.png",

@@ -365,7 +365,7 @@ def test_where_a_class_is_rare_figures_show_the_corrected_decisions(tmp_path, mo
 BLOND = "celeba", "target_Blond_Hair-teacher_convnet16-student_convnet8-epochs_5-teacher_epochs_5"
 SWEPT = "celeba", "image_size_32-teacher_convnet16-student_convnet8"
 STYLES = "cifar10s", "teacher_convnet16-student_convnet8-epochs_8-teacher_epochs_8"
-FOLDED = "ham10000", "folds-teacher_convnet16-student_convnet8-epochs_6-teacher_epochs_6"
+FOLDED = "ham10000", "folds-image_size_32-teacher_convnet16-student_convnet8"
 LOOKED_AT = [("toy", ""), BLOND, SWEPT, STYLES, pytest.param(FOLDED, marks=pytest.mark.slow)]
 
 

@@ -11,6 +11,7 @@ import hashlib
 import re
 import resource
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import matplotlib
 import nbclient
 import nbformat
 import pytest
+from forked import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -127,6 +129,11 @@ def test_formulas_are_whole(path):
     assert all(source.count("$") % 2 == 0 for source in cells)
 
 
+def forked(command, **_):
+    """A script as lesson.py starts it, without the seconds of its imports."""
+    return run_script(Path(command[1]).resolve(), *command[2:], cwd=Path.cwd())
+
+
 @notebooks
 def test_the_code_of_a_notebook_runs(path, monkeypatch, tmp_path, capsys):
     """On a few pictures, in this process, without its assertions, which need real trainings."""
@@ -134,6 +141,7 @@ def test_the_code_of_a_notebook_runs(path, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT / "notebooks")
     monkeypatch.setattr(sys, "path", [str(ROOT / "notebooks"), *sys.path])
     monkeypatch.delitem(sys.modules, "lesson", raising=False)
+    monkeypatch.setattr(subprocess, "run", forked)
     matplotlib.use("Agg")
     names = {}
     for cell in code_of(nbformat.read(path, 4)):
