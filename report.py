@@ -475,6 +475,14 @@ def trainings(by_place):
     return first, second
 
 
+def both_trainings(folder):
+    """`trainings` of a folder of results; its again/ holds rows that were run once more."""
+    first, second = trainings(results.collect(folder))
+    for place, rows in results.collect(folder / "again").items():
+        second.setdefault(place, rows)
+    return first, second
+
+
 def ruled(place, rows):
     """A place in words, and the rule of decisions if it is the corrected one."""
     return named(*place) + (", prior-corrected" if results.main_rule(rows) else "")
@@ -1048,9 +1056,7 @@ def main():
         return print(webpages.compare(*args.compare))
     if args.html:
         return print(webpages.write(source, args.data_dir))
-    by_place, repeated = trainings(results.collect(source))
-    for place, rows in results.collect(source / "again").items():
-        repeated.setdefault(place, rows)
+    by_place, repeated = both_trainings(source)
     if not by_place:
         if (source / "smoke").is_dir():
             raise Refused(f"{source} holds smoke runs alone: name --results {source / 'smoke'}")

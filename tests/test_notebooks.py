@@ -129,7 +129,7 @@ def test_formulas_are_whole(path):
     assert all(source.count("$") % 2 == 0 for source in cells)
 
 
-def forked(command, **_):
+def in_a_fork(command, **_):
     """A script as lesson.py starts it, without the seconds of its imports."""
     return run_script(Path(command[1]).resolve(), *command[2:], cwd=Path.cwd())
 
@@ -141,7 +141,7 @@ def test_the_code_of_a_notebook_runs(path, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT / "notebooks")
     monkeypatch.setattr(sys, "path", [str(ROOT / "notebooks"), *sys.path])
     monkeypatch.delitem(sys.modules, "lesson", raising=False)
-    monkeypatch.setattr(subprocess, "run", forked)
+    monkeypatch.setattr(subprocess, "run", in_a_fork)
     matplotlib.use("Agg")
     names = {}
     for cell in code_of(nbformat.read(path, 4)):
