@@ -102,9 +102,9 @@ MASK_GRID = GRID | {
 }
 ## Settings that the rows of a table share; all others make rows.
 CONDITIONS = "skip_bad image_size target sensitive skew teacher student pretrained weights".split()
-CONDITIONS += "teacher_weights epochs teacher_epochs batch_size lr teacher_lr".split()
-CONDITIONS += "weight_decay precision compile smoke optimizer teacher_optimizer views".split()
-CONDITIONS += "statistics teacher_statistics teacher_train teacher_sees train_share".split()
+CONDITIONS += "subject file_column teacher_weights epochs teacher_epochs batch_size lr".split()
+CONDITIONS += "teacher_lr weight_decay precision compile smoke optimizer teacher_optimizer".split()
+CONDITIONS += "views statistics teacher_statistics teacher_train teacher_sees train_share".split()
 NETWORKS = {"teacher", "student", "epochs", "teacher_epochs", "batch_size"}
 SAME = ["pictures", "image_size", "target", "sensitive", *sorted(NETWORKS)]
 ## It tunes a transformer of its own at a budget of its own, whatever student the others train.
@@ -188,9 +188,10 @@ def groups_of(rows):
 
 
 def data_of(result):
-    """The data set of a result, by the name that its folder has in runs/."""
-    dataset, task = result["settings"]["dataset"], task_of(result)
-    return dataset if task == "classify" else f"{dataset}-{task}"
+    """The name of the data set of a result; of one's own with that of their folder or table."""
+    parts = [result["settings"]["dataset"], result.get("notes", {}).get("name on pages")]
+    parts += ["segment"] if task_of(result) == "segment" else []
+    return "-".join(filter(None, parts))
 
 
 def with_arrays(result, path):
@@ -273,7 +274,7 @@ def lean(result, intervals):
 
     Metrics of decisions are left out: the counts give them again, see `decided`.
     """
-    kept = "method settings changed classes group_names log search gains times".split()
+    kept = "method settings changed notes classes group_names log search gains times".split()
     packed = {name: result[name] for name in kept if name in result}
     soft = [*(METRICS[name][0] for name in METRICS if name not in HARD), *SIGNED]
     shown = [*soft, *(metric_of(name, end) for name in HARD for end in metrics.ENDS)]
@@ -466,7 +467,7 @@ def label(name, runs, rule="last"):
 
 SAID = {"not Male": "women", "Male": "men", "female": "women", "male": "men", "group": ""}
 SAID |= {"celeba": "CelebA", "ham10000": "HAM10000", "cifar10s": "CIFAR10-S", "label": ""}
-SAID |= {"wider": "WIDER", "csv": "own pictures"}
+SAID |= {"wider": "WIDER", "csv-fairface": "FairFace"}
 SAID |= {"nv": "nevus", "mel": "melanoma", "bkl": "benign keratosis", "df": "dermatofibroma"}
 SAID |= {"akiec": "actinic keratosis", "bcc": "basal cell carcinoma", "vasc": "vascular lesion"}
 
@@ -482,6 +483,8 @@ def said(name):
             f"over {high}" if sign == ">" else f"{low} to {high}" if low else f"{high} or younger"
         )
     plain = name.replace("_", " ").replace("<=", " up to ").replace(">", " over ")
+    if name.startswith("csv-") and name not in SAID:  # a folder of one's own
+        return name.removeprefix("csv-")
     return SAID.get(name, plain if name.isupper() else plain.lower())
 
 
@@ -491,7 +494,7 @@ def scene(rows):
     settings, groups = first["settings"], first["group_names"]
     by = {"Male": "sex", "gender": "sex"}.get(settings["sensitive"], said(settings["sensitive"]))
     by = f"by {by}" if by else f"of {' and '.join(map(said, groups))}"
-    data, target = said(settings["dataset"]), said(settings["target"])
+    data, target = said(data_of(first).removesuffix("-segment")), said(settings["target"])
     data, target = (f"{data}, masks", "") if of_masks(rows) else (data, target)
     return f"{data}{target and ': '}{target}, groups {by}"
 

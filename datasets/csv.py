@@ -36,9 +36,22 @@ it, try --target gender --sensitive race, or age:18,40,60, or race+age:40.
             age, gender, race, *date = path.name.split("_")
             if date:  # a few names lack something
                 table.writerow([path.name, age, ["male", "female"][int(gender)], "race " + race])
+
+Several tables: this makes one for FairFace (its folder has train/, val/ and a table of each). The
+published validation pictures test, and every tenth of the others validates.
+
+    with open("fairface/labels.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "age", "gender", "race", "split"])
+        for part in ("train", "val"):
+            rows = csv.DictReader(open(f"fairface/fairface_label_{part}.csv"))
+            for n, row in enumerate(rows):
+                split = "test" if part == "val" else "train" if n % 10 else "val"
+                table.writerow([row["file"], row["age"], row["gender"], row["race"], split])
 """
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +98,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     """The Table that labels.csv describes, or the file `root`."""
     advice = "write it with the columns file,label,group (see datasets/csv.py), or pass your table"
     given = root.is_file() or (root.suffix and not root.exists())  # a table, if only by its name
+    name = root.resolve().stem if given else root.resolve().name
     table = root if given else find(root, ["labels.csv"], f"{advice} as --data-dir")
     root, named = table.parent, file_column.lower()
     lines = read_rows(table, [named], flag="--file-column")
@@ -98,7 +112,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
             )
     found = locate(root, [row[named] for row in rows], table)
     refuse_repeated(table, [os.path.normpath(found[row[named]]) for row in rows])
-    notes = {"rows": len(lines)}
+    notes = {"name on pages": re.sub(r"\W+", "_", name), "rows": len(lines)}
     if target == "none":
         for row in rows:
             row["none"] = "all"

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import unicodedata
 from pathlib import Path
 
@@ -291,7 +292,16 @@ def test_a_subject_of_several_cells_counts_for_the_rarest():
     assert [(split[cells == 1] == part).sum() for part in ("train", "val", "test")] == [14, 2, 4]
 
 
-# ----- UTKFace: labels in file names --------------------------------------------------------------
+# ----- UTKFace: labels in file names; FairFace: two tables ----------------------------------------
+
+
+def run_snippet(number, folder):
+    """Run the lines that datasets/csv.py gives for the first or second of these data sets."""
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", datasets.csv.__doc__, re.MULTILINE)
+    lines = [block for block in blocks if "csv.writer" in block][number]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec("import csv\n" + textwrap.dedent(lines), {})
 
 
 @pytest.fixture(scope="module")
@@ -307,12 +317,7 @@ def faces(tmp_path_factory):
             name += ".jpg"
         pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "UTKFace" / name)
-    lines = datasets.csv.__doc__.partition("\n    import csv")[2].split("\n\n")[0]
-    lines = "import csv" + lines.replace("\n    ", "\n")
-    assert len(lines.strip().splitlines()) == 8
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        exec(lines, {})
+    run_snippet(0, root)
     return root / "UTKFace"
 
 
@@ -323,6 +328,21 @@ def test_the_table_of_utkface(faces):
         age, gender, race, _ = row["file"].split("_")
         assert row["age"] == age and row["race"] == f"race {race}"
         assert row["gender"] == ["male", "female"][int(gender)]
+
+
+def test_the_table_of_fairface(tmp_path):
+    (tmp_path / "fairface").mkdir()
+    for part, number in (("train", 40), ("val", 12)):
+        lines = [f"{part}/{n}.jpg,20-29,{'MF'[n % 2]},race {n % 7},True\n" for n in range(number)]
+        header = "file,age,gender,race,service_test\n"
+        (tmp_path / f"fairface/fairface_label_{part}.csv").write_text(header + "".join(lines))
+    run_snippet(1, tmp_path)
+    rows = read_table(tmp_path / "fairface/labels.csv")
+    assert len(rows) == 52 and {row["race"] for row in rows} == {f"race {n}" for n in range(7)}
+    parts = [[row["file"] for row in rows if row["split"] == p] for p in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [36, 4, 12]
+    assert parts[1] == [f"train/{n}.jpg" for n in (0, 10, 20, 30)]
+    assert all(name.startswith("val/") for name in parts[2])
 
 
 def test_windows_allows_the_names_of_all_figures(tmp_path, monkeypatch):

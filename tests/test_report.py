@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 import metrics
 import report
 import results
+from data import DATASETS, load
 
 USELESS = [((50, 0), (50, 0))] * 2  # of each group: true x predicted
 
@@ -896,10 +897,31 @@ def test_what_is_packed_keeps_its_arrays_when_runs_are_added(lesions, tmp_path):
 def test_conditions_are_all_settings_that_every_script_has():
     """A setting that ckd.py has and that no table knows would make a row of its own."""
     ckd = importlib.import_module("ckd")
+    every = {setting for name in DATASETS for setting in ckd.chosen(ckd.parse(["--dataset", name]))}
     known = {*results.CONDITIONS, "balance", "alpha", "temperature", "dataset", "fold", "seed"}
     known.add("teacher_balance")  # like balance it makes a row
     known.add("task")  # runs on masks are another data set, `data_of`
-    assert {*ckd.chosen(ckd.parse([]))} == known
+    assert every == known
+
+
+def test_folders_of_ones_own_are_data_sets_of_their_own(pictures, tmp_path):
+    """They stand apart, under the names of their folders or tables; a named subject is no row."""
+    shutil.copy(pictures / "labels.csv", pictures / "skin.v2.csv")
+    moved = shutil.copytree(pictures, tmp_path / "half of them")
+    kept = {"pictures": pictures, "half_of_them": moved, "skin_v2": pictures / "skin.v2.csv"}
+    (tmp_path / "packed").mkdir()
+    for word, place in kept.items():
+        notes = load("csv", place, 16, subject="subject").notes
+        for seed in range(2):
+            made = result("ckd", seed, alpha=0.0, dataset="csv", subject="subject")
+            put(tmp_path / "runs", made | {"notes": notes}, word)
+    results.pack(tmp_path / "runs", tmp_path / "packed")
+    for folder in ("runs", "packed"):
+        by_place = results.collect(tmp_path / folder)
+        titles = {data: results.scene(rows) for (data, _), rows in by_place.items()}
+        assert titles.keys() == {f"csv-{word}" for word in kept}
+        assert titles["csv-half_of_them"].startswith("half_of_them, groups of ")
+        assert all([*rows] == ["ERM"] for rows in by_place.values())
 
 
 def test_the_command_writes_pages_and_says_what_cannot_be_compared(folder, monkeypatch, capsys):
