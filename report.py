@@ -747,15 +747,21 @@ def made_table(by_place):
     return table
 
 
-MASK_PLACE = "folds-image_size_32-sensitive_age-teacher_unet8-student_unet4-epochs_20-"
-MASK_PLACE += "teacher_epochs_20-train_share_0.1"
 NETWORKS = "teacher_convnet16-student_convnet8"
-HEADLINE = {  # the places whose results stand in the README
+MASKED = "teacher_unet8-student_unet4-epochs_20-teacher_epochs_20-train_share_0.1"
+PLACES = {  # data set and conditions of the packed results, see `results.collect`
     "toy": ("toy", ""),
     "HAM10000, age": ("ham10000", f"folds-image_size_32-sensitive_age-{NETWORKS}"),
     "CIFAR10-S": ("cifar10s", f"{NETWORKS}-epochs_8-teacher_epochs_8"),
     "CelebA, attractive": ("celeba", f"image_size_32-{NETWORKS}"),
+    "FairFace, gender by race": (
+        "csv-fairface",
+        f"image_size_32-target_gender-sensitive_race-{NETWORKS}",
+    ),
+    "HAM10000, sex": ("ham10000", f"folds-image_size_32-{NETWORKS}"),
+    "HAM10000, masks": ("ham10000-segment", f"folds-image_size_32-sensitive_age-{MASKED}"),
 }
+HEADLINE = [*PLACES][:5]  # those that stand in the README
 
 
 def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-DEO"), sure=False):
@@ -763,7 +769,7 @@ def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-
 
     sure    whether the last metric has its interval
     """
-    places = {title: place for title, place in HEADLINE.items() if place in by_place}
+    places = {title: PLACES[title] for title in HEADLINE if PLACES[title] in by_place}
     ends = {place: results.main_rule(by_place[place]) for place in places.values()}
     words = [t + (", prior-corrected" if ends[place] else "") for t, place in places.items()]
     table = Table(["method", *words])
@@ -929,22 +935,25 @@ def pages(by_place, made, captions):
 
 # ----- figures ------------------------------------------------------------------------------------
 
+
+def figures_of(place):
+    """How the names of the figures of a place begin."""
+    stem = "-".join(filter(None, place))
+    stem = re.sub(r'[<>:"/\\|?*]', "_", stem)  # which Windows forbids in names of files
+    return stem if len(stem) < 200 else f"{stem[:180]}-{digest(stem)}"  # Linux: 255 at most
+
+
 ## It needs saved networks and pictures, which are not packed, so it is not drawn anew: it is
 ## the ...-gallery.png of `python report.py --results RUNS --data-dir DIR`, renamed.
 DRAWN_BEFORE = "masks-gallery.png"
-COMMITTED = (  # the figures of the packed results; your own results get all of them
-    "toy-gallery.png",
-    "toy-training.png",
-    f"cifar10s-{NETWORKS}-epochs_8-teacher_epochs_8-disparity.png",
-    f"celeba-image_size_32-{NETWORKS}-sweep.png",
-    f"ham10000-folds-image_size_32-{NETWORKS}-two-points.png",
-    f"ham10000-folds-image_size_32-sensitive_age-{NETWORKS}-two-points.png",
-    "ranks-AUROC.png",
-    "ranks-worst-group.png",
-    "ranks-mean-DEO.png",
-    "ranks-worst-Dice.png",
-    f"ham10000-segment-{MASK_PLACE}-two-points.png",
-)
+SHOWN = {  # the figures of the packed results; your own results get all of them
+    "toy": ("gallery", "training"),
+    "CIFAR10-S": ("disparity",),
+    "CelebA, attractive": ("sweep",),
+    **dict.fromkeys(("HAM10000, sex", "HAM10000, age", "HAM10000, masks"), ("two-points",)),
+}
+COMMITTED = [f"ranks-{metric}.png" for metric in ("AUROC", "worst-group", "mean-DEO", "worst-Dice")]
+COMMITTED += [f"{figures_of(PLACES[p])}-{kind}.png" for p, kinds in SHOWN.items() for kind in kinds]
 
 
 def rank_blocks(by_place, metric):
@@ -1000,9 +1009,7 @@ def draw(by_place, folder, wanted, data_dir):
             return
 
     for place, rows in by_place.items():
-        stem, where = "-".join(filter(None, place)), results.scene(rows)
-        stem = re.sub(r'[<>:"/\\|?*]', "_", stem)  # which Windows forbids in names of files
-        stem = stem if len(stem) < 200 else f"{stem[:180]}-{digest(stem)}"  # Linux: 255 at most
+        stem, where = figures_of(place), results.scene(rows)
         usual, pooled = without_sweeps(rows), in_folds(place)
         make(place, f"{stem}-gallery.png", figures.gallery, usual, data_dir, where)
         make(place, f"{stem}-disparity.png", figures.per_class, usual, where)
@@ -1019,7 +1026,7 @@ def draw(by_place, folder, wanted, data_dir):
         beside = useful if metric in results.HARD else {}
         make("all", name, figures.mean_ranks, names, scores, *more, words, beside)
     if (folder / DRAWN_BEFORE).exists():
-        place = "ham10000-segment", MASK_PLACE
+        place = PLACES["HAM10000, masks"]
         captions.setdefault(place, {})[DRAWN_BEFORE] = figures.OUTLINES + figures.CREDIT
     return captions
 

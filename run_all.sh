@@ -3,7 +3,8 @@
 #
 #     bash run_all.sh                        the toy, three seeds, also masks
 #     bash run_all.sh --quick                a first look at the toy: one seed,
-#                                            six epochs each, the main rows
+#                                            six epochs each, the main rows,
+#                                            no masks
 #     bash run_all.sh --dataset NAME --data-dir DIR
 #                                            real pictures; ham10000: five folds,
 #                                            by sex and by age
@@ -25,7 +26,7 @@
 
 every() {  # each WHEN (always; in a quick run; in a full run, or one of a data set) SCRIPT SETTINGS
     [ "$task" = segment ] || labels
-    case $task$dataset in segment* | toy) masks ;; esac
+    case $task$dataset$quick in segment* | toy) masks ;; esac
 }
 labels() {
     each always ckd --alpha 0  # ERM: plain training
@@ -42,7 +43,7 @@ labels() {
     for t in 2 10 20 40; do each full ckd --temperature $t; done  # is a softer teacher fairer?
     each always adversarial_kd --alpha 0  # AD: the adversary without a teacher
     each always groupdro --by-class  # the groups of its own paper
-    for change in --balance --train-backbone; do each always fairdi $change; done
+    for change in --balance --train-backbone; do each full fairdi $change; done
     each full fairdi --alpha 0  # what do its teachers add?
     each full fairdi --step0-epoch last  # is an epoch chosen on validation too early?
     each full bird --phi-lr 0  # what do its gates add?

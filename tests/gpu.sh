@@ -55,15 +55,16 @@ part masks python methods/ckd.py --task segment --device $device $smoke "${masks
 rows=('ckd --alpha 0' ckd fitnet at 'adversarial_kd --alpha 0' mfd bird)
 rows+=('ckd --alpha 0 --balance' 'ckd --teacher-balance' 'ckd --balance --teacher-balance')
 rows+=(rkd ctkd kdpp adversarial_kd 'groupdro --by-class' swad fairdi)
-few='--epochs 30 --teacher-epochs 30' seeds=5 jobs=8
-[ -z "$smoke" ] || few='--smoke --epochs 1 --teacher-epochs 1 --teacher convnet4 --student convnet2' seeds=1 jobs=2
+few='--epochs 30 --teacher-epochs 30' seeds=5 jobs=8 first=${#rows[@]}
+[ -z "$smoke" ] || few='--smoke --epochs 1 --teacher-epochs 1 --teacher convnet4 --student convnet2' seeds=1 jobs=2 first=2
 [ -f "$cifar" ] && mkdir -p "$out/cifar10" && tar -xzf "$cifar" -C "$out/cifar10" && cifar=$out/cifar10
 for ((seed = 0; seed < seeds && ${#cifar} > 0; seed++)); do
     for row in "${rows[@]}"; do
         echo "python methods/${row/ /.py }$([[ $row = *' '* ]] || echo .py) --dataset cifar10s --data-dir $cifar" \
             "--device $device $few --seed $seed --out $out/runs"
     done >"$out/commands-$seed"
-    part cifar10s-$seed xargs -a "$out/commands-$seed" -d '\n' -P $jobs -n 1 bash -c
+    part cifar10s-$seed bash -c 'head -n $1 "$2" | xargs -d "\n" -P $3 -n 1 bash -c' \
+        _ $first "$out/commands-$seed" $jobs
     tar -C "$out/runs" -czf "$out/results.tgz" --exclude teachers --exclude '*.pt' . 2>/dev/null
 done
 [ -n "$cifar" ] || echo "CIFAR10-S was left out: it needs --cifar"

@@ -363,9 +363,8 @@ def test_where_a_class_is_rare_figures_show_the_corrected_decisions(tmp_path, mo
 # ----- what can mislead ---------------------------------------------------------------------------
 
 BLOND = "celeba", "target_Blond_Hair-teacher_convnet16-student_convnet8-epochs_5-teacher_epochs_5"
-SWEPT = "celeba", "image_size_32-teacher_convnet16-student_convnet8"
-STYLES = "cifar10s", "teacher_convnet16-student_convnet8-epochs_8-teacher_epochs_8"
-FOLDED = "ham10000", "folds-image_size_32-teacher_convnet16-student_convnet8"
+SWEPT, STYLES = report.PLACES["CelebA, attractive"], report.PLACES["CIFAR10-S"]
+FOLDED = report.PLACES["HAM10000, sex"]
 LOOKED_AT = [("toy", ""), BLOND, SWEPT, STYLES, pytest.param(FOLDED, marks=pytest.mark.slow)]
 
 

@@ -1,5 +1,6 @@
 """tests/gpu.sh refuses a machine without a GPU; slowly, each part of it is rehearsed on the CPU."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -39,7 +40,11 @@ def test_a_rehearsal_leaves_every_file_and_a_second_one_does_nothing_again(cifar
     assert {name.split()[0] for name in rows} == scripts
     assert all(row["right"] for row in rows.values())
     results = list((tmp_path / "out" / "runs" / "smoke" / "cifar10s").rglob("result.json"))
-    assert len(results) == 17  # the rows of gpu.sh
+    lines = (tmp_path / "out" / "commands-0").read_text().splitlines()
+    assert len(results) == 2 and len({*lines}) == 17  # all rows are listed, two of them rehearsed
+    for line in lines:
+        _, script, *flags = line.split()
+        importlib.import_module(Path(script).stem).parse(flags)
     again = gpu(*flags)
     assert again.returncode == 0 and "==" not in again.stdout
 

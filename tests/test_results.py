@@ -21,11 +21,9 @@ import report
 import results
 
 COMMITTED = ROOT / "results"
-CIFAR10S = "teacher_convnet16-student_convnet8-epochs_8-teacher_epochs_8"
-NETWORKS = "image_size_32-teacher_convnet16-student_convnet8"
-CELEBA = "celeba", NETWORKS
-AGE = "ham10000", NETWORKS.replace("image_size_32", "folds-image_size_32-sensitive_age")
-SEX = "ham10000", f"folds-{NETWORKS}"
+_, CIFAR10S = report.PLACES["CIFAR10-S"]
+CELEBA = report.PLACES["CelebA, attractive"]
+AGE, SEX = report.PLACES["HAM10000, age"], report.PLACES["HAM10000, sex"]
 
 
 @pytest.fixture(scope="module")
