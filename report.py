@@ -706,8 +706,8 @@ def command_of(place, runs):
         settings = first["changed"]
     else:
         words = ["bash", "run_all.sh", *data]
-        if in_folds(place):  # then the list has all folds, and what makes groups
-            settings.pop("sensitive", None)
+        if in_folds(place) and settings.get("sensitive") == "age":
+            settings.pop("sensitive")  # the list has all folds, by sex and by age
         seeds = 1 + max(r["settings"]["seed"] for r in runs)
         words += ["--seeds", seeds] if seeds > 1 or not in_folds(place) else []
         words += ["--source-dir", "DIR2"] if data and "fairtune" in methods else []
@@ -759,6 +759,7 @@ PLACES = {  # data set and conditions of the packed results, see `results.collec
         f"image_size_32-target_gender-sensitive_race-{NETWORKS}",
     ),
     "HAM10000, sex": ("ham10000", f"folds-image_size_32-{NETWORKS}"),
+    "HAM10000, sex and age": ("ham10000", f"folds-image_size_32-sensitive_sex+age-{NETWORKS}"),
     "HAM10000, masks": ("ham10000-segment", f"folds-image_size_32-sensitive_age-{MASKED}"),
 }
 HEADLINE = [*PLACES][:5]  # those that stand in the README

@@ -344,22 +344,25 @@ def pack(source, target):
     """Add the results in the folder `source` to the packed ones in `target`; equal runs anew.
 
     Each distinct array is kept once, and only what tables and figures read. Where intervals are
-    over seeds no logits are needed, but for the runs whose answers a figure shows. What is packed
-    already keeps all that it has, whatever is added.
+    over seeds no logits are needed, but for the runs whose answers a figure shows, nor of a weight
+    that was not chosen. What is packed already keeps all else that it has, whatever is added.
     """
-    datasets, seeds, orders = {}, {}, {}
+    datasets, keys, orders = {}, {}, {}
     for result in [*read(target), *read(source)]:
-        settings, row = result["settings"], row_name(result)
+        settings, row, data = result["settings"], row_name(result), data_of(result)
         place, fold, seed = conditions(result), settings["fold"], settings["seed"]
-        datasets.setdefault(data_of(result), {})[place, row, fold, seed] = result
-        seeds.setdefault((data_of(result), place, row), set()).add(seed)
+        plain = row.removesuffix(weight_of({0: result}))  # whatever weight will be chosen
+        datasets.setdefault(data, {})[place, row, fold, seed] = result
+        weights = keys.setdefault((data, place, plain), {})
+        weights.setdefault(row, set()).add((fold, seed))
     for dataset, runs in datasets.items():
         lines, kept = [], {}
         for (place, row, fold, seed), result in runs.items():
             is_packed = result["arrays"][0].name != "logits.npz"
-            over_seeds = fold is None and len(seeds[dataset, place, row]) > 1 and not is_packed
+            plain = row.removesuffix(weight_of({0: result}))
+            weights = keys[dataset, place, plain]
+            over_seeds = fold is None and len(weights[row]) > 1 and not is_packed
             names, digests = list(result["arrays"][1]), {}
-            plain = row.removesuffix(weight_of({0: result}))  # whatever weight will be chosen
             if own_settings(result).keys() - {"fis_temperature"}:  # its teachers are no row
                 names = [name for name in names if not name.startswith("teacher_")]
                 if result["settings"].get("step0", "fis") != "fis":  # nor two points of its own
@@ -369,6 +372,10 @@ def pack(source, target):
                 names = [*taught, *TRUTH] if taught else []
             elif not is_packed and plain not in TWO_POINTS and result["method"] != "fairdi":
                 names = [name for name in names if name in ("teacher", "last", *TRUTH)]
+            setting, values = grid_of(result)
+            candidate = result["settings"].get(setting) in values
+            if candidate and len(weights[row]) < max(map(len, weights.values())):
+                names = []  # another weight was chosen
             content = dict(zip(names, arrays(result, names)))
             content = small(content) if task_of(result) == "segment" else content
             if dataset in PRIVATE and not is_packed:

@@ -7,7 +7,7 @@
 #                                            no masks
 #     bash run_all.sh --dataset NAME --data-dir DIR
 #                                            real pictures; ham10000: five folds,
-#                                            by sex and by age
+#                                            by sex and by age, or as -- says
 #     ... --task segment                     masks alone; classify: labels
 #     ... --source-dir DIR2                  FairTune first learns DIR2 (a csv
 #                                            folder), not drawn stars
@@ -115,7 +115,10 @@ esac; shift; done
 [[ "$jobs ${seeds:-1}" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds and --jobs are whole numbers"
 [[ "$task" =~ ^(|classify|segment)$ ]] || fail "--task is classify or segment"
 for script in $only; do [ -f "methods/$script.py" ] || fail "there is no methods/$script.py"; done
-[ "$dataset$quick" != ham10000 ] || usual=1 parts=('--fold '{0..4} '--sensitive age --fold '{0..4})
+[ "$dataset$quick" != ham10000 ] || {
+    usual=1 parts=('--fold '{0..4})
+    [[ $extra = *--sensitive* ]] || parts+=('--sensitive age --fold '{0..4})
+}
 [ "$dataset" = toy ] || data="--dataset $dataset${data_dir:+ --data-dir $data_dir}"
 if [ -n "$list" ]; then commands; exit; fi
 mkdir -p runs/logs && touch runs/finished || exit 1

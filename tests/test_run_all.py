@@ -108,6 +108,8 @@ def test_real_data_sets_get_their_folder_and_folds(stand_in):
     listed = lines_of(stand_in, *flags, "--dataset", "ham10000", "--", "--epochs", "3", "--out", "")
     lines = [shlex.split(line)[2:] for line in listed]
     assert len(lines) == 2 * 5 * 2  # scripts, folds, attributes
+    other = lines_of(stand_in, *flags, "--dataset", "ham10000", "--", "--sensitive", "sex+age")
+    assert len(other) == 2 * 5 and all(line.endswith("--sensitive sex+age") for line in other)
     common = ["--seed", "0", "--dataset", "ham10000", "--data-dir", "/my data", "--epochs", "3"]
     for n, (script, *rest) in enumerate(sorted(lines)):
         assert script == ("methods/at.py", "methods/rkd.py")[n // 10]
