@@ -347,16 +347,16 @@ def pack(source, target):
     over seeds no logits are needed, but for the runs whose answers a figure shows, nor of a weight
     that was not chosen. What is packed already keeps all else that it has, whatever is added.
     """
-    datasets, keys, orders = {}, {}, {}
-    for result in [*read(target), *read(source)]:
+    datasets, keys, orders, fresh = {}, {}, {}, read(source)
+    for result in [*read(target), *fresh]:
         settings, row, data = result["settings"], row_name(result), data_of(result)
         place, fold, seed = conditions(result), settings["fold"], settings["seed"]
         plain = row.removesuffix(weight_of({0: result}))  # whatever weight will be chosen
         datasets.setdefault(data, {})[place, row, fold, seed] = result
         weights = keys.setdefault((data, place, plain), {})
         weights.setdefault(row, set()).add((fold, seed))
-    for dataset, runs in datasets.items():
-        lines, kept = [], {}
+    for dataset in {data_of(result): None for result in fresh}:
+        runs, lines, kept = datasets[dataset], [], {}
         for (place, row, fold, seed), result in runs.items():
             is_packed = result["arrays"][0].name != "logits.npz"
             plain = row.removesuffix(weight_of({0: result}))

@@ -586,8 +586,9 @@ def test_describe_counts_every_cell(pictures, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     text, rows = loaded.describe(), read_table(pictures / "labels.csv")
     cells = {r["file"]: (r["group"], r["label"]) for r in rows}
-    head, notes, subjects, split, flat, *lines = text.splitlines()
+    head, name, notes, subjects, split, flat, *lines = text.splitlines()
     assert (head, notes.strip()) == ("csv, 16 pixels a side", "rows: 96")
+    assert name.strip() == "name on pages: pictures"
     assert subjects.strip() == "subjects: 32 of the column 'subject' (see --subject)"
     assert split.strip() == "split: by subject; another with another --target or --sensitive"
     assert flat.strip().startswith("pictures of nearly one colour: 96: pictures/000.png, ")

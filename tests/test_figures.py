@@ -569,6 +569,7 @@ def test_captions_name_what_is_left_out(everything, tmp_path):
     assert {place.partition(":")[0].partition(",")[0] for place in places} == {
         "CelebA",
         "CIFAR10-S",
+        "FairFace",
         "HAM10000",
     }
     caption = figures.mean_ranks(names, scores, others, places, "AUROC", {}, path)
