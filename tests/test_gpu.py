@@ -43,8 +43,8 @@ def test_a_rehearsal_leaves_every_file_and_a_second_one_does_nothing_again(cifar
     lines = (tmp_path / "out" / "commands-0").read_text().splitlines()
     assert len(results) == 2 and len({*lines}) == 17  # all rows are listed, two of them rehearsed
     for line in lines:
-        _, script, *flags = line.split()
-        importlib.import_module(Path(script).stem).parse(flags)
+        _, script, *settings = line.split()
+        importlib.import_module(Path(script).stem).parse(settings)
     again = gpu(*flags)
     assert again.returncode == 0 and "==" not in again.stdout
 
