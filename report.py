@@ -706,7 +706,7 @@ def command_of(place, runs):
         settings = first["changed"]
     else:
         words = ["bash", "run_all.sh", *data]
-        if in_folds(place) and settings.get("sensitive") == "age":
+        if name == "ham10000" and in_folds(place) and settings.get("sensitive") == "age":
             settings.pop("sensitive")  # the list has all folds, by sex and by age
         seeds = 1 + max(r["settings"]["seed"] for r in runs)
         words += ["--seeds", seeds] if seeds > 1 or not in_folds(place) else []

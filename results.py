@@ -274,8 +274,10 @@ def lean(result, intervals):
 
     Metrics of decisions are left out: the counts give them again, see `decided`.
     """
-    kept = "method settings changed notes classes group_names log search gains times".split()
+    kept = "method settings changed classes group_names log search gains times".split()
     packed = {name: result[name] for name in kept if name in result}
+    ## Other notes may name pictures.
+    packed["notes"] = {k: v for k, v in result.get("notes", {}).items() if k == "name on pages"}
     soft = [*(METRICS[name][0] for name in METRICS if name not in HARD), *SIGNED]
     shown = [*soft, *(metric_of(name, end) for name in HARD for end in metrics.ENDS)]
     more, (_, score) = {"train": ["worst_cell", "worst_cell_corrected"]}, SCORE[task_of(result)]

@@ -40,6 +40,7 @@ it, try --target gender --sensitive race, or age:18,40,60, or race+age:40.
 Several tables: this makes one for FairFace (its folder has train/, val/ and a table of each). The
 published validation pictures test, and every tenth of the others validates.
 
+    import csv
     with open("fairface/labels.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "age", "gender", "race", "split"])

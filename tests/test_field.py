@@ -301,7 +301,7 @@ def run_snippet(number, folder):
     lines = [block for block in blocks if "csv.writer" in block][number]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exec("import csv\n" + textwrap.dedent(lines), {})
+        exec(textwrap.dedent(lines), {})
 
 
 @pytest.fixture(scope="module")
