@@ -749,7 +749,7 @@ def made_table(by_place):
 
 NETWORKS = "teacher_convnet16-student_convnet8"
 MASKED = "teacher_unet8-student_unet4-epochs_20-teacher_epochs_20-train_share_0.1"
-PLACES = {  # data set and conditions of the packed results, see `results.collect`
+HEADLINE = {  # the places whose results stand in the README
     "toy": ("toy", ""),
     "HAM10000, age": ("ham10000", f"folds-image_size_32-sensitive_age-{NETWORKS}"),
     "CIFAR10-S": ("cifar10s", f"{NETWORKS}-epochs_8-teacher_epochs_8"),
@@ -758,19 +758,20 @@ PLACES = {  # data set and conditions of the packed results, see `results.collec
         "csv-fairface",
         f"image_size_32-target_gender-sensitive_race-{NETWORKS}",
     ),
+}
+PLACES = HEADLINE | {  # and others that figures and tests name
     "HAM10000, sex": ("ham10000", f"folds-image_size_32-{NETWORKS}"),
     "HAM10000, sex and age": ("ham10000", f"folds-image_size_32-sensitive_sex+age-{NETWORKS}"),
     "HAM10000, masks": ("ham10000-segment", f"folds-image_size_32-sensitive_age-{MASKED}"),
 }
-HEADLINE = [*PLACES][:5]  # those that stand in the README
 
 
 def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-DEO"), sure=False):
-    """Metrics of the methods in the README on four data sets, a column each.
+    """Metrics of the methods in the README on its data sets, a column each.
 
     sure    whether the last metric has its interval
     """
-    places = {title: PLACES[title] for title in HEADLINE if PLACES[title] in by_place}
+    places = {title: place for title, place in HEADLINE.items() if place in by_place}
     ends = {place: results.main_rule(by_place[place]) for place in places.values()}
     words = [t + (", prior-corrected" if ends[place] else "") for t, place in places.items()]
     table = Table(["method", *words])
@@ -937,7 +938,7 @@ def pages(by_place, made, captions):
 # ----- figures ------------------------------------------------------------------------------------
 
 
-def figures_of(place):
+def stem_of(place):
     """How the names of the figures of a place begin."""
     stem = "-".join(filter(None, place))
     stem = re.sub(r'[<>:"/\\|?*]', "_", stem)  # which Windows forbids in names of files
@@ -954,7 +955,7 @@ SHOWN = {  # the figures of the packed results; your own results get all of them
     **dict.fromkeys(("HAM10000, sex", "HAM10000, age", "HAM10000, masks"), ("two-points",)),
 }
 COMMITTED = [f"ranks-{metric}.png" for metric in ("AUROC", "worst-group", "mean-DEO", "worst-Dice")]
-COMMITTED += [f"{figures_of(PLACES[p])}-{kind}.png" for p, kinds in SHOWN.items() for kind in kinds]
+COMMITTED += [f"{stem_of(PLACES[p])}-{kind}.png" for p, kinds in SHOWN.items() for kind in kinds]
 
 
 def rank_blocks(by_place, metric):
@@ -1010,7 +1011,7 @@ def draw(by_place, folder, wanted, data_dir):
             return
 
     for place, rows in by_place.items():
-        stem, where = figures_of(place), results.scene(rows)
+        stem, where = stem_of(place), results.scene(rows)
         usual, pooled = without_sweeps(rows), in_folds(place)
         make(place, f"{stem}-gallery.png", figures.gallery, usual, data_dir, where)
         make(place, f"{stem}-disparity.png", figures.per_class, usual, where)

@@ -160,6 +160,7 @@ class Refused(InputError):
 # ----- reading and packing ------------------------------------------------------------------------
 
 TRUTH = ("labels", "groups", "ids", "subjects")  # of the test pictures
+OWN_NAME = "name on pages"  # a note of datasets/csv.py
 
 
 def tested(result):
@@ -187,11 +188,16 @@ def groups_of(rows):
     return next((run["group_names"] for runs in rows.values() for run in runs.values()), [])
 
 
+def source_of(result):
+    """The data set of a result; of one's own pictures with the name of their folder or table."""
+    dataset, own = result["settings"]["dataset"], result.get("notes", {}).get(OWN_NAME)
+    return f"{dataset}-{own}" if own else dataset
+
+
 def data_of(result):
-    """The name of the data set of a result; of one's own with that of their folder or table."""
-    parts = [result["settings"]["dataset"], result.get("notes", {}).get("name on pages")]
-    parts += ["segment"] if task_of(result) == "segment" else []
-    return "-".join(filter(None, parts))
+    """`source_of`, with its task if that is not to classify: what has pages of its own."""
+    source, task = source_of(result), task_of(result)
+    return source if task == "classify" else f"{source}-{task}"
 
 
 def with_arrays(result, path):
@@ -276,8 +282,8 @@ def lean(result, intervals):
     """
     kept = "method settings changed classes group_names log search gains times".split()
     packed = {name: result[name] for name in kept if name in result}
-    ## Other notes may name pictures.
-    packed["notes"] = {k: v for k, v in result.get("notes", {}).items() if k == "name on pages"}
+    if own := result.get("notes", {}).get(OWN_NAME):  # other notes may name pictures
+        packed["notes"] = {OWN_NAME: own}
     soft = [*(METRICS[name][0] for name in METRICS if name not in HARD), *SIGNED]
     shown = [*soft, *(metric_of(name, end) for name in HARD for end in metrics.ENDS)]
     more, (_, score) = {"train": ["worst_cell", "worst_cell_corrected"]}, SCORE[task_of(result)]
@@ -354,14 +360,13 @@ def pack(source, target):
         settings, row, data = result["settings"], row_name(result), data_of(result)
         place, fold, seed = conditions(result), settings["fold"], settings["seed"]
         plain = row.removesuffix(weight_of({0: result}))  # whatever weight will be chosen
-        datasets.setdefault(data, {})[place, row, fold, seed] = result
+        datasets.setdefault(data, {})[place, plain, row, fold, seed] = result
         weights = keys.setdefault((data, place, plain), {})
         weights.setdefault(row, set()).add((fold, seed))
-    for dataset in {data_of(result): None for result in fresh}:
-        runs, lines, kept = datasets[dataset], [], {}
-        for (place, row, fold, seed), result in runs.items():
+    for dataset in dict.fromkeys(map(data_of, fresh)):
+        lines, kept = [], {}
+        for (place, plain, row, fold, seed), result in datasets[dataset].items():
             is_packed = result["arrays"][0].name != "logits.npz"
-            plain = row.removesuffix(weight_of({0: result}))
             weights = keys[dataset, place, plain]
             over_seeds = fold is None and len(weights[row]) > 1 and not is_packed
             names, digests = list(result["arrays"][1]), {}
@@ -503,7 +508,7 @@ def scene(rows):
     settings, groups = first["settings"], first["group_names"]
     by = {"Male": "sex", "gender": "sex"}.get(settings["sensitive"], said(settings["sensitive"]))
     by = f"by {by}" if by else f"of {' and '.join(map(said, groups))}"
-    data, target = said(data_of(first).removesuffix("-segment")), said(settings["target"])
+    data, target = said(source_of(first)), said(settings["target"])
     data, target = (f"{data}, masks", "") if of_masks(rows) else (data, target)
     return f"{data}{target and ': '}{target}, groups {by}"
 

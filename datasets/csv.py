@@ -99,7 +99,6 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     """The Table that labels.csv describes, or the file `root`."""
     advice = "write it with the columns file,label,group (see datasets/csv.py), or pass your table"
     given = root.is_file() or (root.suffix and not root.exists())  # a table, if only by its name
-    name = root.resolve().stem if given else root.resolve().name
     table = root if given else find(root, ["labels.csv"], f"{advice} as --data-dir")
     root, named = table.parent, file_column.lower()
     lines = read_rows(table, [named], flag="--file-column")
@@ -113,6 +112,8 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
             )
     found = locate(root, [row[named] for row in rows], table)
     refuse_repeated(table, [os.path.normpath(found[row[named]]) for row in rows])
+    path = table.resolve()
+    name = path.parent.name if path.name == "labels.csv" else path.stem
     notes = {"name on pages": re.sub(r"\W+", "_", name), "rows": len(lines)}
     if target == "none":
         for row in rows:

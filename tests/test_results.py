@@ -281,7 +281,7 @@ ROWS |= {"re-balancing": "equally often", "own group's teacher": "its teachers",
 def in_tables():
     """{(data set, row, interval)} of all pages; of claims.md a cell's data set is in its line, its
     column or its heading."""
-    found = set()
+    found, names = set(), DATA | {"ham10000-segment": "HAM10000, masks"}  # in headings of columns
     for path in [path for path in COMMITTED.glob("*.md") if path.stem not in ("README", "speed")]:
         heading, header = "", []
         for line in path.read_text().splitlines():
@@ -289,7 +289,6 @@ def in_tables():
             header = (header or cells) if line.startswith("|") else []
             for words, cell in zip(header, cells):
                 where = f"{path.stem} {heading} {words} {cells[1]}"
-                names = DATA | {"ham10000-segment": "HAM10000, masks"}  # in headings of columns
                 data = next((data for data in DATA if data in where or names[data] in where), "")
                 row = re.split(r",| \(| −|:", cells[0].strip("|* "))[0].strip("*")
                 found |= {(data, row, one) for one in intervals(cell)}
