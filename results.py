@@ -210,14 +210,21 @@ def read(folder, smoke=False):
     """All results in `folder`, fresh or packed, smoke runs only if they are asked for.
 
     Each gets an entry "arrays": the path of a file of arrays, and {name: name in that file}.
+    Refused are runs of which tables could not say which one a number is from.
     """
-    runs = []
+    runs, homes = [], {}
     for path in sorted(Path(folder).glob("*/*/*/result.json")):
         result = restore(path)
         whole = isinstance(result, dict) and "test" in result.get("last", ())
         if not whole or not {"method", "settings", "changed"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
         if smoke or not result["settings"].get("smoke"):
+            settings, home = result["settings"], str(path.parent)
+            row = data_of(result), conditions(result), row_name(result)
+            first = homes.setdefault((*row, settings["fold"], settings["seed"]), home)
+            if first != home:
+                why = "its pictures or files were others: delete one, or move it elsewhere"
+                raise Refused(f"{home} cannot be told from {first} in tables, but {why}")
             runs.append(with_arrays(result, path))
     for path in sorted(Path(folder).glob("*.jsonl.gz")):
         for line in gzip.decompress(path.read_bytes()).splitlines():

@@ -115,6 +115,17 @@ def test_rows_are_means_over_seeds_with_intervals(folder):
     assert lines[5:] == ["", "*decisions: largest output*"] and "nan" not in "".join(lines)
 
 
+@pytest.mark.parametrize("script, more", [("ckd", {}), ("fairtune", {"source": "other"})])
+def test_runs_that_differ_in_their_pictures_alone_are_refused(tmp_path, script, more):
+    """One of them would silently stand for both; a packed run is replaced, see below."""
+    put(tmp_path, result(script))
+    home = put(tmp_path, result(script, pictures="y", **more), "other")
+    message = f"{home.name} cannot be told from .*default-seed0 in tables"
+    for reads in (results.collect, lambda folder: results.pack(folder, tmp_path / "packed")):
+        with pytest.raises(results.Refused, match=message):
+            reads(tmp_path)
+
+
 def test_smoke_runs_are_left_out(folder):
     assert {seed for runs in toy_rows(folder).values() for _, seed in runs} == {0, 1, 2}
 
