@@ -118,7 +118,7 @@ class Table:
 def named(dataset, label):
     """A data set and conditions in words."""
     parts = re.split(f"-(?=(?:{'|'.join(results.CONDITIONS)})_)", label)  # names of files have "-"
-    return ", ".join(filter(None, [dataset, *parts])).replace("_", " ")
+    return ", ".join([results.titled(dataset), *(p.replace("_", " ") for p in parts if p)])
 
 
 # ----- tables of one data set ---------------------------------------------------------------------
@@ -706,8 +706,6 @@ def command_of(place, runs):
         settings = first["changed"]
     else:
         words = ["bash", "run_all.sh", *data]
-        if name == "ham10000" and in_folds(place) and settings.get("sensitive") == "age":
-            settings.pop("sensitive")  # the list has all folds, by sex and by age
         seeds = 1 + max(r["settings"]["seed"] for r in runs)
         words += ["--seeds", seeds] if seeds > 1 or not in_folds(place) else []
         words += ["--source-dir", "DIR2"] if data and "fairtune" in methods else []
@@ -919,7 +917,7 @@ def pages(by_place, made, captions):
     start += "best of a column is bold: no test says that it is better than the next."
     texts = {}
     for place, (name, command, runs, hours, machine) in zip(by_place, made["all", "made"].rows):
-        text = texts.setdefault(f"{place[0]}.md", [f"# Results: {place[0]}", start])
+        text = texts.setdefault(f"{place[0]}.md", [f"# Results: {results.titled(place[0])}", start])
         text += [f"## {name}", f"{runs} runs, {hours} hours on {machine}, of {command}."]
         for (kind, title), end in itertools.product(KINDS.items(), ("", LARGEST)):
             if (place, kind + end) in made:

@@ -509,15 +509,20 @@ def said(name):
     return SAID.get(name, plain if name.isupper() else plain.lower())
 
 
+def titled(data):
+    """A name that `data_of` gives as people say it, masks as such."""
+    source = data.removesuffix("-segment")
+    return said(source) + (", masks" if source != data else "")
+
+
 def scene(rows):
     """Data set, what is recognised, and what makes the groups: "CelebA: blond hair, by sex"."""
     first = next(iter(next(iter(rows.values())).values()))
     settings, groups = first["settings"], first["group_names"]
     by = {"Male": "sex", "gender": "sex"}.get(settings["sensitive"], said(settings["sensitive"]))
     by = f"by {by}" if by else f"of {' and '.join(map(said, groups))}"
-    data, target = said(source_of(first)), said(settings["target"])
-    data, target = (f"{data}, masks", "") if of_masks(rows) else (data, target)
-    return f"{data}{target and ': '}{target}, groups {by}"
+    target = "" if of_masks(rows) else said(settings["target"])
+    return f"{titled(data_of(first))}{target and ': '}{target}, groups {by}"
 
 
 def shared_settings(result, but=()):
@@ -981,7 +986,7 @@ def brief(by_place):
         test = next(iter(next(iter(rows.values())).values()))["last"]["test"]
         keys = {k: k + end if k + end in test else k for k in metrics.BRIEF if k in test}
         heads = [metrics.WORDS[key][0] + metrics.ARROWS[metrics.WORDS[key][1]] for key in keys]
-        lines += ["", f"{said(dataset)} {place}".rstrip()]
+        lines += ["", f"{titled(dataset)} {place}".rstrip()]
         lines.append(f"{'percent':36}" + "".join(f"{head:>14}" for head in heads))
         for name, runs in own.items():
             pooled = place.startswith("folds")

@@ -240,7 +240,7 @@ def titles_of(monkeypatch):
 def test_titles_fit(by_place, monkeypatch):
     """With a long name of a table."""
     rows, drawn = by_place["toy", ""], []
-    where = "ham10000, folds, sensitive age, teacher convnet16, student convnet8, epochs 6"
+    where = "HAM10000, folds, sensitive age, teacher convnet16, student convnet8, epochs 6"
 
     def checked(figure, path, **_):
         figure.draw_without_rendering()
