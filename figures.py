@@ -174,8 +174,7 @@ def two_points(rows, pooled, where, path):
     rows, lost = at_two_points(rows, pooled)
     if len(rows) < 3:
         return None
-    runs = next(iter(rows.values()))
-    groups = [said(name) for name in next(iter(runs.values()))["group_names"]]
+    groups = [*map(said, results.groups_of(rows))]
     what, score = results.score_of(rows)
     panels = [(f"{what}, {name} (%)", score, g, True) for g, name in enumerate(groups)]
     if len(groups) != 2:
@@ -183,6 +182,7 @@ def two_points(rows, pooled, where, path):
     panels = [(f"{what} of all (%)", score, None, True), *panels]
     words = "gap (points)" if results.of_masks(rows) else "gap between groups (points)"
     panels += [(words, f"{score}_gap", None, False)]
+    most = max(rows.values(), key=len)
     if results.of_masks(rows):
         panels += [("gap inside classes", f"{score}_gap_standardised", None, False)]
     size = {"figsize": (10, 2 + 0.36 * len(rows)), "layout": "constrained"}
@@ -206,7 +206,7 @@ def two_points(rows, pooled, where, path):
         f"{what} and its gap between groups at two epochs chosen on validation, not the last (the "
         "numbers of FairDi's first figure); the title counts methods at the first of them, and "
         "tells how far intervals of either reach if it counts none; "
-        f"N = {len(rows)} methods, {over(runs, pooled)}. A gap is a size, which cannot be below 0, "
+        f"N = {len(rows)} methods, {over(most, pooled)}. A gap is a size, which cannot be below 0, "
         "so its intervals begin at 0 or above. CKD, adversarial KD and BIRD stand beside the "
         "methods of that figure where they have runs. All others, which it lacks or which are not "
         "made for fairness, stand at their last epoch in the table of "

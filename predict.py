@@ -400,8 +400,7 @@ def main():
                 "are the same, it knows them, and it will be worse on others"
             )
         groups = sorted({row["group"] for row in known}, key=place)
-        subjects = [row.get("subject", "") for row in known]
-        subjects = [row["file"] if missing(s) else s for s, row in zip(subjects, known)]
+        subjects = [row["file" if missing(row["subject"]) else "subject"] for row in known]
         result = metrics.evaluate(
             labels=np.array([classes.index(row["label"]) for row in known]),
             groups=np.array([groups.index(row["group"]) for row in known]),

@@ -176,8 +176,8 @@ def layout_table(kind, rows, end=None):
     if every:
         table.header += [column for column in gaps if column not in METRICS]
         table.header += [f"{words} of groups"] if len(groups) > 2 else []
-    results.comparable(results.complete(rows)[0] if every else rows)
-    rows = results.comparable(rows, whole=not every)
+    results.comparable(rows, whole=not every)
+    results.comparable(results.complete(rows)[0])
     lines = [(name, runs, "last") for name, runs in rows.items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
     if taught and kind in ("slides", "overview", "temperature", "masks"):
@@ -193,7 +193,7 @@ def layout_table(kind, rows, end=None):
                 base, pair = BASES[words], None
                 if base == "teacher" and name in taught:
                     pair = runs, runs, metric_of(metric, end), "last", "teacher"
-                elif base != name and base in rows and rule == "last":
+                elif base != name and rule == "last" and runs.keys() & rows.get(base, {}).keys():
                     pair = runs, rows[base], metric_of(metric, end)
                 row[column] = results.change(*pair) if pair else ""
             elif column.endswith("change in %"):
@@ -284,7 +284,7 @@ def weights_table(rows):
     """The weights of `results.grids` on validation, and which of them `results.choose` takes."""
     words, score = results.score_of(rows)
     columns = [f"{words}, validation", "worst group, validation", "train worst cell", "collapsed"]
-    table = Table(["method", "weight", *columns, "chosen"], bold=False)
+    table = Table(["method", "weight", *columns, "chosen"])
     for method, row_of in results.grids(rows).items():
         best = results.choose(rows, row_of)
         for weight, row in row_of.items():
@@ -292,7 +292,7 @@ def weights_table(rows):
             areas = [
                 results.values(first, f"{score}{m}", split="val") for m in ("", "_worst_group")
             ]
-            cells = [weight.strip(", "), *(str(Value(*area)) for area in areas)]
+            cells = [weight.strip(", "), *(Value(*area) for area in areas)]
             cells += [results.trained(first, "last", results.main_rule(rows))]
             cells += ["yes" if first[min(first)]["last"]["val"]["collapsed"] else ""]
             late = "" if row == method else ", but too few runs to be shown elsewhere"
@@ -340,7 +340,8 @@ def pooled_tables(rows, rules, second=None):
     for part in (table, *differences.values()):
         part.notes += [] if masks else [results.DECISIONS[end]]
     for part in differences.values() if second else ():
-        once = [name for name in rows if name not in second and name not in (TEACHER, *bases)]
+        whole = {name for name, runs in second.items() if runs.keys() == rows.get(name, {}).keys()}
+        once = [name for name in rows if name not in whole and name not in (TEACHER, *bases)]
         without = f"; without one: {', '.join(once)}" if once else ""
         part.notes.append(f"²: a second training shows it, too{without}")
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
@@ -377,7 +378,7 @@ def with_teacher(rows):
     """The rows with CKD's teacher in front, if its answers are kept."""
     taught = rows.get("CKD", {})
     taught = taught if figures.kept(taught, "teacher") else {}
-    return ({TEACHER: results.other_network(taught, "teacher")} if taught else {}) | rows
+    return ({TEACHER: results.teachers_of(taught)} if taught else {}) | rows
 
 
 def gains_table(rows):
@@ -452,11 +453,6 @@ FEWER = {1: ("undecided", "seen once", "the contrary seen once")}  # than three 
 FEWER[2] = tuple(words.replace("once", "twice") for words in FEWER[1])
 
 
-def in_folds(place):
-    """Whether the test set of a place (data set, conditions) is one of five folds."""
-    return place[1].startswith("folds")
-
-
 def trainings(by_place):
     """`by_place` with one training of each fold, that of the lowest seed; and the second ones.
 
@@ -466,7 +462,7 @@ def trainings(by_place):
     first, second = {}, {}
     for place, rows in by_place.items():
         for name, runs in rows.items():
-            own = results.folds_of(runs) if in_folds(place) else tuple(runs)
+            own = results.folds_of(runs) if results.in_folds(place) else tuple(runs)
             first.setdefault(place, {})[name] = {key: runs[key] for key in own}
             if rest := {key: runs[key] for key in runs if key not in own}:
                 seeds, keys = dict(own), results.folds_of(rest)  # seeds: {fold: that of the first}
@@ -479,7 +475,7 @@ def both_trainings(folder):
     """`trainings` of a folder of results; its again/ holds rows that were run once more."""
     first, second = trainings(results.collect(folder))
     for place, rows in results.collect(folder / "again").items():
-        second.setdefault(place, rows)
+        second[place] = rows | second.get(place, {})
     return first, second
 
 
@@ -507,7 +503,7 @@ def claims_table(by_place):
         both, _ = results.in_both(runs, base)
         if not both:
             continue
-        rule, pooled = "teacher" if against == "teacher" else "last", in_folds(place)
+        rule, pooled = "teacher" if against == "teacher" else "last", results.in_folds(place)
         pair = runs, base, metric_of(shown, results.main_rule(rows)), "last", rule, pooled
         values, two = [results.change(*pair)], len(both[min(both)]["group_names"]) == 2
         values += [results.directed(*pair)] if two and shown in results.GAPS else []
@@ -515,8 +511,9 @@ def claims_table(by_place):
         signs = {(low > 0) - (high < 0) for low, high in ends}
         number = 1 if pooled else len(both)
         verdict = FEWER.get(number, VERDICTS)[signs.pop() if len(signs) == 1 else 0]
-        if bad := results.number_collapsed(runs):
-            verdict += f", but {bad} of {len(runs)} runs collapsed"
+        for who, side, end in (("", runs, "last"), (f" of {against}", base, rule)):
+            if bad := results.number_collapsed(side, end):
+                verdict += f", but {bad} of {len(side)} runs{who} collapsed"
         over = results.what_both_have(runs, base, pooled)
         claim += results.weight_of(both) + results.pretrained_words(both)
         table.add(claim, [ruled(place, rows), over, values[0], *(values[1:] or [""]), verdict])
@@ -542,7 +539,10 @@ def inflation_table(by_place):
             if runs:
                 metric = "dice_gap" if results.of_masks(rows) else f"disparity{end}"
                 pair = (runs, runs, metric, "last", "teacher")
-                text = f"{results.change(*pair, pooled=in_folds(place))}{results.marks(runs)}"
+                value = results.change(*pair, pooled=results.in_folds(place))
+                text = f"{value}{results.marks(runs)}"
+                bad = results.number_collapsed(runs, "teacher")
+                text += f" ({bad} of {len(runs)} teachers collapsed)" if bad else ""
             cells.append(text)
         if any(cells):
             table.add(name, cells)
@@ -558,14 +558,14 @@ def causes_table(by_place):
     told = ["teacher", "ERM", "CKD"]
     header = ["CKD", "data set", "over", *(f"mean-DEO, {name}" for name in told)]
     header += ["CKD − teacher", "CKD − ERM", *(f"train worst cell, {name}" for name in told)]
-    table = Table(header, bold=False)
+    table = Table(header)
     for name, (place, rows) in itertools.product(
         ("CKD", "CKD, T = 1", "CKD, T = 20"), by_place.items()
     ):
         runs, plain = results.in_both(rows.get(name, {}), rows.get("ERM", {}))
         if not runs or results.of_masks(rows):
             continue
-        end, pooled = results.main_rule(rows), in_folds(place)
+        end, pooled = results.main_rule(rows), results.in_folds(place)
         metric, networks = metric_of("mean-DEO", end), [(runs, "teacher"), (plain, "last")]
         both = [results.change(runs, b, metric, "last", rule, pooled) for b, rule in networks]
         networks.append((runs, "last"))
@@ -588,7 +588,7 @@ def differences_table(first, shown, lines):
     tables = {kind: Table([first, "data set", "over", *s], bold=False) for kind, s in shown.items()}
     for name, place, runs, base in lines:
         if runs.keys() & base.keys():
-            pooled, both = in_folds(place), {name: runs, "base": base}
+            pooled, both = results.in_folds(place), {name: runs, "base": base}
             over, end = results.what_both_have(runs, base, pooled), results.main_rule(both)
             kind = "-masks" if results.of_masks(both) else ""
             named = [metric_of(s, end) for s in shown[kind]]
@@ -610,16 +610,16 @@ def minus_erm_tables(by_place, repeated, least=6):
             for place, rows in every.items()
             if (metric in MASKS) == results.of_masks(rows) and "ERM" in rows and len(rows) >= least
         }
-        columns = {headed(rows): {} for rows in usual.values()}
-        for column, (place, rows) in zip(columns.values(), usual.items()):
-            twice = repeated.get(place, {})
-            for name in rows.keys() - {"ERM"}:
-                column[name] = minus_erm(rows, name, metric, in_folds(place), twice)
+        columns = {}
+        for (place, rows), head in zip(usual.items(), heads(usual)):
+            more = results.in_folds(place), repeated.get(place, {})
+            others = rows.keys() - {"ERM"}
+            columns[head] = {name: minus_erm(rows, name, metric, *more) for name in others}
         for dataset, printed in of_the_poster(metric).items() if usual else ():
             columns[f"{results.said(dataset)}, poster of BIRD"] = {
                 name: f"{value - printed['ERM']:.1f}" for name, value in printed.items()
             }
-        table = Table(["method", *columns], bold=False)
+        table = Table(["method", *columns])
         for name in [name for name in NAMES.values() if name != "ERM"]:
             cells = [column.get(name, "") for column in columns.values()]
             if any(cells):
@@ -629,10 +629,17 @@ def minus_erm_tables(by_place, repeated, least=6):
     return made
 
 
-def headed(rows):
-    """The head of a column of rows: data set, groups, pixels and student."""
-    first = next(iter(next(iter(rows.values())).values()))["settings"]
-    return f"{results.scene(rows)}, {first['image_size']} pixels, {first['student']}"
+def heads(by_place):
+    """What places are called in columns and legends: data set, groups, pixels and student.
+
+    Places that have all these in common are told apart by all of their conditions.
+    """
+    short = []
+    for rows in by_place.values():
+        first = next(iter(next(iter(rows.values())).values()))["settings"]
+        short.append(f"{results.scene(rows)}, {first['image_size']} pixels, {first['student']}")
+    whole = itertools.starmap(ruled, by_place.items())
+    return [one if short.count(one) == 1 else long for one, long in zip(short, whole)]
 
 
 def minus_erm(rows, name, metric, pooled, twice):
@@ -707,8 +714,8 @@ def command_of(place, runs):
     else:
         words = ["bash", "run_all.sh", *data]
         seeds = 1 + max(r["settings"]["seed"] for r in runs)
-        words += ["--seeds", seeds] if seeds > 1 or not in_folds(place) else []
-        words += ["--source-dir", "DIR2"] if data and "fairtune" in methods else []
+        words += ["--seeds", seeds] if seeds > 1 or not results.in_folds(place) else []
+        words += ["--source-dir", "DIR2"] if any("source" in r["changed"] for r in runs) else []
         if every != {*methods}:
             words += ["--only", *methods]
         words += ["--"] if settings else []
@@ -790,7 +797,7 @@ def headline_cell(runs, shown, place, most, sure=False):
     bad = results.number_collapsed(runs)
     if bad == len(runs):  # also of none
         return "collapsed" if bad else ""
-    pooled = in_folds(place)
+    pooled = results.in_folds(place)
     texts = [f"{results.point(runs, metric, pooled=pooled):.1f}" for metric in shown]
     if sure:
         texts[-1] = str(results.cell(runs, shown[-1], pooled=pooled))
@@ -835,8 +842,11 @@ ACROSS = {
     "repeated-inflation": "Disparity of students minus that of their teachers, second training",
     "repeated-causes": "Is it distillation? Second training",
     "repeated-pairs": "What one part of a method does, second training",
-    "repeated-pooled": "HAM10000 in the second training, all folds together",
+    "repeated-masks": "A second training minus the first, masks",
+    "repeated-pairs-masks": "What one part of a method does, masks, second training",
+    "repeated-pooled": "All folds together, second training",
     "repeated-pooled-differences": "The same, minus ERM (or CKD)",
+    "repeated-pooled-differences-CKD": "The same, minus CKD",
     "made": "How the results were made",
 }
 
@@ -876,7 +886,7 @@ def tables(by_place, repeated):
             chosen = {name: rows[name] for name in names if name in rows}
             if len(chosen) >= least:
                 layout(place, kind, chosen)
-        if in_folds(place):
+        if results.in_folds(place):
             second = repeated.get(place, {})
             both = with_teacher(usual), {"last": ""}, with_teacher(second)
             make(place, "pooled", pooled_tables, *both)
@@ -902,7 +912,7 @@ def tables(by_place, repeated):
     make("all", "minus-erm", minus_erm_tables, by_place, repeated)
     make("all", "repeated", repeated_table, by_place, repeated)
     for place, rows in repeated.items():
-        if in_folds(place):
+        if results.in_folds(place):
             make(place, "repeated-pooled", pooled_tables, with_teacher(rows), {"last": ""})
     make("all", "made", made_table, by_place)
     return made, refused
@@ -972,7 +982,7 @@ def rank_blocks(by_place, metric):
         most, block = max(map(len, rows.values())), blocks.setdefault(place, {})
         for name, row in {name: results.variant(rows, name) for name in RANKED}.items():
             if row and len(rows[row]) == most:
-                value = sign * results.point(rows[row], key, pooled=in_folds(place))
+                value = sign * results.point(rows[row], key, pooled=results.in_folds(place))
                 useless = metric in results.HARD and results.number_collapsed(rows[row])
                 block[name] = -np.inf if useless or np.isnan(value) else value
                 weights[name][place] = results.weight_of(rows[row]).strip(", ")
@@ -986,7 +996,7 @@ def rank_blocks(by_place, metric):
     for n, name in enumerate(names):
         own = sorted({weights[name].get(place) or "usual" for place in blocks})
         names[n] += f" ({' or '.join(own)})" if own != ["usual"] else ""
-    where = [headed(by_place[place]) for place in blocks]
+    where = heads({place: by_place[place] for place in blocks})
     return names, np.array(scores).reshape(len(blocks), len(names)), lost, where
 
 
@@ -1010,7 +1020,7 @@ def draw(by_place, folder, wanted, data_dir):
 
     for place, rows in by_place.items():
         stem, where = stem_of(place), results.scene(rows)
-        usual, pooled = without_sweeps(rows), in_folds(place)
+        usual, pooled = without_sweeps(rows), results.in_folds(place)
         make(place, f"{stem}-gallery.png", figures.gallery, usual, data_dir, where)
         make(place, f"{stem}-disparity.png", figures.per_class, usual, where)
         make(place, f"{stem}-training.png", figures.training, usual, where)
@@ -1066,7 +1076,8 @@ def main():
     by_place, repeated = both_trainings(source)
     if not by_place:
         if (source / "smoke").is_dir():
-            raise Refused(f"{source} holds smoke runs alone: name --results {source / 'smoke'}")
+            smoke = source / "smoke"
+            raise Refused(f"{source} holds smoke runs alone: for them --html --results {smoke}")
         raise Refused(f"{source} holds no results: run a script first, or run_all.sh")
     if args.pack:
         results.pack(source, packed)

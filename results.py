@@ -360,7 +360,7 @@ def pack(source, target):
 
     Each distinct array is kept once, and only what tables and figures read. Where intervals are
     over seeds no logits are needed, but for the runs whose answers a figure shows, nor of a weight
-    that was not chosen. What is packed already keeps all else that it has, whatever is added.
+    that was not chosen. Of what is packed already, only the logits of such a weight are lost.
     """
     datasets, keys, orders, fresh = {}, {}, {}, read(source)
     for result in [*read(target), *fresh]:
@@ -426,12 +426,12 @@ def grid_of(result):
 def row_name(result):
     """The name of a result's row: from NAMES, or the script's with the changed settings."""
     own, script = own_settings(result), result["method"]
-    setting, _ = grid_of(result)
-    weight = weight_words(setting, own.pop(setting)) if setting in own else ""
+    own.pop(grid_of(result)[0], None)
     key = " ".join([script, *(f"{k}={v}" for k, v in own.items())])
     words = [f"{SYMBOLS.get(k, k)} = {v:g}" for k, v in own.items() if isinstance(v, float)]
     words += [f"{k} = {v}" for k, v in own.items() if not isinstance(v, float)]
-    return (NAMES.get(key) or ", ".join([NAMES.get(script, script), *words])) + weight
+    name = NAMES.get(key) or ", ".join([NAMES.get(script, script), *words])
+    return name + weight_of({0: result})
 
 
 def weight_words(setting, value):
@@ -476,7 +476,7 @@ def variant(rows, method):
     Where that left several weights, none of which is the usual one, it is the first. None if the
     method has no row.
     """
-    weights = (n for n in rows if n.startswith(f"{method}, ") and n == method + weight_of(rows[n]))
+    weights = (name for name, runs in rows.items() if name == method + weight_of(runs))
     return method if method in rows else next(weights, None)
 
 
@@ -531,6 +531,11 @@ def shared_settings(result, but=()):
     return {k: changed[k] for k in CONDITIONS if k in changed and k not in but}
 
 
+def in_folds(place):
+    """Whether the test sets of a place are folds, which then are put together."""
+    return place[1].startswith("folds")
+
+
 def conditions(result, but=()):
     """`shared_settings` as a text, "" for none; in front "folds", where the test set is a fold."""
     parts = [] if result["settings"]["fold"] is None else ["folds"]
@@ -542,8 +547,8 @@ def as_rows(result):
     """A result as rows: its own and, for FairDi, those of its step 0 and of its step 1."""
     yield row_name(result), result
     own, (path, places) = own_settings(result), result["arrays"]
-    setting, _ = grid_of(result)
-    weight = weight_words(setting, own.pop(setting)) if setting in own else ""
+    own.pop(grid_of(result)[0], None)
+    weight = weight_of({0: result})
     if "fis" in result and "balance" not in own:
         ## Where step 0 has no other epoch at a rule, its last one stands for that rule.
         names = {"last": "fis"}
@@ -562,15 +567,14 @@ def as_rows(result):
         yield CEILING + weight, run | dict.fromkeys(("last", *RULES), part)
 
 
-def other_network(runs, network):
-    """A row in which another network of its runs, such as "teacher", has the student's place."""
+def teachers_of(runs):
+    """A row in which the teachers of `runs` have the place of their students."""
     row = {}
     for key, run in runs.items():
         path, places = run["arrays"]
-        places = places | {"last": places[network]}
-        start = {"weights": run["settings"].get("teacher_weights")} if network == "teacher" else {}
-        row[key] = run | {"last": run[network], "arrays": (path, places)}
-        row[key]["settings"] = run["settings"] | start
+        start = {"weights": run["settings"].get("teacher_weights")}
+        row[key] = run | {"last": run["teacher"], "settings": run["settings"] | start}
+        row[key]["arrays"] = path, places | {"last": places["teacher"]}
     return row
 
 
@@ -824,12 +828,11 @@ def over_runs(numbers):
     return Value(*metrics.seed_interval(values=numbers), "±")
 
 
-def point(runs, metric, rule="last", group=None, pooled=False):
+def point(runs, metric, rule="last", pooled=False):
     """A metric of a row in percent, without an interval, which takes much longer if pooled."""
-    if not pooled:
-        return values(runs, metric, rule, group).mean()
-    points = pool(runs, rule).point
-    return 100 * float(points[metric] if group is None else points[f"group_{metric}"][group])
+    if pooled:
+        return 100 * float(pool(runs, rule).point[metric])
+    return values(runs, metric, rule).mean()
 
 
 def drawn(runs, metric, rule="last", group=None):
@@ -851,7 +854,7 @@ def cell(runs, metric, rule="last", group=None, pooled=False):
         return over_runs(values(runs, metric, rule, group))
     (result,) = runs.values()
     test = result[rule]["test"]
-    test = test if group is None else test["groups"][group]  # which have no interval
+    test = test if group is None else test["groups"][group]  # packed groups have no interval
     parts = [test[metric], *test.get("interval", {}).get(metric, [])]
     return in_percent(*np.array(parts, float))  # where None becomes NaN
 
@@ -930,6 +933,8 @@ def change(runs, base, metric, rule="last", base_rule=None, pooled=False):
     pooled       over the test pictures of all folds together
     """
     (runs, base), base_rule = in_both(runs, base), base_rule or rule
+    if not runs:
+        raise Refused("paired differences need a seed and fold that both rows have")
     if len(runs) > 1 and not pooled:
         return over_runs(values(runs, metric, rule) - values(base, metric, base_rule))
     own, other = pool(runs, rule), pool(base, base_rule)
@@ -989,7 +994,7 @@ def brief(by_place):
         lines += ["", f"{titled(dataset)} {place}".rstrip()]
         lines.append(f"{'percent':36}" + "".join(f"{head:>14}" for head in heads))
         for name, runs in own.items():
-            pooled = place.startswith("folds")
+            pooled = in_folds((dataset, place))
             points = [point(runs, key, pooled=pooled) for key in keys.values()]
             lines.append(f"{name + marks(runs):36}" + "".join(f"{value:14.1f}" for value in points))
     return "\n".join(lines)

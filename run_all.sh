@@ -24,7 +24,7 @@
 # two cores are faster, and the number of threads changes the last digits. The
 # pages in results/ tell how many hours their runs took, one after the other.
 
-every() {  # each WHEN (always; in a quick run; in a full run, or one of a data set) SCRIPT SETTINGS
+every() {  # each WHEN (always; in a full run; or in one of a data set) SCRIPT SETTINGS
     [ "$task" = segment ] || labels
     case $task$dataset$quick in segment* | toy) masks ;; esac
 }

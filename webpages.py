@@ -442,7 +442,7 @@ def family(by_place, links):
         shown, body = [*shown_metrics(rows)], []
         kept = [column in COLUMNS for _, _, column in shown]
         for name, runs in rows.items():
-            pooled = place[1].startswith("folds") and len(runs) > 1 and figures.kept(runs, "last")
+            pooled = results.in_folds(place) and len(runs) > 1 and figures.kept(runs, "last")
             values = [results.cell(runs, metric, pooled=pooled) for _, metric, _ in shown]
             there = [links.get(run["arrays"][0].parent) for _, run in sorted(runs.items())]
             opened = [f'<a href="{to}">{n}</a>' for n, to in enumerate(there, 1) if to]
@@ -452,7 +452,8 @@ def family(by_place, links):
             start = [*place, name, len(runs), results.number_collapsed(runs)]
             for (words, *_), value in zip(shown, values):
                 lines.append([*start, words, *(f"{number:.4g}" for number in value[:3])])
-        shared = results.shared_settings(next(iter(runs.values())))
+        first = next(iter(next(iter(rows.values())).values()))
+        shared = results.shared_settings(first)
         words = ", ".join(f"{name} {value}" for name, value in shared.items())
         parts += [f"<h2>{html.escape(results.scene(rows))}</h2><p>{html.escape(words)}</p>"]
         header = itertools.compress([with_arrow(name, column) for name, _, column in shown], kept)

@@ -166,7 +166,7 @@ def refuse_choices(name, fold, target="label", sensitive="group"):
         raise InputError(f"{name} has one label and one group: leave out --target, --sensitive")
 
 
-def split_by_subject(subjects, cells, fold, seed=0):
+def split_by_subject(subjects, cells, fold):
     """(N,) of "train" / "val" / "test", whole subjects at a time, each cell in its share.
 
     cells (N,) are codes of class x group; a subject in several counts for the rarest of them. The
@@ -177,7 +177,7 @@ def split_by_subject(subjects, cells, fold, seed=0):
     """
     rare = np.argsort(np.bincount(cells)[cells], kind="stable")  # (N,) rows of rare cells first
     names, first = np.unique(subjects[rare], return_index=True)
-    order = np.random.RandomState(seed).permutation(len(names))
+    order = np.random.RandomState(0).permutation(len(names))
     names = names[order[np.argsort(cells[rare][first][order], kind="stable")]]
     if fold is None:
         test, val = np.concatenate([names[1::10], names[6::10]]), names[3::10]
@@ -283,7 +283,7 @@ def compare_kinds(kinds, notes):
         notes["KINDS OF MASKS DISAGREE"] = "is one of them inside out? Look at --describe"
 
 
-def refuse_faults(faults, total, skip_bad, what="pictures cannot be read", advice="mend them"):
+def refuse_faults(faults, total, skip_bad, what, advice="mend them"):
     """Raise InputError for faults {id: why} of pictures, naming one, unless `skip_bad`."""
     if faults and not skip_bad:
         name = min(faults)

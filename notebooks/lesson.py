@@ -18,8 +18,7 @@ import figures
 import metrics
 import results
 
-SMOKE = os.environ.get("FAIRKD_SMOKE", "")  # of tests: a folder for runs on a few pictures
-OUT = Path(SMOKE or "../runs/notebooks")
+OUT = Path("../runs/notebooks")
 
 
 def train(folder, script, *settings):
@@ -28,7 +27,7 @@ def train(folder, script, *settings):
     Returns {row: results} of all that was run into this folder. Raises RuntimeError with the
     script's own words if it fails.
     """
-    where = ["--device", "cpu", "--out", str(OUT / folder)] + ["--smoke"] * bool(SMOKE)
+    where = ["--device", "cpu", "--out", str(OUT / folder)]
     command = [sys.executable, f"../methods/{script}.py", *settings, *where]
     ## One thread, so that another number of cores does not give other numbers.
     own = os.environ | {"PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
@@ -38,7 +37,7 @@ def train(folder, script, *settings):
     title = f"<code>python methods/{script}.py {' '.join(settings)}</code>"
     log = f"<pre>{html.escape(ran.stdout)}</pre>"
     display(HTML(f"<details><summary>log of {title}</summary>{log}</details>"))
-    (rows,) = results.collect(OUT / folder / ("smoke" * bool(SMOKE)), bool(SMOKE)).values()
+    (rows,) = results.collect(OUT / folder).values()
     return rows
 
 

@@ -166,6 +166,7 @@ def test_a_run_on_a_gpu_that_is_not_there_is_that_on_the_cpu(script):
     assert run(script, "gpu", "meta") == run(script, "cpu", "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", MASKS)
 def test_a_run_with_masks(script, beside_the_pictures):
     add_masks(beside_the_pictures)

@@ -421,6 +421,56 @@ def test_each_method_stands_beside_plain_training_on_every_data_set(folded, fold
             assert row["BIRD"]["CelebA, poster of BIRD"] == f"{bird - erm:.1f}"
 
 
+def test_places_that_look_alike_keep_their_own_columns(folder):
+    """They differ in the teacher alone, which a short heading does not name."""
+    for name, better in (("convnet32", 0.0), ("convnet4", 0.1)):
+        for script, own in (("ckd", {"alpha": 0.0}), ("rkd", {})):
+            for seed in range(3):
+                shown = 0.1 * seed + better * (script == "rkd")
+                own |= {"teacher": name, "dataset": "cifar10s"}
+                made = changed_test(result(script, seed, **own), mean_deo=shown)
+                put(folder, made, f"{script}-{name}")
+    by_place = results.collect(folder)
+    table = report.minus_erm_tables(by_place, {}, least=2)["-mean-DEO"]
+    (rkd,) = [dict(zip(table.header, row)) for row in table.rows if row[0] == "RKD"]
+    for name, change in (("convnet32", "0.0 ± 0.0"), ("convnet4", "10.0 ± 0.0")):
+        (head,) = [head for head in rkd if f"teacher {name}" in head]
+        assert rkd[head] == change, head
+    assert report.heads({("toy", ""): by_place["toy", ""]})[0].endswith("32 pixels, convnet8")
+
+
+def test_rows_without_a_run_in_common_are_not_compared(tmp_path):
+    put(tmp_path, result("ckd", 1)), put(tmp_path, result("ckd", 2)), put(tmp_path, result("rkd"))
+    rows = toy_rows(tmp_path)
+    table = report.layout_table("overview", rows)
+    assert [dict(zip(table.header, row))["top-1, − CKD"] for row in table.rows] == [""] * 3
+    with pytest.raises(results.Refused, match="a seed and fold that both rows have"):
+        results.change(rows["RKD"], rows["CKD"], "accuracy")
+
+
+def test_every_table_has_a_title_on_its_page(of_masks, folded, folder):
+    """Also of second trainings, of masks too, so that none is made and shown nowhere."""
+    every = of_masks | results.collect(folded) | results.collect(folder)
+    made, refused = report.tables(every, every)
+    assert not refused and {kind for place, kind in made if place == "all"} <= {*report.ACROSS}
+    titles = {*report.KINDS, *report.ACROSS}
+    assert {kind.removesuffix(report.LARGEST) for _, kind in made} <= titles
+    text = report.pages(every, made, {})["claims.md"]
+    for kind in ("repeated-pairs-masks", "repeated-masks", "repeated-pooled-differences-CKD"):
+        assert f"## {report.ACROSS[kind]}" in text, kind
+
+
+def test_what_was_run_once_more_stands_beside_second_seeds(folder):
+    """CKD has a second seed here, RKD is in again/: both are second trainings of one place."""
+    for script, seeds, where in (("ckd", (0, 1), ""), ("rkd", (0,), ""), ("rkd", (0,), "again")):
+        for seed in seeds:
+            made = result(script, seed, fold=0, sensitive="sex", dataset="ham10000")
+            put(folder / where, made, f"fold_0{script}")
+    place = "ham10000", "folds-sensitive_sex"
+    first, second = report.both_trainings(folder)
+    assert first[place].keys() == second[place].keys() == {"CKD", "RKD"}
+
+
 def test_pooled_folds_test_every_picture_once(folded, lesions):
     made = pooled_tables(folded)
     table, differences = made[""], made["-differences"]
@@ -923,10 +973,13 @@ def test_folders_of_ones_own_are_data_sets_of_their_own(pictures, tmp_path):
     (tmp_path / "packed").mkdir()
     for word, place in kept.items():
         notes = load("csv", place, 16, subject="subject").notes
+        notes["left out: no label"] = ["patient_7.png"]
         for seed in range(2):
             made = result("ckd", seed, alpha=0.0, dataset="csv", subject="subject")
             put(tmp_path / "runs", made | {"notes": notes}, word)
     results.pack(tmp_path / "runs", tmp_path / "packed")
+    for path in (tmp_path / "packed").glob("*.jsonl.gz"):
+        assert b"patient_7" not in gzip.decompress(path.read_bytes())
     for folder in ("runs", "packed"):
         by_place = results.collect(tmp_path / folder)
         titles = {data: results.scene(rows) for (data, _), rows in by_place.items()}
@@ -963,7 +1016,7 @@ def test_no_results_and_no_place_for_the_table_are_named(tmp_path, monkeypatch):
     with pytest.raises(results.Refused, match="holds no results: run a script first"):
         report.main()
     put(tmp_path / "smoke", result("ckd", smoke=True))
-    with pytest.raises(results.Refused, match="holds smoke runs alone: name --results .*smoke"):
+    with pytest.raises(results.Refused, match="alone: for them --html --results .*smoke"):
         report.main()
     with pytest.raises(results.Refused, match="no place for the table"):
         report.put("A README without it", "results", "| a |")
@@ -1015,6 +1068,19 @@ def test_claims_are_judged_by_their_paired_interval(tmp_path, seeds, words):
         assert abs(row[3].point - 100 * low) < 1 and abs(row[4].point - 100 * low) < 1
         inflated = report.inflation_table({("toy", ""): rows})
         assert inflated.rows[0][0] == "CKD" and inflated.header[1] == "toy"
+
+
+def test_a_teacher_that_collapsed_is_named_beside_the_verdict(tmp_path):
+    """It gives everybody one answer, so that any student is less fair."""
+    for seed in range(3):
+        made = result("ckd", seed)
+        useless = with_disparity(made["teacher"], 0.0)
+        useless["test"] |= {"collapsed": seed < 2}
+        put(tmp_path, made | {"teacher": useless})
+    by_place = {("toy", ""): toy_rows(tmp_path)}
+    (row,) = report.claims_table(by_place).rows
+    assert row[-1].endswith(", but 2 of 3 runs of teacher collapsed")
+    assert report.inflation_table(by_place).rows[0][1].endswith(" (2 of 3 teachers collapsed)")
 
 
 def test_causes_are_told_beside_the_teacher_and_plain_training(tmp_path):
@@ -1111,7 +1177,7 @@ def test_a_method_stands_at_the_chosen_weight_if_that_has_all_runs(folder, seeds
     made, refused = report.tables(results.collect(folder), {})
     assert not refused
     lines = made[("toy", ""), "weights"].rows
-    assert [row[:4] for row in lines][0] == ["BIRD", "μ = 0.1", "90.0", "89.0"]
+    assert [*map(str, lines[0][:4])] == ["BIRD", "μ = 0.1", "90.0", "89.0"]
     words = "chosen" if seeds == 3 else "chosen, but too few runs to be shown elsewhere"
     assert [row[-1] for row in lines] == [words, "", "", ""]
 
