@@ -682,8 +682,6 @@ def training(rows, where, path):
     rows = {name: runs for name, runs in every.items() if all(r["log"] for r in runs.values())}
     if len(rows) < 2:
         return None
-    logs = [epoch["val"] for runs in rows.values() for r in runs.values() for epoch in r["log"]]
-    end = end if all(f"mean_deo{end}" in val for val in logs) else ""  # older logs lack it
     own = [name for name in rows if name.partition(",")[0] in ("CTKD", "BIRD")]
     mosaic = [["fair", "useful"], (own * 2)[:2]][: 1 + bool(own)]
     size = {"figsize": (10, 1 + 3.2 * len(mosaic)), "layout": "constrained"}

@@ -238,14 +238,13 @@ def read(folder, smoke=False):
 
 
 def decided(test, class_shares, **_):
-    """What the counts of a packed test give: the metrics of decisions, None if not known."""
+    """What the counts of a packed test give: the metrics of decisions, and if it has collapsed."""
     both = {end: test.get(f"counts{end}", test["counts"]) for end in metrics.ENDS}
     made = {f"counts{end}": counts for end, counts in both.items()}
-    if both["_corrected"]:  # what it was called when it was packed does not count
-        made["collapsed"] = metrics.is_useless(tables=both, class_shares=class_shares)
+    made["collapsed"] = metrics.is_useless(tables=both, class_shares=class_shares)
     for end, counts in both.items():
-        hard = metrics.decisions(counts=np.array(counts)) if counts else {}
-        made |= {metric_of(name, end): hard.get(METRICS[name][0]) for name in HARD}
+        hard = metrics.decisions(counts=np.array(counts))
+        made |= {metric_of(name, end): hard[METRICS[name][0]] for name in HARD}
     return made
 
 
@@ -298,9 +297,7 @@ def lean(result, intervals):
     for name, part in tested(result).items():
         test, own = part["test"], "epoch network parameters megabytes class_shares".split()
         packed[name] = {k: part[k] for k in own}
-        ## Runs that were packed before these existed lack them.
-        there = {k: [m for m in more[k] if m in part[k]] for k in more if k in part}
-        packed[name] |= {k: {m: part[k][m] for m in there[k]} for k in there}
+        packed[name] |= {k: {m: part[k][m] for m in more[k] if m in part[k]} for k in more}
         ends = test["interval"] if intervals else {}
         packed[name]["test"] = {
             k: test[k] for k in (*soft, "counts", "pictures", "n", "collapsed") if k in test
@@ -871,7 +868,7 @@ def gains(runs):
 
 
 def trained(runs, rule, end):
-    """Recall of the worst class x group cell of the training pictures; old runs did not tell it."""
+    """Recall of the worst class x group cell of the training pictures; "" where it is not told."""
     if not all("train" in result[rule] for result in runs.values()):
         return ""
     return over_runs(values(runs, f"worst_cell{end}", rule, split="train"))

@@ -639,7 +639,7 @@ def test_tables_say_what_no_test_set_has(folder):
     assert "*a test set has no picture of malignant, m: means leave it out*" in text
 
 
-def test_old_runs_do_not_tell_how_well_they_learnt_their_pictures(folder):
+def test_some_rows_do_not_tell_how_well_they_learnt_their_pictures(folder):
     """A blank, not a zero."""
     made = result("rkd", 1)
     made["last"] = {k: v for k, v in made["last"].items() if k != "train"}
