@@ -177,7 +177,7 @@ def layout_table(kind, rows, end=None):
         table.header += [column for column in gaps if column not in METRICS]
         table.header += [f"{words} of groups"] if len(groups) > 2 else []
     results.comparable(rows, whole=not every)
-    results.comparable(results.complete(rows)[0])
+    results.comparable(results.complete(rows)[0])  # and these have the same seeds
     lines = [(name, runs, "last") for name, runs in rows.items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
     if taught and kind in ("slides", "overview", "temperature", "masks"):
@@ -340,8 +340,8 @@ def pooled_tables(rows, rules, second=None):
     for part in (table, *differences.values()):
         part.notes += [] if masks else [results.DECISIONS[end]]
     for part in differences.values() if second else ():
-        whole = {name for name, runs in second.items() if runs.keys() == rows.get(name, {}).keys()}
-        once = [name for name in rows if name not in whole and name not in (TEACHER, *bases)]
+        twice = {name for name, runs in second.items() if runs.keys() == rows.get(name, {}).keys()}
+        once = [name for name in rows if name not in twice and name not in (TEACHER, *bases)]
         without = f"; without one: {', '.join(once)}" if once else ""
         part.notes.append(f"²: a second training shows it, too{without}")
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
@@ -511,9 +511,10 @@ def claims_table(by_place):
         signs = {(low > 0) - (high < 0) for low, high in ends}
         number = 1 if pooled else len(both)
         verdict = FEWER.get(number, VERDICTS)[signs.pop() if len(signs) == 1 else 0]
-        for who, side, end in (("", runs, "last"), (f" of {against}", base, rule)):
+        others = "teachers" if against == "teacher" else f"runs of {against}"
+        for who, side, end in (("runs", runs, "last"), (others, base, rule)):
             if bad := results.number_collapsed(side, end):
-                verdict += f", but {bad} of {len(side)} runs{who} collapsed"
+                verdict += f", but {bad} of {len(side)} {who} collapsed"
         over = results.what_both_have(runs, base, pooled)
         claim += results.weight_of(both) + results.pretrained_words(both)
         table.add(claim, [ruled(place, rows), over, values[0], *(values[1:] or [""]), verdict])
@@ -839,7 +840,7 @@ ACROSS = {
     "pairs-masks": "What one part of a method does, masks",
     "repeated": "A second training minus the first, with another seed or on another processor",
     "repeated-claims": "The claims in the second training",
-    "repeated-inflation": "Disparity of students minus that of their teachers, second training",
+    "repeated-inflation": "Students minus teachers, disparity or gap in Dice, second training",
     "repeated-causes": "Is it distillation? Second training",
     "repeated-pairs": "What one part of a method does, second training",
     "repeated-masks": "A second training minus the first, masks",

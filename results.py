@@ -223,8 +223,8 @@ def read(folder, smoke=False):
             row = data_of(result), conditions(result), row_name(result)
             first = homes.setdefault((*row, settings["fold"], settings["seed"]), home)
             if first != home:
-                why = "its pictures or files were others: delete one, or move it elsewhere"
-                raise Refused(f"{home} cannot be told from {first} in tables, but {why}")
+                same = f"{home} cannot be told from {first} in tables: settings are equal"
+                raise Refused(f"{same}, pictures or files are not; delete one, or move it")
             runs.append(with_arrays(result, path))
     for path in sorted(Path(folder).glob("*.jsonl.gz")):
         for line in gzip.decompress(path.read_bytes()).splitlines():

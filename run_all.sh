@@ -122,8 +122,8 @@ for script in $only; do [ -f "methods/$script.py" ] || fail "there is no methods
 [ "$dataset" = toy ] || data="--dataset $dataset${data_dir:+ --data-dir $data_dir}"
 if [ -n "$list" ]; then commands; exit; fi
 mkdir -p runs/logs && touch runs/finished || exit 1
-# Linux gives large activations back to the system at every step, and clears them anew, unless told
-# not to: a step of EfficientNet-Lite0 at 128 pixels then takes a third less.
+# Linux's glibc gives large activations back to the system at every step, and gets them cleared
+# anew, unless told not to: a step of EfficientNet-Lite0 at 128 pixels then takes a third less.
 export MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000
 echo "$(commands | wc -l) runs, $(unfinished | wc -l) to do, $jobs at a time"
 unfinished | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" bash -c '[ -z "$1" ] || run "$1"' _

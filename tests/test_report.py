@@ -1079,7 +1079,7 @@ def test_a_teacher_that_collapsed_is_named_beside_the_verdict(tmp_path):
         put(tmp_path, made | {"teacher": useless})
     by_place = {("toy", ""): toy_rows(tmp_path)}
     (row,) = report.claims_table(by_place).rows
-    assert row[-1].endswith(", but 2 of 3 runs of teacher collapsed")
+    assert row[-1].endswith(", but 2 of 3 teachers collapsed")
     assert report.inflation_table(by_place).rows[0][1].endswith(" (2 of 3 teachers collapsed)")
 
 

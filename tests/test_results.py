@@ -72,6 +72,31 @@ def test_teacher_and_plain_student_fit_their_training_pictures(rows):
     assert results.trained(rows["ERM"], "last", "").point >= 95
 
 
+OTHER_TEACHERS = {  # those that results/README.md names
+    ("toy", "BIRD"): {(0, 3), (0, 4)},
+    ("cifar10s", "CKD, T = 1"): {(0, 0)},
+    ("cifar10s", "CKD, T = 20"): {(0, 0)},
+}
+
+
+def test_the_students_of_a_table_have_the_same_teachers(by_place, repeated):
+    """A paired difference is one of students, not of teachers: by the teacher's test numbers."""
+    odd = {}
+    for place, rows in [*by_place.items(), *repeated.items()]:
+        taught = [(name, key, run) for name, runs in rows.items() for key, run in runs.items()]
+        taught = [one for one in taught if "teacher" in one[2] and one[0] != results.CEILING]
+        for key in {key for _, key, _ in taught}:
+            numbers = {}
+            for name, here, run in taught:
+                if here == key and not run["changed"].get("teacher_balance"):
+                    test = run["teacher"]["test"]
+                    numbers.setdefault(str(test.get("counts", test.get("dice"))), []).append(name)
+            for names in sorted(numbers.values(), key=len)[:-1]:
+                for name in names:
+                    odd.setdefault((place[0], name), set()).add(key)
+    assert odd == OTHER_TEACHERS
+
+
 def test_no_row_of_the_toy_has_collapsed(rows):
     for name in FIVE_SEEDS:
         assert not results.number_collapsed(rows[name]), name
