@@ -551,7 +551,7 @@ def test_collapsed_runs_are_crossed_out_in_every_figure(everything, tmp_path, mo
 
 def test_captions_name_what_is_left_out(everything, tmp_path):
     rows, path = report.without_sweeps(everything[BLOND]), tmp_path / "figure.png"
-    assert figures.training(rows, "x", path).endswith("logs not kept: adversarial KD.")
+    assert figures.training(rows, "x", path).endswith("logs not kept: adversarial KD, λ = 0.5.")
     rows = everything[FOLDED] | {}
     lost = {key: run | {"arrays": (0, {})} for key, run in rows["CKD"].items()}
     rows = {"ERM": rows["ERM"], "FIS": rows["FIS"], "FairDi": rows["FairDi"], "CKD": lost}
