@@ -182,7 +182,6 @@ def two_points(rows, pooled, where, path):
     panels = [(f"{what} of all (%)", score, None, True), *panels]
     words = "gap (points)" if results.of_masks(rows) else "gap between groups (points)"
     panels += [(words, f"{score}_gap", None, False)]
-    most = max(rows.values(), key=len)
     if results.of_masks(rows):
         panels += [("gap inside classes", f"{score}_gap_standardised", None, False)]
     size = {"figsize": (10, 2 + 0.36 * len(rows)), "layout": "constrained"}
@@ -201,6 +200,7 @@ def two_points(rows, pooled, where, path):
         words = f"epoch {rule} on validation"
         axes.plot([], [], "o", color="0.4", mfc=fill, ms=wide, label=words)
     save(figure, path, gap_sentence(rows, groups, pooled), where)
+    most = max(rows.values(), key=len)
     inside = " Inside classes: as if each class had the same share in every group."
     return (
         f"{what} and its gap between groups at two epochs chosen on validation, not the last (the "

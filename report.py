@@ -177,7 +177,8 @@ def layout_table(kind, rows, end=None):
         table.header += [column for column in gaps if column not in METRICS]
         table.header += [f"{words} of groups"] if len(groups) > 2 else []
     results.comparable(rows, whole=not every)
-    results.comparable(results.complete(rows)[0])  # and these have the same seeds
+    if every:
+        results.comparable(results.complete(rows)[0])  # those with most runs have the same seeds
     lines = [(name, runs, "last") for name, runs in rows.items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
     if taught and kind in ("slides", "overview", "temperature", "masks"):
@@ -340,8 +341,8 @@ def pooled_tables(rows, rules, second=None):
     for part in (table, *differences.values()):
         part.notes += [] if masks else [results.DECISIONS[end]]
     for part in differences.values() if second else ():
-        twice = {name for name, runs in second.items() if runs.keys() == rows.get(name, {}).keys()}
-        once = [name for name in rows if name not in twice and name not in (TEACHER, *bases)]
+        others = [name for name in rows if name not in (TEACHER, *bases)]
+        once = [name for name in others if second.get(name, {}).keys() != rows[name].keys()]
         without = f"; without one: {', '.join(once)}" if once else ""
         part.notes.append(f"²: a second training shows it, too{without}")
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
@@ -613,9 +614,8 @@ def minus_erm_tables(by_place, repeated, least=6):
         }
         columns = {}
         for (place, rows), head in zip(usual.items(), heads(usual)):
-            more = results.in_folds(place), repeated.get(place, {})
-            others = rows.keys() - {"ERM"}
-            columns[head] = {name: minus_erm(rows, name, metric, *more) for name in others}
+            more = metric, results.in_folds(place), repeated.get(place, {})
+            columns[head] = {n: minus_erm(rows, n, *more) for n in rows.keys() - {"ERM"}}
         for dataset, printed in of_the_poster(metric).items() if usual else ():
             columns[f"{results.said(dataset)}, poster of BIRD"] = {
                 name: f"{value - printed['ERM']:.1f}" for name, value in printed.items()
@@ -637,7 +637,7 @@ def heads(by_place):
     """
     short = []
     for rows in by_place.values():
-        first = next(iter(next(iter(rows.values())).values()))["settings"]
+        first = results.first_of(rows)["settings"]
         short.append(f"{results.scene(rows)}, {first['image_size']} pixels, {first['student']}")
     whole = itertools.starmap(ruled, by_place.items())
     return [one if short.count(one) == 1 else long for one, long in zip(short, whole)]

@@ -200,6 +200,17 @@ def data_of(result):
     return source if task == "classify" else f"{source}-{task}"
 
 
+def first_of(rows):
+    """A result of the first row of a table."""
+    return next(iter(next(iter(rows.values())).values()))
+
+
+def identity(result):
+    """What tells a result from all others: data set, conditions, row, fold and seed."""
+    settings = result["settings"]
+    return data_of(result), conditions(result), row_name(result), settings["fold"], settings["seed"]
+
+
 def with_arrays(result, path):
     """A result, read from the file `path`, with the place of its arrays: see `read`."""
     names = {name: name for name in (*tested(result), *TRUTH)}
@@ -219,11 +230,9 @@ def read(folder, smoke=False):
         if not whole or not {"method", "settings", "changed"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
         if smoke or not result["settings"].get("smoke"):
-            settings, home = result["settings"], str(path.parent)
-            row = data_of(result), conditions(result), row_name(result)
-            first = homes.setdefault((*row, settings["fold"], settings["seed"]), home)
-            if first != home:
-                same = f"{home} cannot be told from {first} in tables: settings are equal"
+            first = homes.setdefault(identity(result), path.parent)
+            if first != path.parent:
+                same = f"{path.parent} cannot be told from {first} in tables: settings are equal"
                 raise Refused(f"{same}, pictures or files are not; delete one, or move it")
             runs.append(with_arrays(result, path))
     for path in sorted(Path(folder).glob("*.jsonl.gz")):
@@ -361,8 +370,7 @@ def pack(source, target):
     """
     datasets, keys, orders, fresh = {}, {}, {}, read(source)
     for result in [*read(target), *fresh]:
-        settings, row, data = result["settings"], row_name(result), data_of(result)
-        place, fold, seed = conditions(result), settings["fold"], settings["seed"]
+        data, place, row, fold, seed = identity(result)
         plain = row.removesuffix(weight_of({0: result}))  # whatever weight will be chosen
         datasets.setdefault(data, {})[place, plain, row, fold, seed] = result
         weights = keys.setdefault((data, place, plain), {})
@@ -514,7 +522,7 @@ def titled(data):
 
 def scene(rows):
     """Data set, what is recognised, and what makes the groups: "CelebA: blond hair, by sex"."""
-    first = next(iter(next(iter(rows.values())).values()))
+    first = first_of(rows)
     settings, groups = first["settings"], first["group_names"]
     by = {"Male": "sex", "gender": "sex"}.get(settings["sensitive"], said(settings["sensitive"]))
     by = f"by {by}" if by else f"of {' and '.join(map(said, groups))}"
@@ -983,15 +991,14 @@ def what_both_have(runs, base, pooled=False):
 def brief(by_place):
     """The rows of all tables that have a name of their own, in a few columns: for the terminal."""
     lines = []
-    for (dataset, place), rows in by_place.items():
+    for place, rows in by_place.items():
         end, own = main_rule(rows), {name: rows[name] for name in rows if name in NAMES.values()}
-        test = next(iter(next(iter(rows.values())).values()))["last"]["test"]
+        test = first_of(rows)["last"]["test"]
         keys = {k: k + end if k + end in test else k for k in metrics.BRIEF if k in test}
         heads = [metrics.WORDS[key][0] + metrics.ARROWS[metrics.WORDS[key][1]] for key in keys]
-        lines += ["", f"{titled(dataset)} {place}".rstrip()]
+        lines += ["", f"{titled(place[0])} {place[1]}".rstrip()]
         lines.append(f"{'percent':36}" + "".join(f"{head:>14}" for head in heads))
         for name, runs in own.items():
-            pooled = in_folds((dataset, place))
-            points = [point(runs, key, pooled=pooled) for key in keys.values()]
+            points = [point(runs, key, pooled=in_folds(place)) for key in keys.values()]
             lines.append(f"{name + marks(runs):36}" + "".join(f"{value:14.1f}" for value in points))
     return "\n".join(lines)

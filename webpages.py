@@ -452,8 +452,7 @@ def family(by_place, links):
             start = [*place, name, len(runs), results.number_collapsed(runs)]
             for (words, *_), value in zip(shown, values):
                 lines.append([*start, words, *(f"{number:.4g}" for number in value[:3])])
-        first = next(iter(next(iter(rows.values())).values()))
-        shared = results.shared_settings(first)
+        shared = results.shared_settings(results.first_of(rows))
         words = ", ".join(f"{name} {value}" for name, value in shared.items())
         parts += [f"<h2>{html.escape(results.scene(rows))}</h2><p>{html.escape(words)}</p>"]
         header = itertools.compress([with_arrow(name, column) for name, _, column in shown], kept)

@@ -4,6 +4,7 @@ A claim is about paired differences (the same seeds, teachers and pictures), wit
 """
 
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -83,17 +84,16 @@ def test_the_students_of_a_table_have_the_same_teachers(by_place, repeated):
     """A paired difference is one of students, not of teachers: by the teacher's test numbers."""
     odd = {}
     for place, rows in [*by_place.items(), *repeated.items()]:
-        taught = [(name, key, run) for name, runs in rows.items() for key, run in runs.items()]
-        taught = [one for one in taught if "teacher" in one[2] and one[0] != results.CEILING]
-        for key in {key for _, key, _ in taught}:
-            numbers = {}
-            for name, here, run in taught:
-                if here == key and not run["changed"].get("teacher_balance"):
+        taught = {}  # {(fold, seed): {numbers of a teacher: its students' rows}}
+        for name in rows.keys() - {results.CEILING}:
+            for key, run in rows[name].items():
+                if "teacher" in run and not run["changed"].get("teacher_balance"):
                     test = run["teacher"]["test"]
-                    numbers.setdefault(str(test.get("counts", test.get("dice"))), []).append(name)
-            for names in sorted(numbers.values(), key=len)[:-1]:
-                for name in names:
-                    odd.setdefault((place[0], name), set()).add(key)
+                    numbers = str(test.get("counts", test.get("dice")))
+                    taught.setdefault(key, {}).setdefault(numbers, []).append(name)
+        for key, teachers in taught.items():
+            for name in itertools.chain(*sorted(teachers.values(), key=len)[:-1]):
+                odd.setdefault((place[0], name), set()).add(key)
     assert odd == OTHER_TEACHERS
 
 
