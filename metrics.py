@@ -343,7 +343,8 @@ def log_odds(logits):
     none = np.full((len(logits), 1), -np.inf)
     before = np.logaddexp.accumulate(logits[:, :-1], axis=1)  # (N, C - 1) of the classes 0 to c
     after = np.logaddexp.accumulate(logits[:, :0:-1], axis=1)[:, ::-1]  # of c + 1 to the last
-    return logits - np.logaddexp(np.hstack([none, before]), np.hstack([after, none]))
+    odds = logits - np.logaddexp(np.hstack([none, before]), np.hstack([after, none]))
+    return odds.round(9)  # equal p have equal odds, whatever the last bits of the others' sum are
 
 
 def are_probabilities(scores):
@@ -891,10 +892,10 @@ def read_predictions(path, skip_bad=False):
     lines = read_rows(path, ["label", "group"], unique=False)
     if files := [row["file"] for row in lines.values() if row.get("file")]:
         refuse_repeated(path, files)
-    bad = [line for line, r in lines.items() if missing(r["label"]) or missing(r["group"])]
+    bad = {line for line, r in lines.items() if missing(r["label"]) or missing(r["group"])}
     if bad and not skip_bad:
         raise ValueError(
-            f"{path}, line {bad[0]}: no label or no group; leave such rows out with --skip-bad"
+            f"{path}, line {min(bad)}: no label or no group; leave such rows out with --skip-bad"
         )
     if len(bad) == len(lines):
         raise ValueError(f"{path}: no row has both a label and a group: fill them in")
@@ -903,6 +904,9 @@ def read_predictions(path, skip_bad=False):
     lines = {line: row for line, row in lines.items() if line not in bad}
     header = next(iter(lines.values()))
     scored = [name for name in header if name.partition("_")[0] == "score"]
+    scored.sort(key=lambda name: place(name[6:]))  # as labels are, in whatever order they stand
+    if "score" in scored and len(scored) > 1:
+        raise ValueError(f"{path} has a column score and score_NAME, too: leave one kind out")
     for line, row in lines.items():
         for name in scored:
             try:
@@ -944,7 +948,7 @@ def read_predictions(path, skip_bad=False):
             "by the sum of their row, of sigmoids write log(p / (1 - p)), and from logits subtract "
             "1, which changes no metric"
         )
-    subject = subject_column([*header])
+    subject = subject_column(header)
     subjects = [row.get(subject, "") for row in rows]  # who has none is a subject of its own
     own = [missing(s) for s in subjects]
     told = f"{len({s for s, alone in zip(subjects, own) if not alone})} of the column {subject!r}"
@@ -995,7 +999,10 @@ def main():
         data, subjects, names = read_predictions(path, args.skip_bad)
         truths[path] = [*map(np.ndarray.tolist, (data["labels"], data["groups"], subjects)), names]
         if truths[path] != truths[a]:
-            raise ValueError(f"{path} has other rows, classes or groups than {a}")
+            raise ValueError(
+                f"{path} has other rows, classes, groups, subjects or files than {a}: write both "
+                "tables of the same pictures with the same columns"
+            )
         if path != a and None in names[2]:
             print(f"{path}: there is no column file: its rows are those of {a} in the same order")
         more = {"clusters": subjects, "drawn": draws.setdefault(path, {})}

@@ -353,7 +353,8 @@ def resampled(state, net):
 
     timm's networks also know the names that others use, such as CLIP's authors.
     """
-    own = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    module = sys.modules.get(type(net).__module__)  # None: of a network in a user's file
+    own = getattr(module, "checkpoint_filter_fn", None)
     return own(state, net) if own else state
 
 

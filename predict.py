@@ -31,6 +31,7 @@ import csv
 import importlib
 import io
 import json
+import os
 import signal
 import sys
 from importlib.util import find_spec
@@ -132,9 +133,14 @@ def load_student(path, rule="last", module=None):
 def pictures_in(path):
     """The picture at `path`, or all pictures in the folder `path`."""
     Image.init()  # fills Image.EXTENSION with all endings that Pillow knows
-    inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in Image.EXTENSION]
+    read = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN}  # not .pdf
+    inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in read]
     if path.is_dir() and not inside:
         raise InputError(f"{path} holds no picture")
+    for file in inside or [path]:
+        shown = os.fsencode(file).decode(errors="replace")
+        if shown != str(file):
+            raise InputError(f"{shown}: this name is not UTF-8: rename it")
     return inside or [path]
 
 
@@ -154,7 +160,8 @@ def label_rows(table, files, saved):
     require(table, header, [used["file"]])
     (labels, _), (groups, _) = (attribute(table, rows, used[name]) for name in ("label", "group"))
     subject = (trained.get("subject") or "").lower()
-    used["subject"] = subject if subject in header else subject_column(header)
+    guess = subject_column(header, used["label"], used["group"])
+    used["subject"] = subject if subject in header else guess
     print(f"{table}:", ", ".join(f"{k} is the column {v}" for k, v in used.items() if v))
     for row, label, group in zip(rows, labels, groups):
         row |= {"file": row[used["file"]], "label": label, "group": group}
@@ -165,7 +172,11 @@ def label_rows(table, files, saved):
     for name in [name for name, row in known.items() if row["label"] not in saved["classes"]]:
         label, classes = known[name]["label"], ", ".join(saved["classes"])
         raise InputError(f"{table}: {name} is {label!r}, no class of it: {classes}")
-    found = {} if files else {p: known.get(k) for k, p in locate(table.parent, rows, table).items()}
+    found = {}
+    if not files:
+        places = locate(table.parent, rows, table)
+        refuse_repeated(table, [os.path.normpath(path) for path in places.values()])
+        found = {path: known.get(name) for name, path in places.items()}
     index = {}  # {(how lax, form): names in the table}
     for name in rows:
         for key in enumerate(forms(name)):
@@ -182,7 +193,10 @@ def label_rows(table, files, saved):
     names = [row["file"] for row in found.values() if row]
     if len(set(names)) < max(len(names), 1):
         what = "two pictures are the same row" if names else "it says nothing about these pictures"
-        raise InputError(f"{table}: {what}; write more of their folders into its column file")
+        advice = "write more of their folders into its column file"
+        if not known:
+            what, advice = "no row has both a label and a group", "fill them in"
+        raise InputError(f"{table}: {what}: {advice}")
     return found
 
 

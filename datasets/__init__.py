@@ -245,9 +245,10 @@ def decode(file, size, box=None, grey=False, white=None, ranges=None):
 
 
 def upright_size(file):
-    """(width, height) of a picture, upright as EXIF says, from the beginning of its file."""
-    with Image.open(file) as image:
-        return image.size[::-1] if image.getexif().get(0x0112, 1) > 4 else image.size
+    """(width, height) of a picture, upright as EXIF says."""
+    with Image.open(file) as image:  # its pixels are read only where it is turned by a quarter
+        turned = image.getexif().get(0x0112, 1) > 4
+        return ImageOps.exif_transpose(image).size if turned else image.size
 
 
 def decode_mask(file, size, picture):
@@ -259,6 +260,8 @@ def decode_mask(file, size, picture):
     if (width, height) != (wide, high):
         raise ValueError(f"it has {width} x {height} pixels, and its picture {wide} x {high}")
     with Image.open(file) as image:
+        if image.convert("RGBA").getextrema()[3][0] < 255:
+            raise ValueError("it has transparent pixels: save it in black and white, without them")
         ## The numbers of a palette mean nothing by themselves. In 402 masks of HAM10000 number 0 is
         ## white, the lesion: read as numbers, they would be inside out.
         values = np.asarray(ImageOps.exif_transpose(image).convert("L"))
@@ -476,8 +479,9 @@ def read_table(
             table.notes[WHITE], table.notes["the brightest level of these pictures"] = grey
         table.refuse_gaps(name)
         owners, flat = collections.defaultdict(set), {*found["flat"]}
-        for picture, pixels, subject in zip(table.ids, table.images, table.subjects):
-            if picture not in flat:
+        rows = zip(table.ids, table.images, table.subjects, table.split)
+        for picture, pixels, subject, part in rows:
+            if picture not in flat and part:  # "" was left out: its pixels were not read
                 owners[hash(pixels.tobytes())].add(subject)
         if several := sum(len(subjects) > 1 for subjects in owners.values()):
             table.notes["EQUAL PICTURES OF SEVERAL SUBJECTS"] = several  # in several splits, maybe

@@ -34,14 +34,15 @@ def letters(name):
     return re.sub(r"[\W_]", "", name.lower())
 
 
-SUBJECTS = "subject subj patient pat participant person individual identity pid mrn case studyid"
+SUBJECTS = "subject subj patient pat participant person individual identity pid mrn caseid studyid"
 SUBJECTS = [*SUBJECTS.split(), "lesion"]
 
 
-def subject_column(header):
+def subject_column(header, *used):
     """The first column called like one of SUBJECTS, as patient_id, Pat.-Nr. or anon_patient_id are,
-    or None."""
-    names = {letters(name): name for name in reversed(header)}
+    or None. Those `used` for labels or groups (lesion+sex, age:18,60) say something else."""
+    taken = {part.partition(":")[0] for name in used for part in name.lower().split("+")}
+    names = {letters(name): name for name in reversed(header) if name not in taken}
     stems = {re.sub("^anon|(id|number|no|nr|code)$", "", name): c for name, c in names.items()}
     return next((c for s in SUBJECTS for c in (names.get(s), stems.get(s)) if c), None)
 
@@ -222,16 +223,20 @@ def forms(name):
     return name, bare, folder + slash + (stem.lstrip("0") if stem.isdecimal() else stem)
 
 
-def locate(root, names, where):
+def locate(root, names, where, others=()):
     """{name: path} of pictures, also where the name in the table is not quite that of the file.
 
     The folder is searched only for names that are no file. A file that lies deeper than the name
-    says is found; one in another folder than the name says is not, it may be another picture.
+    says is found; one in another folder than the name says is not, it may be another picture. Nor
+    is one that another name, or one of `others` (masks), says exactly.
     """
     found = {name: root / name for name in names}
     lost = [name for name in names if not os.path.isfile(root / name)]
+    exact = {*map(os.path.normpath, [*others, *names])}
     index = {}  # {(how lax, form): files}
     for file in pictures_below(root) if lost else ():
+        if os.path.normpath(file) in exact:
+            continue
         for how, form in enumerate(forms(file)):
             steps = form.split("/")
             for k in range(len(steps)):

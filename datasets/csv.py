@@ -20,7 +20,7 @@ to 4, with equal shares of every class x group. So another --target or --sensiti
 the training of one has seen test pictures of the other. The column split keeps one for all.
 Pictures of one subject, such as one patient, stay in one split: --subject names the column, else
 one called subject, patient_id, lesion_id, person or the like is taken, which the notes say.
-Pictures without a subject are each their own, and all are with --subject file.
+Pictures without a subject are each their own; all are with --subject and the column of files.
 GREY of more than 8 bits is spread from black to white in one way for all pictures of the folder:
 white is the end of the smallest usual range (8, 12 or 16 bits; floats to 1) that holds them all.
 LICENCE. Yours.
@@ -110,7 +110,8 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
             raise InputError(
                 f"{table}, line {line}: {row[named]} lies outside {root}: use names inside it"
             )
-    found = locate(root, [row[named] for row in rows], table)
+    others = [row.get("mask", "") for row in rows]
+    found = locate(root, [row[named] for row in rows], table, others)
     refuse_repeated(table, [os.path.normpath(found[row[named]]) for row in rows])
     path = table.resolve()
     name = path.parent.name if path.name == "labels.csv" else path.stem
@@ -146,7 +147,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
         alike = [name for name in rows[0] if letters(name) == letters(subject)]
         subject = next(iter(alike), subject) if subject.lower() not in rows[0] else subject.lower()
     else:
-        subject = subject_column(rows[0])
+        subject = subject_column(rows[0], target, sensitive)
     require(table, rows[0], [subject] if subject else [], "--subject")
     own = [subject is None or missing(row[subject]) for row in rows]
     subjects = [row[named if alone else subject] for row, alone in zip(rows, own)]

@@ -950,6 +950,10 @@ def test_a_picture_under_the_names_of_two_subjects_is_counted(pictures):
         loaded = load("csv", pictures, 16)
         assert loaded.notes.get(told) == count
     assert f"{told}: 1\n" in loaded.describe()
+    (pictures / rows[0]["file"]).unlink()  # what is left out has no pixels to be equal
+    (pictures / first["file"]).write_text("no picture")
+    (pictures / rows[-1]["file"]).write_text("no picture")
+    assert told not in load("csv", pictures, 16, skip_bad=True).notes
 
 
 def test_the_centre_square_is_taken_and_shrunk_smoothly(tmp_path):

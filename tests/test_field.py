@@ -242,7 +242,8 @@ def test_missing_values():
         ("file Patient_ID label", "patient_id"),
         ("file lesion_id patientid", "patientid"),
         ("file lesion-id", "lesion-id"),
-        ("file Case", "case"),
+        ("file Case_ID case", "case_id"),
+        ("file case label", None),  # or control: a label, by which nobody would be counted
         ("file identity", "identity"),
         ("file Patient-ID lesion_id", "patient-id"),
         ("lesion_id SUBJID patient_no", "subjid"),
@@ -258,6 +259,39 @@ def test_missing_values():
 )
 def test_columns_of_subjects(header, column):
     assert datasets.csv.subject_column(header.lower().split()) == column
+
+
+def test_a_column_of_labels_or_groups_is_none_of_subjects():
+    header = "file lesion patient age".split()
+    assert _tables.subject_column(header, "label", "age:18,60") == "patient"
+    assert _tables.subject_column(header, "Patient", "age") == "lesion"
+    assert _tables.subject_column(header, "lesion", "age:40+patient:3") is None
+
+
+def test_the_file_of_another_name_stands_in_for_nothing(tmp_path):
+    """1.jpg is there, and 01.jpg, b.png, 7.jpg are not, whatever lies in their places."""
+    for name in ("1.jpg", "b.jpg", "masks/7.png", "8.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = ["1.jpg", "01.jpg", "b.png", "b.jpg", "7.jpg", "08.jpg"]
+    found = _tables.locate(tmp_path, names, "table", ["masks/7.png"])
+    assert found.pop("08.jpg") == tmp_path / "8.jpg"  # nobody else's
+    assert found == {name: tmp_path / name for name in names[:-1]}
+
+
+def test_a_mask_is_not_read_as_its_lost_picture(tmp_path):
+    rows = []
+    for n in NUMBERS:
+        Image.new("RGB", (20, 18), colour(n)).save(tmp_path / f"{n}.jpg")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.new("L", (20, 18), 255).save(tmp_path / f"masks/{n}.png")
+        rows.append({"file": f"{n}.jpg", "label": n % 2, "group": n // 2 % 2})
+        rows[-1]["mask"] = f"masks/{n}.png"
+    write_table(tmp_path / "labels.csv", rows)
+    (tmp_path / "7.jpg").unlink()
+    for task in ("classify", "segment"):
+        with pytest.raises(InputError, match="1 of 48 pictures are missing.*7.jpg"):
+            datasets.read_table("csv", tmp_path, 16, task=task, out=tmp_path / "runs")
 
 
 # ----- splits ------------------------------------------------------------------------------------

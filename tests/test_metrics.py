@@ -831,12 +831,25 @@ def test_auroc_of_large_margins():
     np.testing.assert_allclose(odds, np.log(probs / (1 - probs)), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("digits", [1, 2])
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_equal_probabilities_tie_whatever_the_others_are(classes, digits):
+    rng = np.random.default_rng(digits)
+    cuts = np.sort(rng.integers(0, 10**digits + 1, (400, classes - 1)), axis=1)
+    probs = np.diff(cuts, axis=1, prepend=0, append=10**digits) / 10**digits
+    labels = rng.integers(0, classes, 400)
+    logits = np.log(np.maximum(probs, 1e-30))
+    out = metrics.headline(labels=labels, groups=0 * labels, logits=logits, num_groups=1)
+    areas = [sk.roc_auc_score(labels == c, probs[:, c]) for c in range(classes)]
+    assert out["auroc"] == pytest.approx(np.mean(areas), abs=1e-12)
+
+
 @pytest.mark.parametrize("classes", [2, 3, 4, 50])
 def test_log_odds_are_those_of_all_other_classes_together(classes):
     logits = 20 * np.random.default_rng(classes).normal(size=(100, classes))
     others = [np.delete(logits, c, axis=1) for c in range(classes)]
     expected = logits - scipy.special.logsumexp(others, axis=2).T
-    np.testing.assert_allclose(metrics.log_odds(logits), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(metrics.log_odds(logits), expected, rtol=0, atol=1e-9)
 
 
 def test_resamples_of_many_classes_are_counted_a_few_at_a_time():

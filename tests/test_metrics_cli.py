@@ -203,7 +203,15 @@ FAULTS = {  # name: (tables, words of the sentence)
     "no row": (["label,group,score_a,score_b\n,f,1,2\n"], ["line 2: no label", "--skip-bad"]),
     "no label": ([GOOD + "NA,f,1,2\n"], ["line 4: no label or no group"]),
     "an unknown group": ([GOOD + "a,unknown,1,2\n"], ["line 4: no label or no group"]),
+    "two kinds of scores": (
+        ["label,group,score,score_a,score_b\na,f,2,1,2\nb,m,3,3,1\n"],
+        ["a.csv has a column score and score_NAME, too: leave one kind out"],
+    ),
     "other rows": ([GOOD, GOOD + "a,f,1,2\n"], ["b.csv has other rows"]),
+    "other subjects": (
+        [GOOD, "patient,label,group,score_a,score_b\np,a,f,1,2\np,b,m,3,1\n"],
+        ["other rows, classes, groups, subjects or files than a.csv"],
+    ),
     "another order": (
         [GOOD, GOOD.replace("a,f,1,2\nb,m", "b,m,1,2\na,f")],
         ["b.csv has other rows"],

@@ -45,6 +45,17 @@ def number(size):
 
 def broken(size):
     return tiny(size // 0)
+
+class Mine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3, 2), nn.Linear(4, 7)
+
+    def forward(self, x):
+        return self.last(self.conv(x).mean((2, 3)))
+
+def mine(size):
+    return Mine()
 """
 
 
@@ -129,6 +140,15 @@ def test_a_network_of_ones_own_may_import_its_neighbours(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "more.py").write_text("from nets import tiny\n")
     assert started("more.py:tiny").head.in_features == 4
+
+
+def test_a_network_class_of_ones_own_starts_from_its_own_weights(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    one, other = started("nets.py:mine"), started("nets.py:mine")
+    assert not torch.equal(one.body.conv.weight, other.body.conv.weight)
+    torch.save(one.body.state_dict(), folder / "mine.pt")
+    loaded = started("nets.py:mine", "--weights", "mine.pt")
+    assert torch.equal(loaded.body.conv.weight, one.body.conv.weight)
 
 
 @needs_timm

@@ -4,6 +4,7 @@ import argparse
 import csv
 import importlib
 import json
+import os
 import shutil
 import sys
 from importlib.util import find_spec
@@ -414,6 +415,18 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
     "a rule less": ({"states": {}}, [], ["student.pt is no student", "such as a teacher's"]),
     "its own code": ({"network": "net.py:f"}, [], ["net.py:f", "--student-module FILE.py:FUNC"]),
     "labels without a group": ({}, ["--labels", "few.csv"], ["few.csv has no column 'group'"]),
+    "labels that are empty": (
+        {},
+        ["picture.png", "--labels", "unknown.csv"],
+        ["unknown.csv: no row has both a label and a group: fill them in"],
+    ),
+    "two rows of one picture": (
+        {},
+        ["--labels", "twice.csv"],
+        ["twice.csv names 'double/a.png' 2 times: keep one row for each picture"],
+    ),
+    "a name in latin-1": ({}, ["latin"], [": this name is not UTF-8: rename it"]),
+    "a document": ({}, ["documents"], ["documents holds no picture"]),
     "labels of others": ({}, ["picture.png", "--labels", "other.csv"], ["nothing about these"]),
     "an unknown class": ({}, ["--labels", "bird.csv"], ["'bird', no class of it: cat, dog, fox"]),
     "two of one name": ({}, ["picture.png", "more", "--labels", "good.csv"], ["are the same row"]),
@@ -444,6 +457,15 @@ def test_what_is_wrong_is_said_in_one_sentence(run, fault, main, tmp_path, monke
     shutil.copy("picture.png", "more")
     Path("few.csv").write_text("file,label\npicture.png,cat\n")
     Path("other.csv").write_text("file,label,group\nno.png,cat,f\n")
+    Path("unknown.csv").write_text("file,label,group\npicture.png,,f\n")
+    Path("twice.csv").write_text("file,label,group\ndouble/a,cat,f\ndouble/a.jpg,dog,f\n")
+    Path("double").mkdir()
+    shutil.copy("picture.png", "double/a.png")
+    Path("latin").mkdir()
+    if fault == "a name in latin-1":
+        Path(os.fsdecode(b"latin/\xe4.png")).write_bytes(Path("picture.png").read_bytes())
+    Path("documents").mkdir()
+    Path("documents/report.pdf").write_text("no picture")
     Path("bird.csv").write_text("file,label,group\npicture.png,bird,f\n")
     Path("good.csv").write_text("file,label,group\npicture.png,cat,f\n")
     student = Path("run/student.pt")

@@ -40,7 +40,7 @@ import metrics
 import networks
 import results
 from data import InputError, batches, load, save
-from datasets import compare_kinds, decode_mask
+from datasets import compare_kinds, decode_mask, upright_size
 
 SEGMENT = ["--task", "segment"]
 ABLE = [name for name in SCRIPTS if not importlib.import_module(name).Method.no_masks]
@@ -493,6 +493,33 @@ def test_any_one_value_besides_0_is_inside(tmp_path):
     for value in (0, 255):
         Image.new("L", (20, 20), value).save(tmp_path / "flat.png")
         assert (decode_mask(tmp_path / "flat.png", 20, tmp_path / "picture.png") == value).all()
+
+
+def test_a_mask_that_is_cut_out_is_refused(tmp_path):
+    """White everywhere, or black, and its shape in what is transparent: no grey value says it."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "picture.png")
+    shape = 255 * mask_of(1, (20, 20)).astype(np.uint8)
+    for white in (0, 255):
+        pixels = np.dstack([np.full((20, 20, 3), white, np.uint8), shape])
+        Image.fromarray(pixels).save(tmp_path / "mask.png")
+        with pytest.raises(ValueError, match="it has transparent pixels: save it in black and"):
+            decode_mask(tmp_path / "mask.png", 20, tmp_path / "picture.png")
+    opaque = np.dstack([np.repeat(shape[..., None], 3, 2), np.full((20, 20), 255, np.uint8)])
+    Image.fromarray(opaque).save(tmp_path / "mask.png")
+    mask = decode_mask(tmp_path / "mask.png", 20, tmp_path / "picture.png")
+    assert np.array_equal(mask, shape)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_mask_of_a_turned_picture_is_as_large_as_it_is_shown(tmp_path, kind, orientation):
+    turn = Image.Exif()
+    turn[0x0112] = orientation
+    Image.new("RGB", (60, 20)).save(tmp_path / f"picture.{kind}", exif=turn)
+    size = (60, 20) if orientation < 5 else (20, 60)
+    Image.new("L", size, 255).save(tmp_path / "mask.png")
+    assert upright_size(tmp_path / f"picture.{kind}") == size
+    assert (decode_mask(tmp_path / "mask.png", 8, tmp_path / f"picture.{kind}") == 255).all()
 
 
 def test_classes_of_pictures_need_not_be_everywhere_where_masks_are_learnt(masked):
