@@ -29,8 +29,8 @@ DIFFERENCES FROM PUBLIC CODE (the authors' CTKD).
     2. θ is in the checkpoint: there a restarted run forgets its temperature.
     3. The τ that is logged is the mean of the epoch, there it is that of the last batch.
     4. T = 1, S = 20, R = 10 and α = 0.9 are those of its CIFAR-100 script. In a run of fewer epochs
-       than R, λ stays below 1. The learning rate is RepDistiller's, also on the toy, where ckd.py
-       has twice as much. Batches are those of ckd.py.
+       than R, λ stays below 1. The learning rate is RepDistiller's 0.05, also on the toy and for
+       masks, where ckd.py has 2 to 4 times as much. Batches are those of ckd.py.
 
 RUN.  python methods/ctkd.py                     the toy data, two CPU cores: 2 minutes
       python methods/ctkd.py --ramp-epochs 1     no curriculum: full reversal from the start
@@ -151,10 +151,13 @@ def settings():
 
 def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
-    args = settings().parse_args(argv)
+    parser = settings()
+    args = parser.parse_args(argv)
     for which in ("", "teacher_"):
-        if getattr(args, f"{which}optimizer") == "adamw" and getattr(args, f"{which}lr") is None:
-            setattr(args, f"{which}lr", 5e-4)  # the rates of SGD would destroy what is learnt
+        usual = getattr(args, f"{which}lr") == parser.get_default(f"{which}lr")
+        if usual and getattr(args, f"{which}optimizer") == "adamw":
+            ## The rates of SGD would destroy what is learnt.
+            setattr(args, f"{which}lr", min(getattr(args, f"{which}lr") or 1, 5e-4))
     for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
@@ -385,7 +388,8 @@ def outputs(network, split, folder=None):
         ## Two networks with the same tensors can compute different things.
         body |= {"name": network.name, "ways": network.ways} | files_of(network.name)
         arithmetic = [torch.__version__, network.bf16, torch.get_num_threads()]
-        key = digest([split.hash(), body, *arithmetic, str(split.labels.device)])
+        seen = split.hash(), split.mean, split.std  # of other training pictures, other statistics
+        key = digest([*seen, body, *arithmetic, str(split.labels.device)])
         feats = made_once(folder / f"features-{key}.pt", ask, split.labels.device)
     else:
         feats = ask()

@@ -29,15 +29,16 @@ DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review th
     1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7) and
        (8), and epochs, by AUC (Dice) on validation: of the worst group for step 0, which can choose
-       an early one (--step0-epoch last: none is chosen), of its own group for each teacher.
+       an early one (--step0-epoch last: none is chosen), of its own group for each teacher. Step 1
+       has a constant rate, all pictures of a group once an epoch, and never --balance.
     3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
        head trained on as many pictures of everybody, both chosen on the pictures that measure it.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
     1. Its distance, a Sinkhorn divergence stopped early, can be negative; Eq. (4) is exact.
     2. It divides Eq. (6) by B. Adam does not feel that, SGD would: a learning rate B times too low.
     3. u is measured in evaluation mode, not augmented; there it moves batch norm's statistics.
-    4. t = 30, not 1: of 1, 3, 10 and 30 the best on validation of CIFAR10-S and HAM10000. So soft
-       are its weights nearly equal, and step 0 is nearly plain training.
+    4. t = 30, not 1. Of 1, 3, 10 and 30 validation chose 30 or 10 for FIS, on CelebA once 3, never
+       1. So soft, its weights are nearly equal, and step 0 is nearly plain training.
     5. FEBS, as published, multiplies maps, not losses, and least those of the worst group, from
        which it so looks away. Where a batch lacks a group, E = 0, all w = 0, and the term is 1
        without a gradient. Eq. (10) weighs losses, most those of the worst group.
@@ -162,10 +163,13 @@ def settings():
 
 def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
-    args = settings().parse_args(argv)
+    parser = settings()
+    args = parser.parse_args(argv)
     for which in ("", "teacher_"):
-        if getattr(args, f"{which}optimizer") == "adamw" and getattr(args, f"{which}lr") is None:
-            setattr(args, f"{which}lr", 5e-4)  # the rates of SGD would destroy what is learnt
+        usual = getattr(args, f"{which}lr") == parser.get_default(f"{which}lr")
+        if usual and getattr(args, f"{which}optimizer") == "adamw":
+            ## The rates of SGD would destroy what is learnt.
+            setattr(args, f"{which}lr", min(getattr(args, f"{which}lr") or 1, 5e-4))
     for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
@@ -498,8 +502,10 @@ class Method(PlainTraining):
         put_back(student, states[args.step0_epoch], folder)  # steps 1 and 2 begin here
         _, val = measure(student, data, "val")
         what = "dice" if student.segment else "auroc"
-        worst = f"val {what} of the worst group {val[f'{what}_worst_group']:.1%}"
-        print(f"step 0 ends as in epoch {states[args.step0_epoch]['epoch'] + 1}: {worst}")
+        worst = val[f"{what}_worst_group"]  # None: every group has one class there
+        told = "undefined" if worst is None else f"{worst:.1%}"
+        ended = f"step 0 ends as in epoch {states[args.step0_epoch]['epoch'] + 1}"
+        print(f"{ended}: val {what} of the worst group {told}")
         ## Step 1. With one class in training there is nothing to teach, in validation no choice.
         plain = copy.copy(args)
         plain.epochs, plain.lr = args.teacher_epochs, args.teacher_lr
@@ -572,7 +578,8 @@ def outputs(network, split, folder=None):
         ## Two networks with the same tensors can compute different things.
         body |= {"name": network.name, "ways": network.ways} | files_of(network.name)
         arithmetic = [torch.__version__, network.bf16, torch.get_num_threads()]
-        key = digest([split.hash(), body, *arithmetic, str(split.labels.device)])
+        seen = split.hash(), split.mean, split.std  # of other training pictures, other statistics
+        key = digest([*seen, body, *arithmetic, str(split.labels.device)])
         feats = made_once(folder / f"features-{key}.pt", ask, split.labels.device)
     else:
         feats = ask()

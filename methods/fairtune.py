@@ -164,10 +164,13 @@ def settings():
 
 def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
-    args = settings().parse_args(argv)
+    parser = settings()
+    args = parser.parse_args(argv)
     for which in ("", "teacher_"):
-        if getattr(args, f"{which}optimizer") == "adamw" and getattr(args, f"{which}lr") is None:
-            setattr(args, f"{which}lr", 5e-4)  # the rates of SGD would destroy what is learnt
+        usual = getattr(args, f"{which}lr") == parser.get_default(f"{which}lr")
+        if usual and getattr(args, f"{which}optimizer") == "adamw":
+            ## The rates of SGD would destroy what is learnt.
+            setattr(args, f"{which}lr", min(getattr(args, f"{which}lr") or 1, 5e-4))
     for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
@@ -398,7 +401,7 @@ def theta_0(args, data):
     plain.dataset, plain.data_dir, plain.teacher = args.source, args.source_dir, args.student
     plain.teacher_train, plain.teacher_sees = "all", "view"
     unset = "target sensitive fold skew subject file_column teacher_weights teacher_statistics"
-    vars(plain).update(dict.fromkeys(unset.split()), seed=0)
+    vars(plain).update(dict.fromkeys(unset.split()), seed=0, train_share=1.0)
     plain.image_size = 32 if drawn else args.image_size  # stars are drawn in one size
     pictures = load_pictures(plain)
     teacher, _ = get_teacher(plain, pictures)
@@ -446,6 +449,7 @@ def search(args, data, start):
     folder = data_folder(args) / "fairtune" / name
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4: the "liar"
+    warnings.filterwarnings("ignore", "The reported value is ignored")  # of a trial made again
     State, total = optuna.trial.TrialState, min(args.trials, 3) if args.smoke else args.trials
     begun = datetime.now()
     with locked(folder / "study.db"):
@@ -476,14 +480,21 @@ def search(args, data, start):
         """Trial number `draw`, unless it is finished: L_fair after args.epochs of training.
 
         The caller holds the lock of this number, so that a trial of it which seems to run belongs
-        to a process that was killed. One without a number was killed before it was noted here.
+        to a process that was killed. It is made again under its own name: as another one its values
+        would count twice in the pruner's comparisons. One without a number was killed before it was
+        noted here.
         """
         with locked(folder / "study.db"):
-            trials = study.get_trials(states=[State.RUNNING, State.COMPLETE, State.PRUNED])
-            for trial in (t for t in trials if t.user_attrs.get("draw", draw) == draw):
-                if trial.state != State.RUNNING:
+            trial, states = None, [State.RUNNING, State.COMPLETE, State.PRUNED]
+            for old in study.get_trials(states=states):
+                if old.user_attrs.get("draw", draw) != draw:
+                    continue
+                if old.state != State.RUNNING:
                     return
-                study.tell(trial.number, state=State.FAIL)
+                if "draw" in old.user_attrs:
+                    trial = optuna.trial.Trial(study, old._trial_id)
+                else:
+                    study.tell(old.number, state=State.FAIL)
             ## Each draw has a seed of its own, so that a search that was killed tries the same.
             ## "Liar": two processes do not try the same.
             seed = (args.seed * 100_003 + draw) % 2**32
@@ -494,18 +505,22 @@ def search(args, data, start):
                 place = (np.random.default_rng(args.seed).random() + draw * 0.618034) % 1
                 rate = {"lr": RATES[0] * (RATES[1] / RATES[0]) ** place}
                 study.sampler = optuna.samplers.PartialFixedSampler(rate, study.sampler)
-            trial = study.ask(space)
-            trial.set_user_attr("draw", draw)
+            if not trial:
+                trial = study.ask(space)
+                trial.set_user_attr("draw", draw)
+        start_of_trial = time.time()
         bits, lr = mask(trial.params), trial.params["lr"]
         method = Tuning(args, data, copy.deepcopy(start), bits, lr, trial)
         try:
             print(f"trial {draw + 1} of {total}: mask {bits}, lr {lr:.1e}")
             more = (total - draw) * args.epochs + 2  # then the other trials, and the chosen one
             fit(args, data, method, f"trial {draw + 1}", rules={}, later=more)
-            study.tell(trial, method.value)
+            end = {"values": method.value}
         except (optuna.TrialPruned, Diverged) as why:  # one bad learning rate does not end it all
             print(f"trial {draw + 1} ends here: {str(why) or 'others were better at its age'}")
-            study.tell(trial, state=State.PRUNED)
+            end = {"state": State.PRUNED}
+        trial.set_user_attr("seconds", time.time() - start_of_trial)
+        study.tell(trial, **end)
 
     ## First the trials that nobody works on (0: do not wait), then those of other processes (-1:
     ## wait for ever), which are finished, or ours if their process was killed.
@@ -526,7 +541,7 @@ def search(args, data, start):
     # Eq. (3): the parameters of the best trial
     best = study.best_trial.params
     old = [t for t in study.trials if t.datetime_complete and t.datetime_complete < begun]
-    return mask(best), best["lr"], trials, sum(t.duration.total_seconds() for t in old)
+    return mask(best), best["lr"], trials, sum(t.user_attrs.get("seconds", 0.0) for t in old)
 
 
 class Method(Tuning):
@@ -569,7 +584,8 @@ def outputs(network, split, folder=None):
         ## Two networks with the same tensors can compute different things.
         body |= {"name": network.name, "ways": network.ways} | files_of(network.name)
         arithmetic = [torch.__version__, network.bf16, torch.get_num_threads()]
-        key = digest([split.hash(), body, *arithmetic, str(split.labels.device)])
+        seen = split.hash(), split.mean, split.std  # of other training pictures, other statistics
+        key = digest([*seen, body, *arithmetic, str(split.labels.device)])
         feats = made_once(folder / f"features-{key}.pt", ask, split.labels.device)
     else:
         feats = ask()

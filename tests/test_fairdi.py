@@ -215,6 +215,13 @@ def test_a_group_of_one_class_is_named_and_step_0_stands_in(toy, tmp_path, capsy
     assert all(torch.isfinite(v) for v in losses.values())
 
 
+def test_where_each_group_has_one_class_the_worst_group_is_undefined(tmp_path, capsys, toy):
+    """No AUROC inside a group: step 0 ends, says so, and the run goes on."""
+    data = regrouped(toy, lambda split: split.labels, toy.classes)
+    make(data, tmp_path)
+    assert ": val auroc of the worst group undefined" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flag", ["--no-train-backbone", "--train-backbone"])
 def test_with_one_group_it_is_plain_distillation(toy, tmp_path, flag, monkeypatch):
     """One group, step 0 replaced by plain training: step 2 is ckd.py with that one teacher."""

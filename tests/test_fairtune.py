@@ -2,6 +2,7 @@
 a kill, two processes on one study; and that the last run uses what the search has found."""
 
 import copy
+import gc
 import json
 import math
 import shutil
@@ -182,6 +183,22 @@ def test_without_a_source_it_learns_stars_first(pictures, tmp_path, size, capsys
     assert not torch.equal(again.head.weight, start.head.weight)
 
 
+def test_a_share_of_the_training_pictures_is_none_of_the_source(pictures, tmp_path, monkeypatch):
+    learnt_from = []
+
+    def told(plain, data):
+        learnt_from.append(len(data["train"]))
+        raise StopIteration
+
+    monkeypatch.setattr(fairtune, "get_teacher", told)
+    data = load("csv", pictures, 16)
+    for share in ("1", "0.3"):
+        flags = ["--dataset", "csv", "--train-share", share, "--out", str(tmp_path / "runs")]
+        with pytest.raises(StopIteration):
+            fairtune.theta_0(arguments(fairtune, *flags), data)
+    assert learnt_from[0] == learnt_from[1]
+
+
 def test_named_masks_without_a_search(toy):
     for mask, bits in (("all", "1" * 12), ("none", "0" * 12), ("110000000001", "110000000001")):
         args = arguments(fairtune, "--mask", mask, "--trials", "0", "--lr", "0.001")
@@ -284,28 +301,34 @@ def test_a_trial_that_diverges_does_not_end_the_search(toy, tmp_path, monkeypatc
 
 
 def test_a_search_that_stops_goes_on_with_the_same_trials(toy, tmp_path, monkeypatch, pretend):
-    """An error in the fifth trial; the trial is repeated, and the end is that of an undisturbed
-    search. With --restart all begins again."""
-    start = network()
-    *whole, earlier = fairtune.search(settings(tmp_path / "whole", trials=8), toy, start)
+    """An error in each trial that comes to its fifth epoch; it is made again, and the end is that
+    of an undisturbed search. With --restart all begins again."""
+    start, seed = network(), ["--seed", "5"]  # with which values that count twice prune others
+    *whole, earlier = fairtune.search(settings(tmp_path / "whole", *seed), toy, start)
     assert earlier == 0
-    calls = []
+    calls, errors = [], 0
 
-    def break_once(args, data, method, *more, **others):
-        calls.append(method.optimizer.param_groups[0]["initial_lr"])
-        if len(calls) == 5:
+    def break_once(args, data, method, label, **others):
+        lr = method.optimizer.param_groups[0]["initial_lr"]
+        calls.append((label, lr))
+        if calls.count((label, lr)) == 1:
+            for epoch in range(5):
+                method.end_epoch(epoch, {args.objective: cost(lr)})
             raise MemoryError
-        pretended_fit(args, data, method, *more, **others)
+        pretended_fit(args, data, method, label, **others)
 
     monkeypatch.setattr(fairtune, "fit", break_once)
-    args = settings(tmp_path / "broken", trials=8)
-    with pytest.raises(MemoryError):
-        fairtune.search(args, toy, start)
-    *again, earlier = fairtune.search(args, toy, start)
+    args, again = settings(tmp_path / "broken", *seed), None
+    while not again:
+        try:
+            *again, earlier = fairtune.search(args, toy, start)
+        except MemoryError:
+            errors += 1
+    gc.collect()  # a killed process would hold no lock any more
     assert again == whole and earlier > 0
-    assert calls[4] == calls[5] and len(calls) == 9
+    assert errors > 1 and len(calls) == 12 + errors and len({*calls}) == 12
     args.restart = True
-    assert [*fairtune.search(args, toy, start)] == [*whole, 0] and len(calls) == 17
+    assert [*fairtune.search(args, toy, start)] == [*whole, 0]
 
 
 def search_slowly(folder, seconds, tell):
@@ -349,7 +372,7 @@ def test_two_processes_share_a_search_and_one_dies(originals, tmp_path):
     (path,) = tmp_path.rglob("study.db")
     study = optuna.load_study(study_name=path.parent.name, storage=f"sqlite:///{path}")
     states = [trial.state.name for trial in study.get_trials()]
-    assert states.count("FAIL") == 1 and len(states) == 7 and "RUNNING" not in states
+    assert len(states) == 6 and {*states} <= {"COMPLETE", "PRUNED"}  # made again under its own name
 
 
 # ----- the script, as a user starts it ------------------------------------------------------------

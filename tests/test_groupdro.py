@@ -171,3 +171,14 @@ def test_class_shares_are_those_of_the_loss(toy, flags):
     expected = torch.zeros(6).index_add(0, labels, losses.grad)
     torch.testing.assert_close(torch.tensor(method.class_shares()), expected)
     assert abs(sum(method.class_shares()) - 1) < 1e-6 and min(method.class_shares()) < 0.16
+
+
+def test_a_cell_without_pictures_has_no_share(toy):
+    """Its q is there and weighs no loss."""
+    data = copy.copy(toy)
+    train = data["train"]
+    kept = np.flatnonzero((train.labels != 1) | (train.groups == 0))
+    data.splits = data.splits | {"train": train.subset(kept)}
+    method = method_of(groupdro, data, "--by-class")  # with equal weights q of 11 cells, and of one
+    expected = torch.tensor([2, 1, 2, 2, 2, 2]) / 11
+    torch.testing.assert_close(torch.tensor(method.class_shares()), expected)

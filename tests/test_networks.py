@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -348,6 +349,11 @@ def test_adamw_has_a_rate_of_its_own():
     assert args.lr == args.teacher_lr == 5e-4
     assert ckd.parse(["--optimizer", "adamw", "--lr", "0.01"]).lr == 0.01
     assert ckd.parse([]).lr == ckd.parse(["--teacher-optimizer", "adamw"]).lr == 0.1
+    ## Also where the method has a rate of its own; one that is lower stays.
+    for script, lr, teacher_lr in (("ctkd", 5e-4, 5e-4), ("fairtune", 3e-4, 5e-4)):
+        args = ["--optimizer", "adamw", "--teacher-optimizer", "adamw"]
+        args = importlib.import_module(script).parse(args)
+        assert (args.lr, args.teacher_lr) == (lr, teacher_lr), script
 
 
 def test_a_random_body_has_no_head_to_train():
@@ -496,6 +502,9 @@ def test_features_of_networks_with_the_same_tensors_are_not_mixed_up(toy, tmp_pa
     assert len(list(tmp_path.glob("features-*.pt"))) == 3 and torch.equal(found[0], found[3])
     for net, feats in zip((one, two, three), found):
         assert torch.equal(feats, ckd.outputs(net, toy["val"])[0])
+    ## The same pictures beside other training pictures, whose mean they are normalised by.
+    other = replace(toy["val"], mean=toy["val"].mean + 20)
+    assert torch.equal(ckd.outputs(one, other, tmp_path)[0], ckd.outputs(one, other)[0])
 
 
 def test_heads_for_other_views_are_other_teachers(folder):

@@ -150,6 +150,19 @@ def test_batch_norm_is_recomputed(toy):
     assert first.num_batches_tracked == len(views)
 
 
+def test_the_student_does_not_depend_on_what_was_drawn_before(toy):
+    """A network that drops parts by chance draws the same after a kill."""
+    ends = []
+    for seed in (1, 2):
+        method, _ = walk(toy, VALUES[:2])
+        first = next(m for m in method.student.modules() if isinstance(m, torch.nn.ReLU))
+        first.forward = lambda x: torch.nn.functional.dropout(x, 0.3, training=True)
+        torch.manual_seed(seed)
+        method.finish()
+        ends.append(method.student.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
 def test_the_rate_stays_at_its_highest_after_the_warm_up(toy):
     method = method_of(swad, toy)
     batch = next(batches(toy["train"], 32, 0, 0, "mirrored"))
