@@ -1083,6 +1083,34 @@ def test_a_teacher_that_collapsed_is_named_beside_the_verdict(tmp_path):
     assert report.inflation_table(by_place).rows[0][1].endswith(" (2 of 3 teachers collapsed)")
 
 
+def test_plain_students_stand_beside_the_teacher_of_ckd(tmp_path):
+    """What they lie above it is the control for what distilled ones do."""
+    for seed in range(3):
+        made, plain = result("ckd", seed), result("ckd", seed, alpha=0.0)
+        noise = 0.003 * (-1) ** seed
+        put(tmp_path, made | {"teacher": with_disparity(made["teacher"], 0.2)})
+        plain["last"] = with_disparity(plain.pop("teacher"), 0.3 + noise)  # it had none
+        put(tmp_path, plain, "plain")
+    rows = report.inflation_table({("toy", ""): toy_rows(tmp_path)}).rows
+    assert [row[0] for row in rows] == ["ERM", "CKD"] and rows[0][1].startswith("10.")
+
+
+def test_pairs_leave_out_weights_of_one_run(tmp_path):
+    """Of a weight that was not chosen no answers are packed; several runs need none."""
+    for seeds in (1, 3):
+        for seed in range(seeds):
+            put(tmp_path, result("ckd", seed))
+            put(tmp_path, result("adversarial_kd", seed, adversary_weight=5.0))
+        rows = {"CKD": {}, "adversarial KD, λ = 5": {}}
+        for path in tmp_path.rglob("result.json"):
+            made = json.loads(path.read_text())
+            (path.parent / "logits.npz").touch()
+            name = "CKD" if made["method"] == "ckd" else "adversarial KD, λ = 5"
+            rows[name][0, made["settings"]["seed"]] = results.with_arrays(made, path)
+        pairs = [row[0] for row in report.pairs_table({("toy", ""): rows})[""].rows]
+        assert pairs == ["adversarial KD, λ = 5 − CKD"] * (seeds > 1)
+
+
 def test_causes_are_told_beside_the_teacher_and_plain_training(tmp_path):
     """In each setting the same four trainings: of the student, two differences, paired by seed."""
     for seed, (epochs, above) in itertools.product(range(4), ((None, 0.1), (9, 0.3))):
