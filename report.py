@@ -545,8 +545,9 @@ def inflation_table(by_place):
         cells = []
         for place, rows in taught.items():
             runs, text, end = rows.get(name, {}), "", results.main_rule(rows)
-            taught_by = runs or rows.get("CKD", {})
-            runs = runs or (by_place[place].get(name, {}) if name == "ERM" else {})
+            taught_by = runs
+            if name == "ERM" and not runs:
+                runs, taught_by = by_place[place].get(name, {}), rows.get("CKD", {})
             if runs.keys() & taught_by.keys():
                 metric = "dice_gap" if results.of_masks(rows) else f"disparity{end}"
                 pair = (runs, taught_by, metric, "last", "teacher")
@@ -557,7 +558,7 @@ def inflation_table(by_place):
             cells.append(text)
         if any(cells):
             table.add(name, cells)
-    table.notes.append("ERM, which has no teacher (but on the toy): minus CKD's")
+    table.notes.append("ERM has no teacher (but on the toy): minus that of CKD")
     return table
 
 
@@ -690,7 +691,9 @@ def pairs_table(by_place):
         runs = [rows.get(name, {}) for name in pair]
         if len(runs[0]) == 1 and pair[0] not in NAMES.values():
             continue
-        names = [name + results.marks(r) for name, r in zip(pair, runs)]
+        told = [results.weight_of(r) if r else "" for r in runs]  # of FairDi and FIS they differ
+        told = ["" if name.endswith(weight) else weight for name, weight in zip(pair, told)]
+        names = [name + w + results.marks(r) for name, w, r in zip(pair, told, runs)]
         lines.append((" − ".join(names), place, *runs))
     shown = ["top-1", "AUROC", "worst group", "gap", "mean-DEO", "disparity"]
     return differences_table("pair", shown, lines)

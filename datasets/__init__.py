@@ -246,7 +246,7 @@ def decode(file, size, box=None, grey=False, white=None, ranges=None):
 
 def upright_size(file):
     """(width, height) of a picture, upright as EXIF says."""
-    with Image.open(file) as image:  # its pixels are read only where it is turned by a quarter
+    with Image.open(file) as image:  # of a turned TIFF `size` is upright already, of a JPEG not
         turned = image.getexif().get(0x0112, 1) > 4
         return ImageOps.exif_transpose(image).size if turned else image.size
 

@@ -183,7 +183,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     def masks():
         require(table, rows[0], ["mask"])
         names = [row["mask"] for row in rows if not missing(row["mask"])]
-        places = locate(root, names, table)
+        places = locate(root, names, table, [row[named] for row in rows])
         return [places.get(row["mask"]) for row in rows]
 
     return Table(

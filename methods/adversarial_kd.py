@@ -51,7 +51,7 @@ EXPECT. One run of each λ, validation. On CelebA (attractive; 20,140 faces, 32 
 The best λ, by the AUROC of the worst group among those within a point of the best AUROC, is 0.5
 there, on CIFAR10-S and on FairFace, and 1 or 5 on HAM10000, where one of five students collapses
 at 5: the default for two classes is 1. Validation pictures with the skew of the training set choose
-too little: on CIFAR10-S 5 has by far the lower mean-DEO (results/README.md).
+too small a λ: on CIFAR10-S 5 has by far the lower mean-DEO (results/README.md).
 The toy's six classes bear 150 (83 % in the worst training cell;
 CKD 80, λ = 5 98); 1, 2 and 5 are alike there, with an AUROC of 100, and 5 stays the default.
 """
@@ -167,11 +167,10 @@ def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
     parser = settings()
     args = parser.parse_args(argv)
-    for which in ("", "teacher_"):
-        usual = getattr(args, f"{which}lr") == parser.get_default(f"{which}lr")
-        if usual and getattr(args, f"{which}optimizer") == "adamw":
-            ## The rates of SGD would destroy what is learnt.
-            setattr(args, f"{which}lr", min(getattr(args, f"{which}lr") or 1, 5e-4))
+    for lr, optimizer in (("lr", args.optimizer), ("teacher_lr", args.teacher_optimizer)):
+        if optimizer == "adamw":  # the usual rates of SGD would destroy what is learnt
+            parser.set_defaults(**{lr: min(parser.get_default(lr) or 1, 5e-4)})
+    args = parser.parse_args(argv)
     for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)

@@ -41,7 +41,7 @@ RUN.  python methods/fairtune.py                the toy; in two terminals, both 
       ... --dataset ham10000 --data-dir DIR --source csv --source-dir DIR2      own pre-training
 EXPECT. On the toy 20 trials cost about a third of 20 full ones. With as many trials, the searched
 mask, all parts and the head alone end alike (seed 0: accuracy 89.3, 89.5, 88.3 %; mean-DEO 19.1,
-18.8, 19.9 points), so there it matters little which parts are tuned.
+18.8, 19.9 points).
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -166,11 +166,10 @@ def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
     parser = settings()
     args = parser.parse_args(argv)
-    for which in ("", "teacher_"):
-        usual = getattr(args, f"{which}lr") == parser.get_default(f"{which}lr")
-        if usual and getattr(args, f"{which}optimizer") == "adamw":
-            ## The rates of SGD would destroy what is learnt.
-            setattr(args, f"{which}lr", min(getattr(args, f"{which}lr") or 1, 5e-4))
+    for lr, optimizer in (("lr", args.optimizer), ("teacher_lr", args.teacher_optimizer)):
+        if optimizer == "adamw":  # the usual rates of SGD would destroy what is learnt
+            parser.set_defaults(**{lr: min(parser.get_default(lr) or 1, 5e-4)})
+    args = parser.parse_args(argv)
     for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
@@ -487,14 +486,12 @@ def search(args, data, start):
         with locked(folder / "study.db"):
             trial, states = None, [State.RUNNING, State.COMPLETE, State.PRUNED]
             for old in study.get_trials(states=states):
-                if old.user_attrs.get("draw", draw) != draw:
-                    continue
-                if old.state != State.RUNNING:
-                    return
-                if "draw" in old.user_attrs:
-                    trial = optuna.trial.Trial(study, old._trial_id)
-                else:
+                if "draw" not in old.user_attrs:
                     study.tell(old.number, state=State.FAIL)
+                elif old.user_attrs["draw"] == draw:
+                    if old.state != State.RUNNING:
+                        return
+                    trial = optuna.trial.Trial(study, old._trial_id)
             ## Each draw has a seed of its own, so that a search that was killed tries the same.
             ## "Liar": two processes do not try the same.
             seed = (args.seed * 100_003 + draw) % 2**32

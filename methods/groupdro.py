@@ -149,11 +149,10 @@ def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
     parser = settings()
     args = parser.parse_args(argv)
-    for which in ("", "teacher_"):
-        usual = getattr(args, f"{which}lr") == parser.get_default(f"{which}lr")
-        if usual and getattr(args, f"{which}optimizer") == "adamw":
-            ## The rates of SGD would destroy what is learnt.
-            setattr(args, f"{which}lr", min(getattr(args, f"{which}lr") or 1, 5e-4))
+    for lr, optimizer in (("lr", args.optimizer), ("teacher_lr", args.teacher_optimizer)):
+        if optimizer == "adamw":  # the usual rates of SGD would destroy what is learnt
+            parser.set_defaults(**{lr: min(parser.get_default(lr) or 1, 5e-4)})
+    args = parser.parse_args(argv)
     for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
@@ -320,7 +319,7 @@ class Method(PlainTraining):
         self.saved["weights"] = self.weights
 
     def class_shares(self):
-        """The share of each class in Eq. (3), (C,): q moves it away from that of the pictures.
+        """The share of each class in Eq. (3), (C,), of a batch that has all groups: q moves it.
 
         It is asked for once, after training: earlier epochs are corrected by the last q, too.
         """

@@ -154,11 +154,10 @@ def parse(argv=None):
     """The settings of a run; what the command line leaves out comes from the data set."""
     parser = settings()
     args = parser.parse_args(argv)
-    for which in ("", "teacher_"):
-        usual = getattr(args, f"{which}lr") == parser.get_default(f"{which}lr")
-        if usual and getattr(args, f"{which}optimizer") == "adamw":
-            ## The rates of SGD would destroy what is learnt.
-            setattr(args, f"{which}lr", min(getattr(args, f"{which}lr") or 1, 5e-4))
+    for lr, optimizer in (("lr", args.optimizer), ("teacher_lr", args.teacher_optimizer)):
+        if optimizer == "adamw":  # the usual rates of SGD would destroy what is learnt
+            parser.set_defaults(**{lr: min(parser.get_default(lr) or 1, 5e-4)})
+    args = parser.parse_args(argv)
     for name, value in defaults(args.dataset, args.task).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)

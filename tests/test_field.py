@@ -288,10 +288,15 @@ def test_a_mask_is_not_read_as_its_lost_picture(tmp_path):
         rows.append({"file": f"{n}.jpg", "label": n % 2, "group": n // 2 % 2})
         rows[-1]["mask"] = f"masks/{n}.png"
     write_table(tmp_path / "labels.csv", rows)
-    (tmp_path / "7.jpg").unlink()
+    (tmp_path / "7.jpg").rename(tmp_path / "lost")
     for task in ("classify", "segment"):
         with pytest.raises(InputError, match="1 of 48 pictures are missing.*7.jpg"):
             datasets.read_table("csv", tmp_path, 16, task=task, out=tmp_path / "runs")
+    (tmp_path / "lost").rename(tmp_path / "7.jpg")  # nor is a picture its own lost mask
+    write_table(tmp_path / "labels.csv", [row | {"mask": row["mask"][6:]} for row in rows])
+    (tmp_path / "masks/7.png").unlink()
+    with pytest.raises(InputError, match="1 of 48 pictures have no mask.*7.png"):
+        datasets.read_table("csv", tmp_path, 16, task="segment", out=tmp_path / "runs")
 
 
 # ----- splits ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """GroupDRO: its weights against MEDFAIR's own code, and what moves them and what must not."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import ckd
@@ -174,11 +175,17 @@ def test_class_shares_are_those_of_the_loss(toy, flags):
 
 
 def test_a_cell_without_pictures_has_no_share(toy):
-    """Its q is there and weighs no loss."""
-    data = copy.copy(toy)
-    train = data["train"]
-    kept = np.flatnonzero((train.labels != 1) | (train.groups == 0))
-    data.splits = data.splits | {"train": train.subset(kept)}
-    method = method_of(groupdro, data, "--by-class")  # with equal weights q of 11 cells, and of one
-    expected = torch.tensor([2, 1, 2, 2, 2, 2]) / 11
+    """Its q is there and weighs no loss, whatever it is; nor does that of an empty group."""
+    train, q = toy["train"], torch.softmax(torch.arange(12) / 4, 0)
+    there = (train.labels != 1) | (train.groups == 0)
+    data = replace(toy, splits=toy.splits | {"train": train.subset(np.flatnonzero(there))})
+    method = method_of(groupdro, data, "--by-class")
+    method.weights.q = q
+    cells = q.view(2, 6).clone()
+    cells[1, 1] = 0
+    expected = cells.sum(0) / cells.sum()
+    torch.testing.assert_close(torch.tensor(method.class_shares()), expected)
+    data = replace(toy, splits=toy.splits | {"train": train.subset(np.flatnonzero(train.groups))})
+    method = method_of(groupdro, data)
+    expected = torch.bincount(data["train"].labels) / len(data["train"])
     torch.testing.assert_close(torch.tensor(method.class_shares()), expected)

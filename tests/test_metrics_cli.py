@@ -185,6 +185,23 @@ def test_a_column_that_may_be_no_class_is_named(main):
     assert "; classes without a row: diff\n" in told
 
 
+def test_columns_may_stand_in_any_order(main):
+    """Also beside a table with one score; the names of columns lose their capitals."""
+    rows = [
+        {"label": label, "group": group, "score_Nevus": k % 3, "score_angioma": k % 5}
+        for k, (label, group) in enumerate(4 * [("Nevus", "f"), ("angioma", "f"), ("Nevus", "m")])
+    ]
+    rows += [{**row, "label": "angioma", "group": "m"} for row in rows[:3]]
+    turned = [dict(reversed(row.items())) for row in rows]
+    kept = ("label", "group")
+    single = [
+        {k: row[k] for k in kept} | {"score": row["score_angioma"] - row["score_Nevus"]}
+        for row in rows
+    ]
+    for other in (turned, single):
+        assert "0.0 [0.0, 0.0]" in main(rows, other)  # the same answers: no difference
+
+
 GOOD = "label,group,score_a,score_b\na,f,1,2\nb,m,3,1\n"
 FAULTS = {  # name: (tables, words of the sentence)
     "no such file": ([], ["a.csv does not exist: look at the table's name"]),

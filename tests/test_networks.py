@@ -354,6 +354,8 @@ def test_adamw_has_a_rate_of_its_own():
         args = ["--optimizer", "adamw", "--teacher-optimizer", "adamw"]
         args = importlib.import_module(script).parse(args)
         assert (args.lr, args.teacher_lr) == (lr, teacher_lr), script
+    own = importlib.import_module("ctkd").parse(["--optimizer", "adamw", "--lr", "0.05"])
+    assert own.lr == 0.05  # as it usually has by SGD, but asked for
 
 
 def test_a_random_body_has_no_head_to_train():

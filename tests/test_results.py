@@ -184,12 +184,14 @@ def test_a_sweep_says_its_seeds(by_place):
     assert "seeds: 0, 3, 4" in table.notes  # CKD has five
 
 
-def test_one_of_sixteen_rows_serves_the_old_better(by_place):
-    """HAM10000 by age, small networks: KD++, in the one training that it has."""
-    rows = report.without_sweeps(by_place[AGE])
-    whole = {name for name, runs in rows.items() if len(runs) == 5} - {"ERM"}
-    better = {n for n in whole if pooled(rows, n, "ERM", "auroc_worst_group").low > 0}
-    assert len(whole) == 16 and better == {"KD++"}
+def test_one_of_sixteen_rows_serves_the_old_better(by_place, repeated):
+    """HAM10000 by age, small networks: KD++, in the one training that it has; in the second
+    training of three rows, two others."""
+    for which, number, better in ((by_place, 16, {"KD++"}), (repeated, 3, {"re-balancing", "CKD"})):
+        rows = report.without_sweeps(which[AGE])
+        whole = {name for name, runs in rows.items() if len(runs) == 5} - {"ERM"}
+        changes = {name: pooled(rows, name, "ERM", "auroc_worst_group") for name in whole}
+        assert len(whole) == number and {n for n in whole if changes[n].low > 0} == better
 
 
 def test_no_row_serves_the_worse_served_sex_better(by_place, repeated):
@@ -238,8 +240,11 @@ def test_groups_are_served_unequally_also_where_no_cell_is_rare(by_place):
     assert results.cell(rows["ERM"], "mean_deo").low > 20
     change = results.change(rows["re-balancing"], rows["ERM"], "mean_deo")
     assert change.low < 0 < change.high
-    for name in ("CKD", "adversarial KD", "BIRD", "GroupDRO by class", "FIS", "FairDi"):
-        assert results.change(rows[name], rows["ERM"], "mean_deo").high < 0, name
+    others = report.without_sweeps(rows).keys() - {"ERM"}
+    fairer = {n for n in others if results.change(rows[n], rows["ERM"], "mean_deo").high < 0}
+    expected = {"CKD", "adversarial KD", "BIRD", "GroupDRO by class", "FIS", "FairDi"}
+    assert len(others) == 17 and fairer == expected
+    for name in others:
         assert results.change(rows[name], rows["ERM"], "auroc_worst_group").low < 0, name
 
 
@@ -256,7 +261,7 @@ def test_training_again_moves_less_than_a_point_of_auroc(by_place, repeated):
                 assert result["changed"] == first[key]["changed"] or name == "FIS"
             for metric in ("auroc", "auroc_worst_group", "auroc_gap"):
                 now, before = (results.point(r, metric, pooled=True) for r in (runs, first))
-                most = 1.5 if "gap" in metric else 1  # of four groups
+                most = 1.5 if metric == "auroc_gap" and "sex+age" in place[1] else 1
                 assert 0 < abs(now - before) < most, (place, name, metric)
 
 
