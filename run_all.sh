@@ -104,8 +104,9 @@ only='' data='' data_dir='' source_dir='' extra=''
 while [ $# -gt 0 ]; do case $1 in
     --quick) quick=quick usual=1 extra=' --epochs 6 --teacher-epochs 6' ;;
     --list) list=yes ;;
-    -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit ;;
-    --only) while [[ $# -gt 1 && $2 != --* ]]; do only+=" ${2%.py}" && shift; done ;;
+    -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${0##*/}"; exit ;;
+    --only) [[ $# -gt 1 && $2 != --* ]] || fail "--only needs a script"
+        while [[ $# -gt 1 && $2 != --* ]]; do only+=" ${2%.py}" && shift; done ;;
     --) [ $# = 1 ] || extra+=$(printf ' %q' "${@:2}"); break ;;
     --seeds | --jobs | --dataset | --data-dir | --source-dir | --task)
         [ $# -gt 1 ] || fail "$1 needs a value"
@@ -127,5 +128,6 @@ mkdir -p runs/logs && touch runs/finished || exit 1
 export MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000
 echo "$(commands | wc -l) runs, $(unfinished | wc -l) to do, $jobs at a time"
 unfinished | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" bash -c '[ -z "$1" ] || run "$1"' _
-python report.py || exit 1
+python report.py; ended=$?
 [ -z "$(unfinished)" ] || { echo "these failed:"; unfinished; exit 1; } >&2
+exit $ended

@@ -344,6 +344,8 @@ def keep_maps(network, args, named):
     maps = {name: outputs[name] for name in names}  # of an empty picture until the first pass
     for name in names:
         network.body.get_submodule(name).register_forward_hook(keep(maps, name))
+    if args.compile:
+        torch.compiler.reset()  # a graph of the same network, made without hooks, would be taken
     return maps
 
 

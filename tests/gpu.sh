@@ -2,29 +2,37 @@
 # All that needs a GPU, in order of worth:   bash tests/gpu.sh --cifar FILE.tgz
 #
 #     --out FOLDER     where result files go (default: runs/gpu); what is there is not done again
+#                      (a rehearsal: runs/gpu-smoke)
 #     --minutes N      stop after N minutes (default: 25); the same command then goes on
 #     --cifar PLACE    CIFAR-10: a folder as datasets/cifar10s.py reads it, or a packed one, .tgz
 #     --device cpu --smoke      a rehearsal of every part; its numbers mean nothing
 #
 # A folder of small pictures is packed by: tar -C FOLDER -czf cifar10.tgz train test
 set -u
-cd "$(dirname "$0")/.." || exit 1
-out=runs/gpu minutes=25 cifar='' device=cuda smoke=''
+out='' minutes=25 cifar='' device=cuda smoke=''
 while [ $# -gt 0 ]; do case $1 in
     --smoke) smoke=--smoke ;;
     --out | --minutes | --cifar | --device) printf -v "${1#--}" %s "${2?"$1 needs a value"}" && shift ;;
     *) echo "gpu.sh: unknown option $1; see the top of this file" >&2; exit 2 ;;
 esac; shift; done
-[ "$device" = cpu ] || python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+[ -z "$cifar" ] || [ -e "$cifar" ] || { echo "gpu.sh: there is no $cifar: name a folder or a .tgz" >&2; exit 2; }
+[ -z "$cifar" ] || cifar=$(cd "$(dirname "$cifar")" && pwd)/$(basename "$cifar")
+out=${out:-$(dirname "$0")/../runs/gpu${smoke/--/-}}
+py=$(command -v python || command -v python3) && "$py" -c 'import torch, torchvision' || {
+    echo "gpu.sh: Python with PyTorch is missing: pip install -r requirements.txt" >&2; exit 1
+}
+[ "$device" = cpu ] || "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
     echo "gpu.sh: PyTorch finds no GPU here: try it with --device cpu --smoke" >&2; exit 1
 }
-mkdir -p "$out" && end=$(($(date +%s) + 60 * minutes)) failed=0
+trap 'exit 130' INT
+mkdir -p "$out" && out=$(cd "$out" && pwd) && cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+end=$(($(date +%s) + 60 * minutes)) failed=0
 part() {  # FILE COMMAND ...: run the command, unless its FILE is there or the time is over
     local file=$out/$1 left=$((end - $(date +%s)))
     [ ! -e "$file.done" ] || return 0
     [ $left -gt 5 ] || { echo "no time was left for $1"; return 0; }
     echo "== $1, $((left / 60)) minutes left"
-    timeout $left "${@:2}" 2>&1 | tee -a "$file.log"
+    timeout --foreground $left "${@:2}" 2>&1 | tee -a "$file.log"
     case ${PIPESTATUS[0]} in
         0) touch "$file.done" ;;
         124) echo "$1 was stopped: the same command goes on with it" ;;
@@ -32,24 +40,25 @@ part() {  # FILE COMMAND ...: run the command, unless its FILE is there or the t
     esac
 }
 
-part correct python tests/gpu.py correct "$out/correct.json" --device $device $smoke
+part correct "$py" tests/gpu.py correct "$out/correct.json" --device $device $smoke
 
 loops() {  # NAME SETTINGS: the training loop beside others
-    part "$1" python tests/speed.py --device $device $smoke --rounds ${rounds:-5} --steps ${steps:-60} \
+    part "$1" "$py" tests/speed.py --device $device $smoke --rounds ${rounds:-5} --steps ${steps:-60} \
         --json "$out/$1.json" "${@:2}"
 }
 [ -z "$smoke" ] || rounds=1 steps=2
 net=(--teacher resnet18 --student resnet18) b3=(--teacher efficientnet_b3 --student efficientnet_b0)
-[ -z "$smoke" ] || net=(--teacher convnet4 --student convnet2) b3=()
+large=224
+[ -z "$smoke" ] || net=(--teacher convnet4 --student convnet2) b3=("${net[@]}") large=64
 for precision in float32 bf16; do
     loops resnet18-32-$precision "${net[@]}" --precision $precision
-    [ -n "$smoke" ] || loops resnet18-224-$precision "${net[@]}" --image-size 224 --precision $precision
-    [ -n "$smoke" ] || loops b3-b0-224-$precision "${b3[@]}" --image-size 224 --precision $precision
+    loops resnet18-224-$precision "${net[@]}" --image-size $large --precision $precision
+    loops b3-b0-224-$precision "${b3[@]}" --image-size $large --precision $precision
 done
-part rates python tests/gpu.py rates "$out/rates.json" --device $device $smoke
+part rates "$py" tests/gpu.py rates "$out/rates.json" --device $device $smoke
 masks=(--teacher unet16 --student unet16)
 [ -z "$smoke" ] || masks=(--teacher unet4 --student unet2)
-part masks python methods/ckd.py --task segment --device $device $smoke "${masks[@]}" --out "$out/runs"
+part masks "$py" methods/ckd.py --task segment --device $device $smoke "${masks[@]}" --out "$out/runs"
 
 # CIFAR10-S, ResNet-18 to ResNet-18: the poster's seven rows (BIRD's header), then ours
 rows=('ckd --alpha 0' ckd fitnet at 'adversarial_kd --alpha 0' mfd bird)
@@ -60,11 +69,12 @@ few='--epochs 30 --teacher-epochs 30' seeds=5 jobs=8 first=${#rows[@]}
 [ -f "$cifar" ] && mkdir -p "$out/cifar10" && tar -xzf "$cifar" -C "$out/cifar10" && cifar=$out/cifar10
 for ((seed = 0; seed < seeds && ${#cifar} > 0; seed++)); do
     for row in "${rows[@]}"; do
-        echo "python methods/${row/ /.py }$([[ $row = *' '* ]] || echo .py) --dataset cifar10s --data-dir $cifar" \
-            "--device $device $few --seed $seed --out $out/runs"
+        printf '%q methods/%s --dataset cifar10s --data-dir %q --device %s %s --seed %s --out %q\n' \
+            "$py" "${row/ /.py }$([[ $row = *' '* ]] || echo .py)" "$cifar" $device "$few" $seed "$out/runs"
     done >"$out/commands-$seed"
-    part cifar10s-$seed bash -c 'head -n $1 "$2" | xargs -d "\n" -P $3 -n 1 bash -c' \
-        _ $first "$out/commands-$seed" $jobs
+    part cifar10s-$seed bash -c \
+        'head -n $1 "$2" | xargs -d "\n" -P $3 -n 1 timeout --foreground $(($4 - $(date +%s))) bash -c' \
+        _ $first "$out/commands-$seed" $jobs $end
     tar -C "$out/runs" -czf "$out/results.tgz" --exclude teachers --exclude '*.pt' . 2>/dev/null
 done
 [ -n "$cifar" ] || echo "CIFAR10-S was left out: it needs --cifar"

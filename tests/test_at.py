@@ -1,10 +1,12 @@
 """AT: attention maps and their loss against the authors' code, invariances, pairs of layers."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import at
 import ckd
+import fitnet
 import numpy as np
 import pytest
 import torch
@@ -238,3 +240,21 @@ def test_wrong_layers_are_explained():
         make("--layers-student", "2")
     with pytest.raises(InputError, match="^swin_t has no maps at all: choose a convnet$"):
         make("--dataset", "csv", "--image-size", "64", teacher="swin_t")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("module", [at, fitnet])
+def test_maps_of_a_compiled_student_are_not_those_before_its_hooks(module):
+    """The same network was trained before, as its teacher: that graph has no hooks."""
+    losses = []
+    for compiled in ("--no-compile", "--compile"):
+        args = arguments(module, compiled)
+        torch.manual_seed(0)
+        teacher = module.Network(args, "convnet4", 3)
+        given = batch_of(32)
+        teacher.train()(given.images)[1].sum().backward()
+        student = module.Network(args, "convnet4", 3)
+        method = module.Method(args, {"train": None}, student.train(), module.Teacher(teacher))
+        losses.append({name: value.detach().item() for name, value in method.step(given).items()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

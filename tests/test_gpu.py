@@ -3,10 +3,12 @@
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import gpu as measures
 import pytest
 import torch
 
@@ -29,24 +31,48 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_a_rehearsal_leaves_every_file_and_a_second_one_does_nothing_again(cifar10, tmp_path):
-    flags = ["--device", "cpu", "--smoke", "--out", tmp_path / "out", "--cifar", cifar10]
+    out = tmp_path / "out put"
+    flags = ["--device", "cpu", "--smoke", "--out", out, "--cifar", cifar10]
     done = gpu(*flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    parts = sorted(path.stem for path in (tmp_path / "out").glob("*.done"))
-    loops = ["resnet18-32-bf16", "resnet18-32-float32"]
-    assert parts == ["cifar10s-0", "correct", "masks", "rates", *loops]
-    rows = json.loads((tmp_path / "out" / "correct.json").read_text())["rows"]
+    parts = sorted(path.stem for path in out.glob("*.done"))
+    kinds = ("b3-b0-224", "resnet18-224", "resnet18-32")
+    loops = [f"{kind}-{precision}" for kind in kinds for precision in ("bf16", "float32")]
+    assert parts == sorted(["cifar10s-0", "correct", "masks", "rates", *loops])
+    rows = json.loads((out / "correct.json").read_text())["rows"]
     scripts = {path.stem for path in (ROOT / "methods").glob("*.py")}
     assert {name.split()[0] for name in rows} == scripts
     assert all(row["right"] for row in rows.values())
-    results = list((tmp_path / "out" / "runs" / "smoke" / "cifar10s").rglob("result.json"))
-    lines = (tmp_path / "out" / "commands-0").read_text().splitlines()
+    results = list((out / "runs" / "smoke" / "cifar10s").rglob("result.json"))
+    lines = (out / "commands-0").read_text().splitlines()
     assert len(results) == 2 and len({*lines}) == 17  # all rows are listed, two of them rehearsed
     for line in lines:
-        _, script, *settings = line.split()
+        _, script, *settings = shlex.split(line)
         importlib.import_module(Path(script).stem).parse(settings)
     again = gpu(*flags)
     assert again.returncode == 0 and "==" not in again.stdout
+
+
+def test_what_cifar_10_is_not_is_said_before_anything_is_measured(tmp_path):
+    done = gpu("--device", "cpu", "--out", tmp_path / "out", "--cifar", tmp_path / "none.tgz")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "none.tgz: name a folder or a .tgz" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_row_that_failed_is_measured_again(tmp_path, monkeypatch):
+    """What was out of memory, or had no optuna, may do now; what is measured stays."""
+    tries = []
+
+    def rows(device, smoke):
+        for name in ("lost", "kept"):
+            yield name, lambda name=name: tries.append(name) or {"right": len(tries) > 2}
+
+    monkeypatch.setattr(measures, "rates", rows)
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"rows": {"lost": {"error": "x", "right": False}, "kept": {}}}))
+    with pytest.raises(SystemExit, match="1 rows are wrong: lost"):
+        measures.main(["rates", str(path), "--device", "cpu"])
+    assert tries == ["lost"]
 
 
 def test_a_wrong_number_ends_it_with_an_error(tmp_path):
