@@ -29,8 +29,8 @@ DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review th
     1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7) and
        (8), and epochs, by AUC (Dice) on validation: of the worst group for step 0, which can choose
-       an early one (--step0-epoch last: none is chosen), of its own group for each teacher. Step 1
-       has a constant rate, all pictures of a group once an epoch, and never --balance.
+       an early one (--step0-epoch last: none is chosen), of its own group for each teacher. Step 1,
+       of --teacher-epochs at a constant --teacher-lr, needs no --teacher and never has --balance.
     3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
        head trained on as many pictures of everybody, both chosen on the pictures that measure it.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
@@ -44,7 +44,6 @@ DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEB
        without a gradient. Eq. (10) weighs losses, most those of the worst group.
 
 RUN.  python methods/fairdi.py                   the toy data, two CPU cores: 2 minutes
-      --teacher-epochs and --teacher-lr are those of step 1, whose heads need no --teacher.
       python methods/fairdi.py --task segment    masks of the toy: 2 minutes
 EXPECT. "fis", "fis_best_overall" and "fis_best_worst_group" in the result are step 0, also FEBS; of
 masks "teacher_0" ... are step 1. Step 2 moves little, because only a head is trained.
@@ -486,8 +485,7 @@ class Method(PlainTraining):
         def first_step():
             plain = argparse.Namespace(**recipe, device=args.device)  # nothing else decides
             step_0 = FairScaling(plain, data, student)
-            ## For the bar: steps 1 and 2 train heads, together about a fifth of step 0.
-            later = 2 + args.epochs * (1 if args.train_backbone else 0.2)
+            later = 2 + args.epochs * (1 if args.train_backbone else 0.2)  # heads: a fifth
             checkpoint = folder / "checkpoint.pt"
             states, _, took = fit(plain, data, step_0, "step 0", checkpoint, later=later)
             return states | {"seconds": sum(took)}
@@ -502,9 +500,8 @@ class Method(PlainTraining):
         _, val = measure(student, data, "val")
         what = "dice" if student.segment else "auroc"
         worst = val[f"{what}_worst_group"]  # None: every group has one class there
-        told = "undefined" if worst is None else f"{worst:.1%}"
-        ended = f"step 0 ends as in epoch {states[args.step0_epoch]['epoch'] + 1}"
-        print(f"{ended}: val {what} of the worst group {told}")
+        told = f"val {what} of the worst group {'undefined' if worst is None else f'{worst:.1%}'}"
+        print(f"step 0 ends as in epoch {states[args.step0_epoch]['epoch'] + 1}: {told}")
         ## Step 1. With one class in training there is nothing to teach, in validation no choice.
         plain = copy.copy(args)
         plain.epochs, plain.lr = args.teacher_epochs, args.teacher_lr

@@ -17,19 +17,16 @@ EQUATIONS. θ₀: pre-trained weights; ω: a bit for each part; δ: what tuning 
 DIFFERENCES FROM THE PAPER. We could read its abstract, reviews and the code, not the full text.
     1. Eq. (2) is a review's "largest loss of a subgroup"; --objective has others from the code.
     2. 20 trials; the paper had 50, a follow-up says. All sizes here are for small computers.
-    3. --mask all and none search the learning rate, too, in as many trials from the same range:
-       else the comparison would be unfair.
+    3. --mask all and none search the learning rate in as many trials from the same range, too.
     4. θ₀ is of ImageNet there and, by --pretrained or --weights, here. Twenty trainings of a ViT-B
-       take days without a GPU, and the same command must give the same numbers, whether or not a
-       file can be downloaded. So by default a small ViT learns toy-source first: enough to try the
-       search, too little to judge it on photographs.
+       take days without a GPU. So by default a small ViT learns toy-source first: enough to try
+       the search, too little to judge it on photographs.
 DIFFERENCES FROM PUBLIC CODE (Raman1121/FairTune).
     1. The objective is the whole split's; there a mean over shuffled batches (in an example AUC
        0.862, not 0.865), and the largest loss the last batch's.
     2. The pruner hears of every epoch. There of the last one only: it saves nothing.
     3. The last run takes the learning rate found. There it is written down and not used.
-    4. AdamW, whatever --optimizer says: by SGD, rates of 1e-5 to 1e-3 change little in a few
-       epochs. One layout of bits.
+    4. AdamW, whatever --optimizer says: by SGD, such rates change little. One layout of bits.
     5. Rates up to 1e-1, not 1e-3, because a head alone needs them.
 
 RUN.  python methods/fairtune.py                the toy; in two terminals, both share the trials
@@ -39,9 +36,8 @@ RUN.  python methods/fairtune.py                the toy; in two terminals, both 
       ... --dataset ham10000 --data-dir DIR --student vit_b_16 --pretrained --image-size 224
       ... --dataset ham10000 --data-dir DIR --student timm:vit_tiny_patch16_224 --weights FILE
       ... --dataset ham10000 --data-dir DIR --source csv --source-dir DIR2      own pre-training
-EXPECT. On the toy 20 trials cost about a third of 20 full ones. With as many trials, the searched
-mask, all parts and the head alone end alike (seed 0: accuracy 89.3, 89.5, 88.3 %; mean-DEO 19.1,
-18.8, 19.9 points).
+EXPECT. On the toy 20 trials cost about a third of 20 full ones. The searched mask, all parts and
+the head alone end alike (seed 0: accuracy 89.3, 89.5, 88.3 %; mean-DEO 19.1, 18.8, 19.9 points).
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -478,10 +474,8 @@ def search(args, data, start):
     def attempt(draw):
         """Trial number `draw`, unless it is finished: L_fair after args.epochs of training.
 
-        The caller holds the lock of this number, so that a trial of it which seems to run belongs
-        to a process that was killed. It is made again under its own name: as another one its values
-        would count twice in the pruner's comparisons. One without a number was killed before it was
-        noted here.
+        The caller holds its lock, so that one which seems to run was killed. It is made again under
+        its own name: else its values would count twice where others are compared with them.
         """
         with locked(folder / "study.db"):
             trial, states = None, [State.RUNNING, State.COMPLETE, State.PRUNED]
@@ -492,8 +486,7 @@ def search(args, data, start):
                     if old.state != State.RUNNING:
                         return
                     trial = optuna.trial.Trial(study, old._trial_id)
-            ## Each draw has a seed of its own, so that a search that was killed tries the same.
-            ## "Liar": two processes do not try the same.
+            ## A seed for each draw: a killed search tries the same. "Liar": two processes do not.
             seed = (args.seed * 100_003 + draw) % 2**32
             study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             if draw < 10:  # up to here TPE, too, only draws by chance

@@ -323,7 +323,11 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
             "",
             "pictures/006.png' 2 times",
         ),
-        "one picture in two ways": (cell(CSV, 9, "file", "006"), "", "pictures/006.png' 2 times"),
+        "one picture in two ways": (
+            cell(CSV, 9, "file", "006"),
+            "",
+            "1 of 96 pictures are missing | the first is 006 ",
+        ),
         "a name of two pictures": (
             both(file("pictures/1.jpg", b""), cell(CSV, 3, "file", "01")),
             "",
