@@ -905,10 +905,8 @@ def read_predictions(path, skip_bad=False):
     header = next(iter(lines.values()))
     scored = [name for name in header if name.partition("_")[0] == "score"]
     texts = {row["label"].lower(): row["label"] for row in lines.values()}
-    classes = {name: texts.get(name[6:], name[6:]) for name in scored}  # capitals that columns lost
-    scored.sort(
-        key=lambda name: place(classes[name])
-    )  # as labels are, in whatever order they stand
+    class_of = {name: texts.get(name[6:], name[6:]) for name in scored}  # columns lost capitals
+    scored.sort(key=lambda name: place(class_of[name]))  # in the order of labels
     if "score" in scored and len(scored) > 1:
         raise ValueError(f"{path} has a column score and score_NAME, too: leave one kind out")
     for line, row in lines.items():
@@ -935,7 +933,7 @@ def read_predictions(path, skip_bad=False):
         of = f" of {known[1]!r}, the last of both labels"
         scores, classes = np.hstack([1 - scores if inside else 0 * scores, scores]), known
     else:
-        classes = [classes[name] for name in scored]
+        classes = [class_of[name] for name in scored]
     if len(classes) < 2 or not set(known) <= set(classes):
         raise ValueError(
             f"{path} has labels {', '.join(known)} and columns {', '.join(scored) or 'of no score'}"

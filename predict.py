@@ -47,6 +47,7 @@ from data import InputError, files_of, name_codes, outlined, put_back, restore, 
 from datasets import WHITE, decode, upright_size
 from datasets._tables import (
     attribute,
+    columns_of,
     forms,
     locate,
     missing,
@@ -154,8 +155,7 @@ def label_rows(table, files, saved):
     used = {"file": "file_column", "label": "target", "group": "sensitive"}
     for name, setting in used.items():
         own = trained.get(setting) or name
-        parts = [part.partition(":")[0].lower() for part in own.split("+")]  # age:40,60+sex
-        used[name] = own if {*parts} <= {*header} or name not in header else name
+        used[name] = own if {*columns_of(own)} <= {*header} or name not in header else name
     used["file"] = used["file"].lower()
     require(table, header, [used["file"]])
     (labels, _), (groups, _) = (attribute(table, rows, used[name]) for name in ("label", "group"))

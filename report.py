@@ -689,11 +689,11 @@ def pairs_table(by_place):
     lines = []
     for pair, (place, rows) in itertools.product(PAIRS, by_place.items()):
         runs = [rows.get(name, {}) for name in pair]
-        if len(runs[0]) == 1 and pair[0] not in NAMES.values():
+        if not all(runs) or (len(runs[0]) == 1 and pair[0] not in NAMES.values()):
             continue
-        told = [results.weight_of(r) if r else "" for r in runs]  # of FairDi and FIS they differ
-        told = ["" if name.endswith(weight) else weight for name, weight in zip(pair, told)]
-        names = [name + w + results.marks(r) for name, w, r in zip(pair, told, runs)]
+        weights = map(results.weight_of, runs)  # FairDi's and FIS's may differ
+        names = [n if n.endswith(w) else n + w for n, w in zip(pair, weights)]
+        names = [n + results.marks(r) for n, r in zip(names, runs)]
         lines.append((" − ".join(names), place, *runs))
     shown = ["top-1", "AUROC", "worst group", "gap", "mean-DEO", "disparity"]
     return differences_table("pair", shown, lines)

@@ -41,7 +41,7 @@ from data import (
     save,
     with_bar,
 )
-from datasets._tables import is_number
+from datasets._tables import columns_of, is_number
 
 WHITE = "level that is white, of grey of more than 8 bits"  # a note, which predict.py needs, too
 CACHE_VERSION = 3  # raised when pictures are decoded differently, so that old files are not used
@@ -432,7 +432,7 @@ def read_table(
     own = {flag: usual[flag] if own.get(flag) is None else own[flag] for flag in known}
     if root and name.startswith("toy"):
         raise InputError(f"--data-dir needs a --dataset, such as csv: the {name} is not read")
-    columns = [part.partition(":")[0] for part in f"{target}+{sensitive}".lower().split("+")]
+    columns = columns_of(target) + columns_of(sensitive)
     if len(set(columns)) < len(columns):
         raise InputError(f"--target {target} --sensitive {sensitive}: name each only once")
     size, root = size or usual["image_size"], Path(root or f"data/{name}")

@@ -38,10 +38,15 @@ SUBJECTS = "subject subj patient pat participant person individual identity pid 
 SUBJECTS = [*SUBJECTS.split(), "lesion"]
 
 
+def columns_of(choice):
+    """The columns that --target or --sensitive names: sex and age of sex+age:18,60."""
+    return [part.partition(":")[0] for part in choice.lower().split("+")]
+
+
 def subject_column(header, *used):
     """The first column called like one of SUBJECTS, as patient_id, Pat.-Nr. or anon_patient_id are,
     or None. Those `used` for labels or groups (lesion+sex, age:18,60) say something else."""
-    taken = {part.partition(":")[0] for name in used for part in name.lower().split("+")}
+    taken = {column for choice in used for column in columns_of(choice)}
     names = {letters(name): name for name in reversed(header) if name not in taken}
     stems = {re.sub("^anon|(id|number|no|nr|code)$", "", name): c for name, c in names.items()}
     return next((c for s in SUBJECTS for c in (names.get(s), stems.get(s)) if c), None)

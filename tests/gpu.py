@@ -79,8 +79,10 @@ def correct(device, smoke):
         for script in SCRIPTS:
             try:
                 method = importlib.import_module(script).Method
-            except ImportError:  # a package is missing: the row says which
-                yield f"{script} {way}", functools.partial(importlib.import_module, script)
+            except ImportError:  # a package is missing: the first row of the script says which
+                if way == "float32":
+                    row = f"{script} classify {way}"
+                    yield row, functools.partial(importlib.import_module, script)
                 continue
             if (smoke and way != "float32") or (way == "compile" and not method.can_compile):
                 continue

@@ -68,22 +68,17 @@ TARGETS = {  # quotient of rates: (least, on a GPU)
 
 def pictures_of(args):
     """`ckd.load_pictures`; of the toy in any size, its pixels repeated."""
-    if args.dataset != "toy":
-        return ckd.load_pictures(args)
-    small = copy.copy(args)
+    side, small = args.image_size, copy.copy(args)
     small.image_size = defaults("toy")["image_size"]
-    data, times = ckd.load_pictures(small), args.image_size // small.image_size
-
-    def enlarged(pixels):
-        return (
-            None
-            if pixels is None
-            else pixels.repeat_interleave(times, 1).repeat_interleave(times, 2)
-        )
-
-    store, masks = (enlarged(getattr(data["train"], name)) for name in ("store", "masks"))
-    splits = {k: replace(split, store=store, masks=masks) for k, split in data.splits.items()}
-    return replace(data, size=small.image_size * times, splits=splits)
+    if args.dataset != "toy" or side == small.image_size:
+        return ckd.load_pictures(args)
+    data = ckd.load_pictures(small)
+    pixels = F.interpolate(data["train"].store.permute(0, 3, 1, 2), side)
+    enlarged = {"store": pixels.permute(0, 2, 3, 1)}
+    if data["train"].masks is not None:
+        enlarged["masks"] = F.interpolate(data["train"].masks[:, None], side)[:, 0]
+    splits = {name: replace(split, **enlarged) for name, split in data.splits.items()}
+    return replace(data, size=side, splits=splits)
 
 
 class Pictures(torch.utils.data.Dataset):
