@@ -340,11 +340,11 @@ def pooled_tables(rows, rules, second=None):
     differences = {b: Table(["method", *(f"{s}, − {b}" for s in shown)]) for b in bases}
     for part in (table, *differences.values()):
         part.notes += [] if masks else [results.DECISIONS[end]]
-    for part in differences.values() if second else ():
-        others = [name for name in rows if name not in (TEACHER, *bases)]
-        once = [name for name in others if second.get(name, {}).keys() != rows[name].keys()]
+    twice = {name for name, runs in rows.items() if second.get(name, {}).keys() == runs.keys()}
+    for base, part in differences.items():
+        once = [name for name in rows if name not in (TEACHER, base, *twice)]
         without = f"; without one: {', '.join(once)}" if once else ""
-        part.notes.append(f"²: a second training shows it, too{without}")
+        part.notes += [f"²: a second training shows it, too{without}"] if base in twice else []
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
     most = max(folds.values(), key=len)
     table.notes += [f"{len(most)} of 5 folds: not every picture is tested"] if len(most) < 5 else []
@@ -365,11 +365,12 @@ def pooled_tables(rows, rules, second=None):
             cells.append(results.trained(runs, rule, end))
             table.add(label, cells, runs, rule, ranked=keys == most and competes)
             for base in [base for base in bases if base in parts and base != name]:
-                pair, again = (runs, parts[base]), (second.get(name, {}), second.get(base, {}))
+                pair = runs, parts[base]
                 cells = [results.change(*pair, m, rule, None, True) for m in shown.values()]
-                if all(row.keys() == runs.keys() for row in again):
-                    twice = [results.change(*again, m, rule, None, True) for m in shown.values()]
-                    cells = [*map(seen_twice, cells, twice)]
+                if keys == most and {name, base} <= twice:
+                    pair = second[name], second[base]
+                    again = [results.change(*pair, m, rule, None, True) for m in shown.values()]
+                    cells = [*map(seen_twice, cells, again)]
                 differences[base].add(label, cells, runs, rule, ranked=competes)
     ends = dict(zip(("-differences", "-differences-CKD"), differences.values()))
     return {"": table} | ends
@@ -473,14 +474,6 @@ def trainings(by_place):
                 seeds, keys = dict(own), results.folds_of(rest)  # seeds: {fold: that of the first}
                 again = {(fold, seeds[fold]): rest[fold, seed] for fold, seed in keys}
                 second.setdefault(place, {})[name] = again
-    return first, second
-
-
-def both_trainings(folder):
-    """`trainings` of a folder of results; its again/ holds rows that were run once more."""
-    first, second = trainings(results.collect(folder))
-    for place, rows in results.collect(folder / "again").items():
-        second[place] = rows | second.get(place, {})
     return first, second
 
 
@@ -700,16 +693,13 @@ def pairs_table(by_place):
 
 
 def repeated_table(by_place, repeated):
-    """A second training minus the first: with another seed, or on another processor.
+    """A second training of the same folds, with another seed, minus the first.
 
-    Another processor rounds sums in another order; after some thousand steps that is another
-    training, too. These differences are how far two trainings lie apart, which no bootstrap over
-    test pictures shows. CelebA's packed pictures have numbers drawn anew each time: not
-    paired.
+    How far two trainings lie apart, which no bootstrap over test pictures shows.
     """
     lines = []
     for place, rows in repeated.items():
-        first = {} if place[0] == "celeba" else by_place.get(place, {})
+        first = by_place.get(place, {})
         lines += [(name, place, runs, first.get(name, {})) for name, runs in rows.items()]
     shown = ["AUROC", "worst group", "gap", "ES-AUC", "mean-DEO", "disparity"]
     return differences_table("row", shown, lines)
@@ -856,7 +846,7 @@ ACROSS = {
     "causes": "Is it distillation? CKD's mean-DEO beside its teacher's and plain training's",
     "pairs": "What one part of a method does",
     "pairs-masks": "What one part of a method does, masks",
-    "repeated": "A second training minus the first, with another seed or on another processor",
+    "repeated": "A second training minus the first",
     "repeated-claims": "The claims in the second training",
     "repeated-inflation": "Students minus teachers, disparity or gap in Dice, second training",
     "repeated-causes": "Is it distillation? Second training",
@@ -1092,7 +1082,7 @@ def main():
         return print(webpages.compare(*args.compare))
     if args.html:
         return print(webpages.write(source, args.data_dir))
-    by_place, repeated = both_trainings(source)
+    by_place, repeated = trainings(results.collect(source))
     if not by_place:
         if (source / "smoke").is_dir():
             smoke = source / "smoke"

@@ -29,7 +29,7 @@ AGE, SEX = report.PLACES["HAM10000, age"], report.PLACES["HAM10000, sex"]
 
 @pytest.fixture(scope="module")
 def twice():
-    return report.both_trainings(COMMITTED)
+    return report.trainings(results.collect(COMMITTED))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def by_place(twice):
 
 @pytest.fixture(scope="module")
 def repeated(twice):
-    """The same of what was run once more: with the next seed, or in again/ with the same one."""
+    """The same of what was run once more: with the next seed."""
     return twice[1]
 
 
