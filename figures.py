@@ -31,6 +31,7 @@ from networks import Network, as_saved
 from results import DEBIASED, DECISIONS, RULES, TRAINING, TWO_POINTS, Value, number_collapsed, said
 
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
+plt.rcParams["text.parse_math"] = False  # "$" may be in a name
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
 
 ## Methods of one family share a colour. No two share both marker and line, and those of a figure
@@ -69,7 +70,7 @@ def chosen(rows, methods):
 
 def kept(runs, rule):
     """Whether the answers of a network of all runs to the test pictures are kept."""
-    return all(rule in run.get("arrays", (None, {}))[1] for run in runs.values())
+    return all(rule in run["arrays"][1] for run in runs.values())
 
 
 def sure(value, runs):
@@ -163,9 +164,10 @@ def save(figure, path, sentence, where):
 
 def at_two_points(rows, pooled):
     """The rows of TWO_POINTS that figure and table show; and what the others are called."""
-    every = chosen(rows, TWO_POINTS)
+    every, whole = chosen(rows, TWO_POINTS), results.complete(rows)[0]
     ## Folds need logits, and of a method's former usual weight only the last epoch's were kept.
-    rows = {n: r for n, r in every.items() if not pooled or all(kept(r, rule) for rule in RULES)}
+    every_kept = {n for n, r in every.items() if not pooled or all(kept(r, rule) for rule in RULES)}
+    rows = {name: runs for name, runs in every.items() if name in whole and name in every_kept}
     return rows, labels_of(every, but=rows)
 
 
@@ -216,7 +218,7 @@ def two_points(rows, pooled, where, path):
     )
 
 
-NOT_KEPT = "Left out, their outputs at these epochs not kept"
+NOT_KEPT = "Left out, with fewer runs or without their outputs at these epochs"
 
 
 def gap_sentence(rows, groups, pooled):
@@ -347,6 +349,10 @@ def per_class(rows, where, path):
     classes, groups = ([*map(said, first[name])] for name in ("classes", "group_names"))
     figure, axes = plt.subplots(figsize=(7, 2 + 0.5 * len(classes)), layout="constrained")
     *_, (name, (row, rule)) = models.items()  # the debiased student
+    both = dict(zip((row, "CKD"), results.in_both(rows[row], rows["CKD"])))
+    if not both[row]:
+        return None
+    rows = rows | both
     fair = {"re-balancing": ("re-balancing", "last")} if "re-balancing" in rows else {}
     for n, (model, (shown, network)) in enumerate((models | fair).items()):
         bad = number_collapsed(rows[shown], network)

@@ -76,20 +76,20 @@ class Table:
         self.header, self.rows, self.bold, self.notes = list(header), [], bold, []
         self.ranked, self.collapsed = set(), set()  # places of rows
 
-    def add(self, name, cells, runs=(), rule="last", ranked=True):
+    def add(self, name, cells, runs=None, rule="last", ranked=True):
         """A row. The name says how many of `runs` have collapsed; an unranked row is never bold."""
-        place = len(self.rows)
-        name += results.marks(dict(runs), rule)
+        place, runs = len(self.rows), runs or {}
+        name += results.marks(runs, rule)
         self.ranked |= {place} if ranked else set()
-        self.collapsed |= {place} if results.number_collapsed(dict(runs), rule) else set()
+        self.collapsed |= {place} if results.number_collapsed(runs, rule) else set()
         weight = results.weight_of(runs) if runs else ""
         if weight and name[0].isalpha() and weight not in name:  # no number of a sweep
             self.notes.append(f"{name}{weight}")
-        for run in dict(runs).values():
+        for run in runs.values():
             for g, c in np.argwhere(metrics.cell_sizes(run[rule]["test"]) == 0):
                 where = f"{run['classes'][c]}, {run['group_names'][g]}"
                 self.notes.append(f"a test set has no picture of {where}: means leave it out")
-        gains = results.gains(dict(runs)) if name.startswith("FairDi") else {}
+        gains = results.gains(runs) if name.startswith("FairDi") else {}
         if gains and not any(gain.low > 0 for gain in gains.values()):
             self.notes.append(f"{name}: of no teacher a gain on its own group is shown")
         self.rows.append([name, *cells])
@@ -108,9 +108,11 @@ class Table:
         return best
 
     def markdown(self):
-        best, lines = self.best(), [self.header, ["---"] * len(self.header)]
-        for r, row in enumerate(self.rows):
-            lines.append([f"**{v}**" if (r, c) in best else str(v) for c, v in enumerate(row)])
+        best, lines = self.best(), []
+        for r, row in enumerate([self.header, *self.rows], -1):
+            texts = [str(value).replace("|", "\\|") for value in row]
+            lines.append([f"**{t}**" if (r, c) in best else t for c, t in enumerate(texts)])
+        lines.insert(1, ["---"] * len(self.header))
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return "\n\n".join([text, *(f"*{note}*" for note in dict.fromkeys(self.notes))])
 
@@ -182,7 +184,10 @@ def layout_table(kind, rows, end=None):
     lines = [(name, runs, "last") for name, runs in rows.items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
     if taught and kind in ("slides", "overview", "temperature", "masks"):
-        lines.insert(0, (TEACHER, next(iter(taught.values())), "teacher"))
+        for runs in taught.values():  # a balanced teacher is another one
+            if "teacher_balance" not in results.first_of({"": runs})["changed"]:
+                lines.insert(0, (TEACHER, runs, "teacher"))
+                break
     most = max((len(runs) for _, runs, _ in lines), default=0)
     for name, runs, rule in lines:
         row, more = {}, further_columns(runs, rule, end)
@@ -313,7 +318,7 @@ POOLED = {  # columns of folds together: of classes, and of masks
 
 def seen_twice(value, second):
     """A difference, marked ² where that of a second training leaves out 0 on the same side."""
-    shown = min(second.low, value.low) > 0 or max(second.high, value.high) < 0
+    shown = all(v.low > 0 for v in (value, second)) or all(v.high < 0 for v in (value, second))
     return value._replace(mark="²") if shown else value
 
 
@@ -340,13 +345,14 @@ def pooled_tables(rows, rules, second=None):
     differences = {b: Table(["method", *(f"{s}, − {b}" for s in shown)]) for b in bases}
     for part in (table, *differences.values()):
         part.notes += [] if masks else [results.DECISIONS[end]]
+    folds = {name: results.folds_of(runs) for name, runs in rows.items()}
+    most = max(folds.values(), key=len)
     twice = {name for name, runs in rows.items() if second.get(name, {}).keys() == runs.keys()}
+    twice = {name for name in twice if len(folds[name]) == len(most)}
     for base, part in differences.items():
         once = [name for name in rows if name not in (TEACHER, base, *twice)]
         without = f"; without one: {', '.join(once)}" if once else ""
         part.notes += [f"²: a second training shows it, too{without}"] if base in twice else []
-    folds = {name: results.folds_of(runs) for name, runs in rows.items()}
-    most = max(folds.values(), key=len)
     table.notes += [f"{len(most)} of 5 folds: not every picture is tested"] if len(most) < 5 else []
     for keys in sorted({*folds.values()}, key=lambda keys: (-len(keys), keys)):
         few = "" if keys == most else f" (folds {', '.join(str(fold) for fold, _ in keys)})"
@@ -460,19 +466,25 @@ FEWER[2] = tuple(words.replace("once", "twice") for words in FEWER[1])
 
 
 def trainings(by_place):
-    """`by_place` with one training of each fold, that of the lowest seed; and the second ones.
+    """`by_place` with one training of each fold, and the second ones.
+
+    The first has the seed that most rows of a place have on this fold, of these the lowest.
 
     Those stand under the keys (fold, seed) of the first ones, so that the two are pairs. Rows
     without folds stay as they are: several seeds are one table.
     """
     first, second = {}, {}
     for place, rows in by_place.items():
+        common = collections.Counter(key for runs in rows.values() for key in runs)
+        ## The last of a fold stays: that of most rows, of these with the lowest seed.
+        usual = {key[0]: key for key in sorted(common, key=lambda key: (common[key], -key[1]))}
         for name, runs in rows.items():
-            own = results.folds_of(runs) if results.in_folds(place) else tuple(runs)
+            own = tuple(k for k in sorted(usual.values()) if k in runs) or results.folds_of(runs)
+            own = own if results.in_folds(place) else tuple(runs)
             first.setdefault(place, {})[name] = {key: runs[key] for key in own}
             if rest := {key: runs[key] for key in runs if key not in own}:
                 seeds, keys = dict(own), results.folds_of(rest)  # seeds: {fold: that of the first}
-                again = {(fold, seeds[fold]): rest[fold, seed] for fold, seed in keys}
+                again = {(f, seeds[f]): rest[f, seed] for f, seed in keys if f in seeds}
                 second.setdefault(place, {})[name] = again
     return first, second
 
@@ -876,6 +888,16 @@ def tables(by_place, repeated):
         except Refused as error:
             refused[place, kind] = str(error)
 
+    def sound(places):
+        """Those of `places` whose rows a table may mix."""
+        good = {}
+        for place, rows in places.items():
+            try:
+                good[place] = results.comparable(rows, whole=False)
+            except Refused as error:
+                refused[place, "across data sets"] = str(error)
+        return good
+
     def layout(place, kind, rows):
         """The table and, if it has corrected decisions, the same at the largest output."""
         rows, few = (rows, {}) if kind in EVERYTHING else results.complete(rows)
@@ -915,11 +937,12 @@ def tables(by_place, repeated):
     for place, kind in made:
         if kind.removesuffix(LARGEST) in ("slides", "poster"):
             beside_published(made[place, kind], place[0], kind.removesuffix(LARGEST))
-    for prefix, which in (("", by_place), ("repeated-", repeated)):
+    every = sound(by_place), sound(repeated)
+    for prefix, which in zip(("", "repeated-"), every):
         for kind in (claims_table, inflation_table, causes_table, pairs_table):
             make("all", prefix + kind.__name__.removesuffix("_table"), kind, which)
-    make("all", "minus-erm", minus_erm_tables, by_place, repeated)
-    make("all", "repeated", repeated_table, by_place, repeated)
+    make("all", "minus-erm", minus_erm_tables, *every)
+    make("all", "repeated", repeated_table, *every)
     for place, rows in repeated.items():
         if results.in_folds(place):
             make(place, "repeated-pooled", pooled_tables, with_teacher(rows), {"last": ""})
@@ -958,7 +981,8 @@ def pages(by_place, made, captions):
 def stem_of(place):
     """How the names of the figures of a place begin."""
     stem = "-".join(filter(None, place))
-    stem = re.sub(r'[<>:"/\\|?*]', "_", stem)  # which Windows forbids in names of files
+    ## Windows forbids some of these in names of files, Markdown the others in links.
+    stem = re.sub(r'[\s<>:"/\\|?*()]', "_", stem)
     return stem if len(stem) < 200 else f"{stem[:180]}-{digest(stem)}"  # Linux: 255 at most
 
 
@@ -1024,7 +1048,7 @@ def draw(by_place, folder, wanted, data_dir):
                     if wanted:  # 256 colours look the same and take a third of the space
                         picture = Image.open(folder / name).convert("RGB").quantize(256)
                         picture.save(folder / name, optimize=True)
-        except Refused:  # `tables` says why, or the answers to the pictures are not kept
+        except InputError:  # `tables` says why, or answers or pictures are not there
             return
 
     for place, rows in by_place.items():

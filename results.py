@@ -456,7 +456,7 @@ def weight_words(setting, value):
 def pretrained(runs, rule="last"):
     """What of a row starts from weights that were learnt elsewhere, in words, or ""."""
     first = next(iter(runs.values()))
-    settings = first.get("settings", {})
+    settings = first["settings"]
 
     def learnt(role, file):
         published = settings.get("pretrained") and offered(settings.get(role, ""))
@@ -563,7 +563,7 @@ def as_rows(result):
     own, (path, places) = own_settings(result), result["arrays"]
     own.pop(grid_of(result)[0], None)
     weight = weight_of({0: result})
-    if "fis" in result and "balance" not in own:
+    if "fis" in result and not own.keys() & {"balance", "fusion"}:
         ## Where step 0 has no other epoch at a rule, its last one stands for that rule.
         names = {"last": "fis"}
         names |= {rule: f"fis_{rule}" if f"fis_{rule}" in result else "fis" for rule in RULES}
@@ -607,6 +607,11 @@ def collect(folder, smoke=False):
             homes.setdefault(like, {})[place] = None
         for place, (name, run) in itertools.product(places, as_rows(result)):
             row = by_place.setdefault(place, {}).setdefault(name, {})
+            if any(conditions(other) != conditions(run) for other in row.values()):
+                raise Refused(
+                    f"{folder} holds {name} with several networks or budgets, which no table tells "
+                    "apart: keep each in a folder of its own (--out)"
+                )
             row[settings["fold"] or 0, settings["seed"]] = run
     order = {name: number for number, name in enumerate(NAMES.values())}
     for place, rows in by_place.items():
@@ -621,12 +626,13 @@ def comparable(rows, whole=True):
 
     whole    every row must have every (fold, seed)
     """
-    wrong, (first, base) = [], next(iter(rows.items()), (None, {}))
+    wrong, seen = [], {}  # seen: {(fold, seed): the first row that has it, its run}
     for name, runs in rows.items():
+        first, base = next(iter(rows.items()))
         if whole and runs.keys() != base.keys():
             wrong.append(f"{name} has seeds {seeds_of(runs)}, {first} {seeds_of(base)}")
-        for key in sorted(runs.keys() & base.keys()):
-            a, b = base[key], runs[key]
+        for key, b in sorted(runs.items()):
+            first, a = seen.setdefault(key, (name, b))
             free = NETWORKS if {a["method"], b["method"]} & OWN_NETWORKS else set()
             for k in [k for k in SAME if k not in free and a["settings"][k] != b["settings"][k]]:
                 wrong.append(f"{k} of {first} is {a['settings'][k]}, of {name} {b['settings'][k]}")
@@ -952,9 +958,10 @@ def change(runs, base, metric, rule="last", base_rule=None, pooled=False):
     if len(runs) > 1 and not pooled:
         return over_runs(values(runs, metric, rule) - values(base, metric, base_rule))
     own, other = pool(runs, rule), pool(base, base_rule)
-    for name in ("ids", "labels", "groups"):
+    for name in ("ids", "labels", "groups", "subjects"):
         if not np.array_equal(getattr(own, name), getattr(other, name)):
-            raise Refused("paired differences need the same test pictures, labels and groups")
+            what = "test pictures, labels, groups and subjects"
+            raise Refused(f"paired differences need the same {what}")
     points = {"point_a": own.point[metric], "point_b": other.point[metric]}
     draws = {"draws_a": own.draws[metric], "draws_b": other.draws[metric]}
     return in_percent(*metrics.paired_difference(**points, **draws).values())
@@ -1001,7 +1008,8 @@ def brief(by_place):
     """The rows of all tables that have a name of their own, in a few columns: for the terminal."""
     lines = []
     for place, rows in by_place.items():
-        end, own = main_rule(rows), {name: rows[name] for name in rows if name in NAMES.values()}
+        own = {n: runs for n, runs in rows.items() if n in NAMES.values() or "," not in n}
+        end = main_rule(rows)
         test = first_of(rows)["last"]["test"]
         keys = {k: k + end if k + end in test else k for k in metrics.BRIEF if k in test}
         heads = [metrics.WORDS[key][0] + metrics.ARROWS[metrics.WORDS[key][1]] for key in keys]

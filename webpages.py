@@ -12,6 +12,7 @@ import io
 import itertools
 import math
 import textwrap
+from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,6 +48,10 @@ def document(title, *parts):
     return f"{head}<style>{STYLE}</style></head><body><h1>{title}</h1>\n{body}</body></html>\n"
 
 
+class Link(str):
+    """HTML that stands in a cell as it is."""
+
+
 def table(header, rows, kind=""):
     """Rows of texts and Values as HTML; of Values, the points are what they are sorted by."""
     text = f'<div class="wide"><table class="{kind}"><thead><tr>'
@@ -55,7 +60,7 @@ def table(header, rows, kind=""):
         text += "<tr>"
         for cell in row:
             sorted_by = f' data-v="{cell.point}"' if isinstance(cell, Value) else ""
-            shown = str(cell) if str(cell).startswith("<a ") else html.escape(str(cell))
+            shown = cell if isinstance(cell, Link) else html.escape(str(cell))
             text += f"<td{sorted_by}>{shown}"
     return text + "</table></div>"
 
@@ -85,6 +90,8 @@ def read(path):
                 "of one by its path up to the digest, such as runs/toy/ckd/default"
             )
         runs[key] = results.with_arrays(result, file)
+    if len({results.identity(run)[:3] for run in runs.values()}) > 1:
+        raise InputError(f"{path} holds runs that differ in more than their seed: name one of them")
     if not runs:
         raise InputError(f"{path} is no result file and holds none: name a finished run")
     return runs
@@ -105,14 +112,15 @@ def with_arrow(name, column):
     return name + metrics.ARROWS[METRICS[column][1]]
 
 
-def compared(rows, runs, base, difference, base_rule="last"):
+def compared(rows, runs, base, difference, base_rule="last", pooled=False):
     """Lines of a table: a metric's name, its value for `base` and `runs`, and what they differ by.
 
     rows          of the table in which both stand: they say which decisions count
     difference    {metric: Value}
     """
     for name, metric, column in shown_metrics(rows):
-        values = results.cell(base, metric, base_rule), results.cell(runs, metric)
+        values = [results.cell(base, metric, base_rule, None, pooled)]
+        values += [results.cell(runs, metric, "last", None, pooled)]
         yield [with_arrow(name, column), *values, difference.get(metric, "")]
 
 
@@ -128,15 +136,16 @@ def compare(first, second):
     if not runs:
         raise Refused(f"{first} and {second} have no seed and fold in common")
     (a, b), rows = (next(iter(row.values())) for row in (base, runs)), {"A": base, "B": runs}
-    found = {metric: results.change(runs, base, metric) for _, metric, _ in shown_metrics(rows)}
-    lines = [["percent", "A", "B", "B - A"], *compared(rows, runs, base, found)]
+    ends = "last", None, len(runs) > 1 and a["settings"]["fold"] is not None  # folds: together
+    found = {m: results.change(runs, base, m, *ends) for _, m, _ in shown_metrics(rows)}
+    lines = [["percent", "A", "B", "B - A"], *compared(rows, runs, base, found, pooled=ends[-1])]
     lines = [[*map(str, line)] for line in lines]
     wide = [max(map(len, column)) for column in zip(*lines)]
     lines = ["  ".join(map(str.ljust, line, wide)).rstrip() for line in lines]
     for name in sorted({*a["settings"], *b["settings"]} - {"seed"}):
         both = [run["settings"].get(name) for run in (a, b)]
         lines += ["{}: A {}, B {}".format(name, *both)] if both[0] != both[1] else []
-    lines.append(f"paired over {results.what_both_have(runs, base)}, with 95 % intervals")
+    lines.append(f"paired over {results.what_both_have(runs, base, ends[-1])}, with 95 % intervals")
     names = [f"A: {results.row_name(a)}, {first}", f"B: {results.row_name(b)}, {second}"]
     bad, rule = map(results.number_collapsed, (base, runs)), results.main_rule(rows)
     tests = {  # of each row's first run what all of its runs share, and how many collapsed
@@ -145,9 +154,9 @@ def compare(first, second):
     }
     if len(a["group_names"]) == 2:
         key = "dice_gap_standardised" if results.of_masks(rows) else f"mean_deo{rule}"
-        found[f"{key}_directed"] = results.directed(runs, base, key)
+        found[f"{key}_directed"] = results.directed(runs, base, key, *ends)
     found = {metric: np.array(value[:3]) / 100 for metric, value in found.items()}
-    sentence = metrics.verdict(tests, found, len(runs))
+    sentence = metrics.verdict(tests, found, 1 if ends[-1] else len(runs))
     return "\n".join([*names, *lines, *textwrap.wrap(sentence, 80)])
 
 
@@ -442,13 +451,17 @@ def family(by_place, links):
         shown, body = [*shown_metrics(rows)], []
         kept = [column in COLUMNS for _, _, column in shown]
         for name, runs in rows.items():
-            pooled = results.in_folds(place) and len(runs) > 1 and figures.kept(runs, "last")
-            values = [results.cell(runs, metric, pooled=pooled) for _, metric, _ in shown]
             there = [links.get(run["arrays"][0].parent) for _, run in sorted(runs.items())]
-            opened = [f'<a href="{to}">{n}</a>' for n, to in enumerate(there, 1) if to]
+            pooled = results.in_folds(place) and len(runs) > 1
+            if pooled:  # one training of each fold
+                runs = {key: runs[key] for key in results.folds_of(runs)}
+            pooled = pooled and all(run["arrays"][0].exists() for run in runs.values())
+            pooled = pooled and figures.kept(runs, "last")
+            values = [results.cell(runs, metric, pooled=pooled) for _, metric, _ in shown]
+            opened = [f'<a href="{quote(to)}">{n}</a>' for n, to in enumerate(there, 1) if to]
             words = name + results.marks(runs)
             words += " (a part of FairDi)" if name.startswith(results.PARTS) else ""
-            body.append([words, " ".join(opened), *itertools.compress(values, kept)])
+            body.append([words, Link(" ".join(opened)), *itertools.compress(values, kept)])
             start = [*place, name, len(runs), results.number_collapsed(runs)]
             for (words, *_), value in zip(shown, values):
                 lines.append([*start, words, *(f"{number:.4g}" for number in value[:3])])
@@ -473,7 +486,13 @@ def write(source, data_dir):
             path = file.with_name("result.json")  # packed results have none, and no page
             if path.exists() and file.parent not in links:
                 (run,) = read(path).values()
-                save(file.with_name("report.html"), of_run(run, rows, data_dir))
+                try:
+                    page = of_run(run, rows, data_dir)
+                except Refused as error:
+                    print(f"no page: {error}")
+                    file.with_name("report.html").unlink(missing_ok=True)  # one of before
+                    continue
+                save(file.with_name("report.html"), page)
                 links[file.parent] = file.with_name("report.html").relative_to(source).as_posix()
     page, lines = family(by_place, links)
     save(source / "family.html", page)

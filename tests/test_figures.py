@@ -557,11 +557,11 @@ def test_captions_name_what_is_left_out(everything, tmp_path):
     rows = {"ERM": rows["ERM"], "FIS": rows["FIS"], "FairDi": rows["FairDi"], "CKD": lost}
     few = {name: {key: runs[key] for key in sorted(runs)[:1]} for name, runs in rows.items()}
     caption = figures.two_points(few, True, "x", path)
-    assert "N = 3 methods" in caption and caption.endswith("epochs not kept: CKD.")
+    assert "N = 3 methods" in caption and caption.endswith("at these epochs: CKD.")
     made, _ = report.tables({FOLDED: few}, {})
     table = made[FOLDED, "fairdi"]  # has the rows of the figure
     assert [row[0].partition(",")[0] for row in table.rows[::2]] == ["ERM", "FIS", "FairDi"]
-    assert "Left out, their outputs at these epochs not kept: CKD." in table.notes
+    assert "Left out, with fewer runs or without their outputs at these epochs: CKD." in table.notes
     names, scores, others, places = report.rank_blocks(everything, "AUROC")
     assert "GroupDRO" in others and not {*names} & {*others}
     assert {place.partition(":")[0].partition(",")[0] for place in places} == {

@@ -15,10 +15,11 @@ import scipy.stats
 from forked import ROOT
 from sklearn.metrics import roc_auc_score
 
+import figures
 import metrics
 import report
 import results
-from data import DATASETS, load
+from data import DATASETS, InputError, load
 
 USELESS = [((50, 0), (50, 0))] * 2  # of each group: true x predicted
 
@@ -1328,3 +1329,131 @@ def test_commands_name_what_was_changed(folder):
         "--target 'dx 7' --balance cells --fold 2`",
         "`bash run_all.sh --seeds 3 --only ckd rkd`",
     ]
+
+
+# ----- rows that no table may mix -----------------------------------------------------------------
+
+
+def test_no_claim_is_made_of_rows_with_other_pictures(tmp_path):
+    """Nor any table across data sets: the place is left out, and it is said why."""
+    for seed in range(3):
+        put(tmp_path, result("ckd", seed)), put(tmp_path, result("rkd", seed))
+        put(tmp_path, result("adversarial_kd", seed, disparity=0.1, pictures="y"))
+    made, refused = report.tables(results.collect(tmp_path), {})
+    assert {kind for place, kind in made if place == "all"} == {"made"}
+    why = refused[("toy", ""), "across data sets"]
+    assert "pictures of CKD is x, of adversarial KD y" in why
+
+
+def test_every_row_is_compared_with_all_others(tmp_path):
+    """RKD has a seed that CKD, the first row, has not."""
+    put(tmp_path, result("ckd", 0)), put(tmp_path, result("rkd", 0))
+    put(tmp_path, result("rkd", 1)), put(tmp_path, result("kdpp", 1, pictures="y"))
+    with pytest.raises(results.Refused, match="pictures of RKD is x, of KD\\+\\+ y"):
+        results.comparable(toy_rows(tmp_path), whole=False)
+
+
+def test_fairtune_with_two_networks_is_no_row(tmp_path):
+    for seed, student in ((0, "vit_tiny"), (1, "vit_tiny"), (0, "vit_small")):
+        put(tmp_path, result("fairtune", seed, student=student), student)
+    put(tmp_path, result("ckd"))
+    with pytest.raises(results.Refused, match="holds FairTune with several networks"):
+        results.collect(tmp_path)
+
+
+def test_fis_is_the_first_step_of_the_usual_fairdi_alone(tmp_path):
+    for name, own in (("usual", {}), ("fused", {"fusion": 0.3})):
+        made = result("fairdi", fis_temperature=30.0, step0="fis", **own)
+        put(tmp_path, made | {"fis": made["last"]}, name)
+    assert len(toy_rows(tmp_path)["FIS"]) == 1
+
+
+def test_the_teacher_in_front_is_the_usual_one(tmp_path):
+    """Not the balanced one of the first row."""
+    for script, accuracy, own in (
+        ("ckd", 0.5, {"teacher_balance": "cells"}),
+        ("rkd", 0.9, {}),
+        ("adversarial_kd", 0.9, {}),
+    ):
+        made = result(script, **own)
+        teacher = made["teacher"]["test"] | {"accuracy": accuracy}
+        put(tmp_path, made | {"teacher": made["teacher"] | {"test": teacher}})
+    name, top1, *_ = report.layout_table("overview", toy_rows(tmp_path)).rows[0]
+    assert name == report.TEACHER and top1.point == 90
+
+
+def test_one_lost_run_does_not_part_rows(tmp_path):
+    """Of CKD's third fold the first seed is missing: there the second is that of all rows."""
+    for fold, seed, name in itertools.product(range(5), range(2), ("ckd", "rkd", "kdpp")):
+        if (fold, seed, name) != (2, 0, "ckd"):
+            put(tmp_path, result(name, seed, dataset="ham10000", fold=fold), f"fold_{fold}")
+    ((first,), (second,)) = (part.values() for part in report.trainings(results.collect(tmp_path)))
+    assert all([*runs] == [(0, 0), (1, 0), (2, 1), (3, 0), (4, 0)] for runs in first.values())
+    assert {*second["RKD"]} == {*second["KD++"]} == {*first["RKD"]}
+    assert {*second["CKD"]} == {*first["RKD"]} - {(2, 1)}
+
+
+def test_a_difference_without_an_interval_is_not_seen_twice():
+    shown = results.Value(2.0, 1.0, 3.0)
+    assert report.seen_twice(shown, shown).mark == "²"
+    for value, second in ((results.Value(2.0), shown), (shown, results.Value(2.0))):
+        assert not report.seen_twice(value, second).mark
+
+
+def test_a_row_with_few_folds_has_no_second_training(folded, lesions):
+    """Nor is it marked: the note names it."""
+    for fold in (2, 3, 4):
+        shutil.rmtree(folded / "ham10000" / "groupdro" / f"fold_{fold}-seed0")
+    for script, own, folds in (("ckd", {"alpha": 0.0}, range(5)), ("groupdro", {}, (0, 1))):
+        for fold in folds:
+            made = result(script, 1, dataset="ham10000", fold=fold, **own)
+            put_arrays(put(folded, made, f"fold_{fold}"), lesions, script, lesions["fold"] == fold)
+    made, _ = report.tables(*report.trainings(results.collect(folded)))
+    table = made[("ham10000", "folds"), "pooled-differences"]
+    assert not any(value.mark for value in table.rows[0][1:])
+    assert "²: a second training shows it, too; without one: GroupDRO" in table.notes
+
+
+def test_pairs_need_the_same_subjects(tmp_path, lesions):
+    """They decide which pictures are drawn together."""
+    put_arrays(put(tmp_path, result("ckd")), lesions, "ckd")
+    alone = lesions | {"subjects": lesions["ids"]}
+    put_arrays(put(tmp_path, result("rkd")), alone, "ckd")
+    rows = toy_rows(tmp_path)
+    with pytest.raises(results.Refused, match="groups and subjects"):
+        results.change(rows["RKD"], rows["CKD"], "accuracy")
+
+
+def test_odd_names_stand_in_tables_figures_and_links(tmp_path, lesions):
+    made = result("ckd", sensitive="skin tone (self)", dataset="ham10000")
+    made["group_names"] = ["a|b", "$0_to_$50k"]
+    for seed in range(3):
+        settings = made["settings"] | {"seed": seed}
+        for script in ("ckd", "adversarial_kd", "rkd"):
+            put(tmp_path, made | {"method": script, "settings": settings})
+    by_place = results.collect(tmp_path)
+    tables, _ = report.tables(by_place, {})
+    captions = report.draw(by_place, tmp_path, (), None)
+    page = report.pages(by_place, tables, captions)["ham10000.md"]
+    assert "](ham10000-sensitive_skin_tone__self_-disparity.png)" in page
+    table = report.Table(["method", "a|b"], [])
+    table.add("CKD", ["c|d"])
+    assert table.markdown().splitlines()[::2] == ["| method | a\\|b |", "| CKD | c\\|d |"]
+
+
+def test_pictures_that_are_not_there_cost_a_figure_alone(folder, tmp_path):
+    for script in ("adversarial_kd", "ckd"):
+        put(folder, run := result(script, dataset="csv"))
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(InputError):
+        figures.pictures_of(run, empty)
+    captions = report.draw(results.collect(folder), tmp_path, (), empty)
+    assert not any("csv" in name and "gallery" in name for c in captions.values() for name in c)
+
+
+def test_a_script_of_one_s_own_stands_in_the_terminal_s_table(folder):
+    put(folder, result("mine"))
+    put(folder, result("adversarial_kd", adversary_weight=0.7), "weak")
+    lines = results.brief(results.collect(folder)).splitlines()
+    assert any(line.startswith("mine ") for line in lines)
+    assert not any("λ = 0.7" in line for line in lines)

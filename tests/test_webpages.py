@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from forked import ROOT
 from test_methods import run
+from test_report import lesions, put, put_folds, result  # noqa: F401
 
 import metrics
 import report
@@ -226,3 +227,42 @@ def test_as_a_user_starts_it(tmp_path):
         [*program, "--compare", tmp_path, tmp_path], capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_only_seeds_of_one_row_are_compared(tmp_path):
+    for seed, script in ((0, "ckd"), (1, "rkd")):
+        put(tmp_path / "mixed", result(script, seed))
+    put(tmp_path / "other", result("kdpp"))
+    with pytest.raises(InputError, match="mixed holds runs that differ in more than their seed"):
+        webpages.compare(tmp_path / "mixed", tmp_path / "other")
+
+
+def test_five_folds_are_one_training(tmp_path, lesions):  # noqa: F811
+    """Compared over the test pictures of all of them, not over folds as if they were seeds."""
+    for script in ("ckd", "groupdro"):
+        put_folds(tmp_path / script, lesions, script)
+    text = webpages.compare(tmp_path / "ckd", tmp_path / "groupdro")
+    assert "paired over 5 folds, 600 pictures" in text and "5 trainings" not in text
+    rows = results.collect(tmp_path / "ckd") | results.collect(tmp_path / "groupdro")
+    assert str(results.cell(rows["ham10000", "folds"]["GroupDRO"], "auroc", pooled=True)) in text
+
+
+def test_a_second_training_is_no_run_of_the_first(tmp_path, lesions):  # noqa: F811
+    for seed in range(2):
+        put_folds(tmp_path, lesions, "ckd", seed=seed)
+    page, text = webpages.family(results.collect(tmp_path), {})
+    assert {line.split(",")[3] for line in text.splitlines()[1:]} == {"5"}
+
+
+def test_a_run_without_its_answers_has_no_page_and_all_others_have(source, tmp_path, capsys):
+    shutil.copytree(source / "toy", tmp_path / "toy")
+    (first, *others) = sorted(tmp_path.glob("toy/ckd/*/"))
+    (first / "logits.npz").unlink()
+    told = webpages.write(tmp_path, None)
+    assert f"wrote {len(others)} page" in told and (tmp_path / "family.html").exists()
+    assert "no page" in capsys.readouterr().out and not (first / "report.html").exists()
+
+
+def test_names_of_groups_are_no_html():
+    page = webpages.table(["a"], [["<a onmouseover=alert(1)>"], [webpages.Link("<a href='x'>")]])
+    assert "<td>&lt;a onmouseover" in page and "<td><a href='x'>" in page
