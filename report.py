@@ -468,10 +468,9 @@ FEWER[2] = tuple(words.replace("once", "twice") for words in FEWER[1])
 def trainings(by_place):
     """`by_place` with one training of each fold, and the second ones.
 
-    The first has the seed that most rows of a place have on this fold, of these the lowest.
-
-    Those stand under the keys (fold, seed) of the first ones, so that the two are pairs. Rows
-    without folds stay as they are: several seeds are one table.
+    The first of a fold is that of the seed that most rows of a place have there, of several the
+    lowest. The second ones stand under the keys (fold, seed) of the first ones, so that the two are
+    pairs. Rows without folds stay as they are: several seeds are one table.
     """
     first, second = {}, {}
     for place, rows in by_place.items():
@@ -594,8 +593,10 @@ def causes_table(by_place):
     return table
 
 
-def differences_table(first, shown, lines):
+def differences_table(first, shown, lines, by_place):
     """Differences of `lines`: of (name, place, runs, base), where both have runs in common.
+
+    by_place    whose rows say which decisions count
 
     Those of masks are a table of their own.
     """
@@ -606,12 +607,12 @@ def differences_table(first, shown, lines):
     tables = {kind: Table([first, "data set", "over", *s], bold=False) for kind, s in shown.items()}
     for name, place, runs, base in lines:
         if runs.keys() & base.keys():
-            pooled, both = results.in_folds(place), {name: runs, "base": base}
-            over, end = results.what_both_have(runs, base, pooled), results.main_rule(both)
-            kind = "-masks" if results.of_masks(both) else ""
+            pooled, rows = results.in_folds(place), by_place[place]
+            over, end = results.what_both_have(runs, base, pooled), results.main_rule(rows)
+            kind = "-masks" if results.of_masks(rows) else ""
             named = [metric_of(s, end) for s in shown[kind]]
             cells = [results.change(runs, base, metric, pooled=pooled) for metric in named]
-            tables[kind].add(name, [ruled(place, both), over, *cells])
+            tables[kind].add(name, [ruled(place, rows), over, *cells])
     return tables
 
 
@@ -701,7 +702,7 @@ def pairs_table(by_place):
         names = [n + results.marks(r) for n, r in zip(names, runs)]
         lines.append((" − ".join(names), place, *runs))
     shown = ["top-1", "AUROC", "worst group", "gap", "mean-DEO", "disparity"]
-    return differences_table("pair", shown, lines)
+    return differences_table("pair", shown, lines, by_place)
 
 
 def repeated_table(by_place, repeated):
@@ -711,10 +712,10 @@ def repeated_table(by_place, repeated):
     """
     lines = []
     for place, rows in repeated.items():
-        first = by_place.get(place, {})
-        lines += [(name, place, runs, first.get(name, {})) for name, runs in rows.items()]
+        first = without_sweeps(by_place.get(place, {}))
+        lines += [(n, place, rows[n], runs) for n, runs in first.items() if n in rows]
     shown = ["AUROC", "worst group", "gap", "ES-AUC", "mean-DEO", "disparity"]
-    return differences_table("row", shown, lines)
+    return differences_table("row", shown, lines, by_place)
 
 
 def command_of(place, runs):

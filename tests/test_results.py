@@ -184,23 +184,39 @@ def test_a_sweep_says_its_seeds(by_place):
     assert "seeds: 0, 3, 4" in table.notes  # CKD has five
 
 
+def whole(by_place, place):
+    """The rows of a table with all five folds, but ERM."""
+    rows = report.without_sweeps(by_place[place])
+    return {name for name, runs in rows.items() if len(runs) == 5} - {"ERM"}
+
+
 def test_one_of_sixteen_rows_serves_the_old_better(by_place, repeated):
-    """HAM10000 by age, small networks: KD++, in the one training that it has; in the second
-    training of three rows, two others."""
-    for which, number, better in ((by_place, 16, {"KD++"}), (repeated, 3, {"re-balancing", "CKD"})):
-        rows = report.without_sweeps(which[AGE])
-        whole = {name for name, runs in rows.items() if len(runs) == 5} - {"ERM"}
-        changes = {name: pooled(rows, name, "ERM", "auroc_worst_group") for name in whole}
-        assert len(whole) == number and {n for n in whole if changes[n].low > 0} == better
+    """HAM10000 by age, small networks: KD++, in the first of two trainings, none in the second."""
+    names = whole(by_place, AGE)
+    for which, better in ((by_place, {"KD++"}), (repeated, set())):
+        changes = {n: pooled(which[AGE], n, "ERM", "auroc_worst_group") for n in names}
+        assert len(names) == 16 and {n for n in names if changes[n].low > 0} == better
 
 
 def test_no_row_serves_the_worse_served_sex_better(by_place, repeated):
-    """HAM10000 by sex, small networks; nor do re-balancing and CKD in their second training."""
-    for which, number in ((by_place, 15), (repeated, 2)):
-        rows = report.without_sweeps(which[SEX])
-        whole = {name for name, runs in rows.items() if len(runs) == 5} - {"ERM"}
-        assert len(whole) == number
-        assert all(pooled(rows, n, "ERM", "auroc_worst_group").low <= 0 for n in whole)
+    """HAM10000 by sex, small networks, in both trainings."""
+    names = whole(by_place, SEX)
+    for rows in (by_place[SEX], repeated[SEX]):
+        assert len(names) == 15
+        assert all(pooled(rows, n, "ERM", "auroc_worst_group").low <= 0 for n in names)
+
+
+def test_what_is_fairer_in_both_trainings(by_place, repeated):
+    """HAM10000, mean-DEO of corrected decisions minus ERM's."""
+    for place, fairer in (
+        (AGE, {"re-balancing", "adversarial KD", "MFD", "BIRD", "GroupDRO by class"}),
+        (SEX, {"BIRD", "GroupDRO by class"}),
+    ):
+        names = whole(by_place, place)
+        for rows in (by_place[place], repeated[place]):
+            changes = {n: pooled(rows, n, "ERM", "mean_deo_corrected") for n in names}
+            names = {n for n in names if changes[n].high < 0}
+        assert names == fairer
 
 
 def test_of_four_groups_no_row_serves_the_worst_better_and_six_are_fairer(by_place, repeated):
@@ -249,7 +265,7 @@ def test_groups_are_served_unequally_also_where_no_cell_is_rare(by_place):
 
 
 def test_training_again_moves_less_than_a_point_of_auroc(by_place, repeated):
-    """HAM10000, five folds pooled; and the settings are those of the first time."""
+    """HAM10000, five folds pooled, but for two large weights by age; with the same settings."""
     places = {place: rows for place, rows in repeated.items() if place[0] == "ham10000"}
     assert len(places) == 3  # by sex, by age and by both
     for place, rows in places.items():
@@ -262,6 +278,7 @@ def test_training_again_moves_less_than_a_point_of_auroc(by_place, repeated):
             for metric in ("auroc", "auroc_worst_group", "auroc_gap"):
                 now, before = (results.point(r, metric, pooled=True) for r in (runs, first))
                 most = 1.5 if metric == "auroc_gap" and "sex+age" in place[1] else 1
+                most = 2 if place == AGE and name in ("adversarial KD", "MFD") else most
                 assert 0 < abs(now - before) < most, (place, name, metric)
 
 
