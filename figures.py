@@ -214,11 +214,11 @@ def two_points(rows, pooled, where, path):
         "made for fairness, stand at their last epoch in the table of "
         f"{'all folds together' if pooled else 'everything'}."
         + inside * results.of_masks(rows)
-        + listed(NOT_KEPT, lost)
+        + listed(LEFT_OUT, lost)
     )
 
 
-NOT_KEPT = "Left out, with fewer runs or without their outputs at these epochs"
+LEFT_OUT = "Left out, with fewer runs or without their outputs at these epochs"
 
 
 def gap_sentence(rows, groups, pooled):

@@ -185,7 +185,7 @@ def layout_table(kind, rows, end=None):
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
     if taught and kind in ("slides", "overview", "temperature", "masks"):
         for runs in taught.values():  # a balanced teacher is another one
-            if "teacher_balance" not in results.first_of({"": runs})["changed"]:
+            if "teacher_balance" not in next(iter(runs.values()))["changed"]:
                 lines.insert(0, (TEACHER, runs, "teacher"))
                 break
     most = max((len(runs) for _, runs, _ in lines), default=0)
@@ -347,8 +347,8 @@ def pooled_tables(rows, rules, second=None):
         part.notes += [] if masks else [results.DECISIONS[end]]
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
     most = max(folds.values(), key=len)
-    twice = {name for name, runs in rows.items() if second.get(name, {}).keys() == runs.keys()}
-    twice = {name for name in twice if len(folds[name]) == len(most)}
+    twice = {name for name in rows if second.get(name, {}).keys() == rows[name].keys()}
+    twice = {name for name in twice if folds[name] == most}
     for base, part in differences.items():
         once = [name for name in rows if name not in (TEACHER, base, *twice)]
         without = f"; without one: {', '.join(once)}" if once else ""
@@ -478,12 +478,14 @@ def trainings(by_place):
         ## The last of a fold stays: that of most rows, of these with the lowest seed.
         usual = {key[0]: key for key in sorted(common, key=lambda key: (common[key], -key[1]))}
         for name, runs in rows.items():
-            own = tuple(k for k in sorted(usual.values()) if k in runs) or results.folds_of(runs)
-            own = own if results.in_folds(place) else tuple(runs)
+            own = tuple(runs)
+            if results.in_folds(place):
+                lowest = results.folds_of(runs)
+                own = tuple(usual[key[0]] if usual[key[0]] in runs else key for key in lowest)
             first.setdefault(place, {})[name] = {key: runs[key] for key in own}
             if rest := {key: runs[key] for key in runs if key not in own}:
                 seeds, keys = dict(own), results.folds_of(rest)  # seeds: {fold: that of the first}
-                again = {(f, seeds[f]): rest[f, seed] for f, seed in keys if f in seeds}
+                again = {(fold, seeds[fold]): rest[fold, seed] for fold, seed in keys}
                 second.setdefault(place, {})[name] = again
     return first, second
 
@@ -927,7 +929,7 @@ def tables(by_place, repeated):
                 words = {rule: f", {words}" for rule, words in RULES.items()}
                 make(place, "fairdi", pooled_tables, chosen, words)
                 if lost and (place, "fairdi") in made:
-                    note = figures.listed(figures.NOT_KEPT, lost).strip()
+                    note = figures.listed(figures.LEFT_OUT, lost).strip()
                     made[place, "fairdi"].notes.append(note)
         else:
             layout(place, "masks" if results.of_masks(rows) else "overview", usual)

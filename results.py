@@ -563,6 +563,7 @@ def as_rows(result):
     own, (path, places) = own_settings(result), result["arrays"]
     own.pop(grid_of(result)[0], None)
     weight = weight_of({0: result})
+    ## Balanced pictures, or another mixture c of its weights, make another FIS.
     if "fis" in result and not own.keys() & {"balance", "fusion"}:
         ## Where step 0 has no other epoch at a rule, its last one stands for that rule.
         names = {"last": "fis"}

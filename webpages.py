@@ -127,6 +127,9 @@ def compared(rows, runs, base, difference, base_rule="last", pooled=False):
 def compare(first, second):
     """Two runs, or rows of runs over seeds, as text: values, and B minus A, paired."""
     base, runs = results.in_both(read(first), read(second))
+    folds = [run["settings"]["fold"] for run in runs.values()]
+    if pooled := len(runs) > 1 and None not in folds:  # five folds are one training
+        base, runs = ({key: row[key] for key in results.folds_of(runs)} for row in (base, runs))
     for key in runs:
         both = base[key], runs[key]
         kept = [results.arrays(run, ("ids", "labels", "groups")) for run in both]
@@ -136,16 +139,16 @@ def compare(first, second):
     if not runs:
         raise Refused(f"{first} and {second} have no seed and fold in common")
     (a, b), rows = (next(iter(row.values())) for row in (base, runs)), {"A": base, "B": runs}
-    ends = "last", None, len(runs) > 1 and a["settings"]["fold"] is not None  # folds: together
+    ends = "last", None, pooled
     found = {m: results.change(runs, base, m, *ends) for _, m, _ in shown_metrics(rows)}
-    lines = [["percent", "A", "B", "B - A"], *compared(rows, runs, base, found, pooled=ends[-1])]
+    lines = [["percent", "A", "B", "B - A"], *compared(rows, runs, base, found, pooled=pooled)]
     lines = [[*map(str, line)] for line in lines]
     wide = [max(map(len, column)) for column in zip(*lines)]
     lines = ["  ".join(map(str.ljust, line, wide)).rstrip() for line in lines]
     for name in sorted({*a["settings"], *b["settings"]} - {"seed"}):
         both = [run["settings"].get(name) for run in (a, b)]
         lines += ["{}: A {}, B {}".format(name, *both)] if both[0] != both[1] else []
-    lines.append(f"paired over {results.what_both_have(runs, base, ends[-1])}, with 95 % intervals")
+    lines.append(f"paired over {results.what_both_have(runs, base, pooled)}, with 95 % intervals")
     names = [f"A: {results.row_name(a)}, {first}", f"B: {results.row_name(b)}, {second}"]
     bad, rule = map(results.number_collapsed, (base, runs)), results.main_rule(rows)
     tests = {  # of each row's first run what all of its runs share, and how many collapsed
@@ -156,7 +159,7 @@ def compare(first, second):
         key = "dice_gap_standardised" if results.of_masks(rows) else f"mean_deo{rule}"
         found[f"{key}_directed"] = results.directed(runs, base, key, *ends)
     found = {metric: np.array(value[:3]) / 100 for metric, value in found.items()}
-    sentence = metrics.verdict(tests, found, 1 if ends[-1] else len(runs))
+    sentence = metrics.verdict(tests, found, 1 if pooled else len(runs))
     return "\n".join([*names, *lines, *textwrap.wrap(sentence, 80)])
 
 

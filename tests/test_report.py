@@ -1393,6 +1393,14 @@ def test_one_lost_run_does_not_part_rows(tmp_path):
     assert {*second["CKD"]} == {*first["RKD"]} - {(2, 1)}
 
 
+def test_a_fold_with_another_seed_alone_is_not_lost(tmp_path):
+    for fold, name in itertools.product(range(5), ("ckd", "rkd", "kdpp")):
+        seed = int((fold, name) == (4, "ckd"))
+        put(tmp_path, result(name, seed, dataset="ham10000", fold=fold), f"fold_{fold}")
+    ((first,), second) = (part.values() for part in report.trainings(results.collect(tmp_path)))
+    assert [*first["CKD"]] == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1)] and not second
+
+
 def test_a_difference_without_an_interval_is_not_seen_twice():
     shown = results.Value(2.0, 1.0, 3.0)
     assert report.seen_twice(shown, shown).mark == "²"
@@ -1442,13 +1450,14 @@ def test_odd_names_stand_in_tables_figures_and_links(tmp_path, lesions):
 
 
 def test_pictures_that_are_not_there_cost_a_figure_alone(folder, tmp_path):
-    for script in ("adversarial_kd", "ckd"):
-        put(folder, run := result(script, dataset="csv"))
+    for script, seed in itertools.product(("adversarial_kd", "ckd"), range(3)):
+        put(folder, run := result(script, seed, dataset="csv"))
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(InputError):
         figures.pictures_of(run, empty)
     captions = report.draw(results.collect(folder), tmp_path, (), empty)
-    assert not any("csv" in name and "gallery" in name for c in captions.values() for name in c)
+    (names,) = ([*files] for place, files in captions.items() if place[0] == "csv")
+    assert names == ["csv-disparity.png"]
 
 
 def test_a_script_of_one_s_own_stands_in_the_terminal_s_table(folder):

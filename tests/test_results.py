@@ -264,8 +264,9 @@ def test_groups_are_served_unequally_also_where_no_cell_is_rare(by_place):
         assert results.change(rows[name], rows["ERM"], "auroc_worst_group").low < 0, name
 
 
-def test_training_again_moves_less_than_a_point_of_auroc(by_place, repeated):
-    """HAM10000, five folds pooled, but for two large weights by age; with the same settings."""
+def test_training_again_moves_auroc_little(by_place, repeated):
+    """HAM10000, five folds pooled, by less than a point; but two large weights by age by less than
+    2, and the gap of four groups by less than 1.5. The settings are those of the first time."""
     places = {place: rows for place, rows in repeated.items() if place[0] == "ham10000"}
     assert len(places) == 3  # by sex, by age and by both
     for place, rows in places.items():
