@@ -113,7 +113,7 @@ def test_every_figure_is_drawn(by_place, tmp_path):
     """Each has a caption, and pages show both."""
     captions = report.draw(by_place, tmp_path, (), None)
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    kinds = "disparity training gallery two-points".split()
+    kinds = "disparity training gallery two-points temperature".split()
     assert drawn == {f"toy-{kind}.png" for kind in kinds}  # one data set has no mean rank
     assert list(captions) == [("toy", "")] and {*captions["toy", ""]} == drawn
     texts = report.pages(by_place, {("all", "made"): report.made_table(by_place)}, captions)
