@@ -75,6 +75,8 @@ def test_teacher_and_plain_student_fit_their_training_pictures(rows):
 
 OTHER_TEACHERS = {  # those that results/README.md names
     ("toy", "BIRD"): {(0, 3), (0, 4)},
+    ("toy", "CKD, T = 1"): {(0, 0), (0, 1), (0, 2)},
+    ("toy", "CKD, T = 20"): {(0, 0), (0, 1), (0, 2)},
     ("cifar10s", "CKD, T = 1"): {(0, 0)},
     ("cifar10s", "CKD, T = 20"): {(0, 0)},
 }
