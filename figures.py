@@ -70,7 +70,7 @@ def chosen(rows, methods):
 
 def kept(runs, rule):
     """Whether the answers of a network of all runs to the test pictures are kept."""
-    return all(rule in run["arrays"][1] for run in runs.values())
+    return all(rule in run["arrays"][1] and run["arrays"][0].exists() for run in runs.values())
 
 
 def sure(value, runs):
@@ -166,8 +166,8 @@ def at_two_points(rows, pooled):
     """The rows of TWO_POINTS that figure and table show; and what the others are called."""
     every, whole = chosen(rows, TWO_POINTS), results.complete(rows)[0]
     ## Folds need logits, and of a method's former usual weight only the last epoch's were kept.
-    every_kept = {n for n, r in every.items() if not pooled or all(kept(r, rule) for rule in RULES)}
-    rows = {name: runs for name, runs in every.items() if name in whole and name in every_kept}
+    needed = RULES if pooled else ()
+    rows = {n: r for n, r in every.items() if n in whole and all(kept(r, rule) for rule in needed)}
     return rows, labels_of(every, but=rows)
 
 

@@ -108,11 +108,11 @@ class Table:
         return best
 
     def markdown(self):
-        best, lines = self.best(), []
-        for r, row in enumerate([self.header, *self.rows], -1):
-            texts = [str(value).replace("|", "\\|") for value in row]
-            lines.append([f"**{t}**" if (r, c) in best else t for c, t in enumerate(texts)])
-        lines.insert(1, ["---"] * len(self.header))
+        rows = [self.header, *self.rows]
+        header, *rows = ([str(value).replace("|", "\\|") for value in row] for row in rows)
+        best, lines = self.best(), [header, ["---"] * len(header)]
+        for r, row in enumerate(rows):
+            lines.append([f"**{v}**" if (r, c) in best else v for c, v in enumerate(row)])
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return "\n\n".join([text, *(f"*{note}*" for note in dict.fromkeys(self.notes))])
 
@@ -347,8 +347,8 @@ def pooled_tables(rows, rules, second=None):
         part.notes += [] if masks else [results.DECISIONS[end]]
     folds = {name: results.folds_of(runs) for name, runs in rows.items()}
     most = max(folds.values(), key=len)
-    twice = {name for name in rows if second.get(name, {}).keys() == rows[name].keys()}
-    twice = {name for name in twice if folds[name] == most}
+    whole = (name for name in rows if folds[name] == most)
+    twice = {name for name in whole if second.get(name, {}).keys() == rows[name].keys()}
     for base, part in differences.items():
         once = [name for name in rows if name not in (TEACHER, base, *twice)]
         without = f"; without one: {', '.join(once)}" if once else ""
@@ -463,31 +463,6 @@ PAIRS = (
 VERDICTS = ("undecided", "confirmed", "contradicted")  # 0, for, and against
 FEWER = {1: ("undecided", "seen once", "the contrary seen once")}  # than three trainings
 FEWER[2] = tuple(words.replace("once", "twice") for words in FEWER[1])
-
-
-def trainings(by_place):
-    """`by_place` with one training of each fold, and the second ones.
-
-    The first of a fold is that of the seed that most rows of a place have there, of several the
-    lowest. The second ones stand under the keys (fold, seed) of the first ones, so that the two are
-    pairs. Rows without folds stay as they are: several seeds are one table.
-    """
-    first, second = {}, {}
-    for place, rows in by_place.items():
-        common = collections.Counter(key for runs in rows.values() for key in runs)
-        ## The last of a fold stays: that of most rows, of these with the lowest seed.
-        usual = {key[0]: key for key in sorted(common, key=lambda key: (common[key], -key[1]))}
-        for name, runs in rows.items():
-            own = tuple(runs)
-            if results.in_folds(place):
-                lowest = results.folds_of(runs)
-                own = tuple(usual[key[0]] if usual[key[0]] in runs else key for key in lowest)
-            first.setdefault(place, {})[name] = {key: runs[key] for key in own}
-            if rest := {key: runs[key] for key in runs if key not in own}:
-                seeds, keys = dict(own), results.folds_of(rest)  # seeds: {fold: that of the first}
-                again = {(fold, seeds[fold]): rest[fold, seed] for fold, seed in keys}
-                second.setdefault(place, {})[name] = again
-    return first, second
 
 
 def ruled(place, rows):
@@ -1109,7 +1084,7 @@ def main():
         return print(webpages.compare(*args.compare))
     if args.html:
         return print(webpages.write(source, args.data_dir))
-    by_place, repeated = trainings(results.collect(source))
+    by_place, repeated = results.trainings(results.collect(source))
     if not by_place:
         if (source / "smoke").is_dir():
             smoke = source / "smoke"

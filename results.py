@@ -17,6 +17,7 @@ Metrics of decisions have two values (see metrics.py). Where a class is rare, ta
 show the corrected one first, elsewhere that of the largest output: `main_rule`.
 """
 
+import collections
 import functools
 import gzip
 import hashlib
@@ -404,11 +405,11 @@ def pack(source, target):
             if candidate and len(weights[row]) < max(map(len, weights.values())):
                 names = []  # another weight was chosen
             content = dict(zip(names, arrays(result, names)))
-            content = small(content) if task_of(result) == "segment" else content
+            masks = task_of(result) == "segment"
+            content = small(content) if masks else {n: shifted(a) for n, a in content.items()}
             if dataset in PRIVATE and not is_packed:
                 content = unnamed(content, orders)
             for name, array in content.items():
-                array = shifted(array)
                 digests[name] = hashlib.sha256(array.tobytes()).hexdigest()[:12]
                 kept[digests[name]] = array
             line = lean(result, fold is None and not over_seeds) | {"arrays": digests}
@@ -598,7 +599,7 @@ def collect(folder, smoke=False):
     by_place, homes = {}, {}  # homes: the places that differ in their networks alone
     for result in sorted(read(folder, smoke), key=lambda result: result["method"] in OWN_NETWORKS):
         settings, data = result["settings"], data_of(result)
-        place = data, conditions(result)
+        place = home = data, conditions(result)
         free = ("student", "teacher", "teacher_epochs", "teacher_lr")  # it has no teacher
         like = data, conditions(result, but=free)
         if result["method"] in OWN_NETWORKS:  # they stand in every table that is alike, or alone
@@ -608,7 +609,7 @@ def collect(folder, smoke=False):
             homes.setdefault(like, {})[place] = None
         for place, (name, run) in itertools.product(places, as_rows(result)):
             row = by_place.setdefault(place, {}).setdefault(name, {})
-            if any(conditions(other) != conditions(run) for other in row.values()):
+            if row and conditions(next(iter(row.values()))) != home[1]:
                 raise Refused(
                     f"{folder} holds {name} with several networks or budgets, which no table tells "
                     "apart: keep each in a folder of its own (--out)"
@@ -627,11 +628,11 @@ def comparable(rows, whole=True):
 
     whole    every row must have every (fold, seed)
     """
-    wrong, seen = [], {}  # seen: {(fold, seed): the first row that has it, its run}
+    wrong, (top, base) = [], next(iter(rows.items()), (None, {}))
+    seen = {}  # {(fold, seed): the first row that has it, its run}
     for name, runs in rows.items():
-        first, base = next(iter(rows.items()))
         if whole and runs.keys() != base.keys():
-            wrong.append(f"{name} has seeds {seeds_of(runs)}, {first} {seeds_of(base)}")
+            wrong.append(f"{name} has seeds {seeds_of(runs)}, {top} {seeds_of(base)}")
         for key, b in sorted(runs.items()):
             first, a = seen.setdefault(key, (name, b))
             free = NETWORKS if {a["method"], b["method"]} & OWN_NETWORKS else set()
@@ -808,6 +809,31 @@ def pool(runs, rule="last"):
 def folds_of(runs):
     """One (fold, seed) for each fold of a row, with the lowest seed."""
     return tuple({fold: (fold, seed) for fold, seed in sorted(runs, reverse=True)}.values())[::-1]
+
+
+def trainings(by_place):
+    """`by_place` with one training of each fold, and the second ones.
+
+    The first of a fold is that of the seed that most rows of a place have there, of several the
+    lowest. The second ones stand under the keys (fold, seed) of the first ones, so that the two are
+    pairs. Rows without folds stay as they are: several seeds are one table.
+    """
+    first, second = dict(by_place), {}
+    for place, rows in by_place.items():
+        if not in_folds(place):
+            continue
+        common = collections.Counter(key for runs in rows.values() for key in runs)
+        ## The last of a fold stays: that of most rows, of these with the lowest seed.
+        usual = {key[0]: key for key in sorted(common, key=lambda key: (common[key], -key[1]))}
+        first[place] = {}
+        for name, runs in rows.items():
+            own = {fold: (fold, seed) for fold, seed in folds_of(runs)}
+            own |= {fold: key for fold, key in usual.items() if key in runs}
+            first[place][name] = {key: runs[key] for key in own.values()}
+            if rest := {key: runs[key] for key in runs.keys() - own.values()}:
+                again = {own[fold]: rest[fold, seed] for fold, seed in folds_of(rest)}
+                second.setdefault(place, {})[name] = again
+    return first, second
 
 
 # ----- values and their differences ---------------------------------------------------------------

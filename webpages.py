@@ -450,16 +450,14 @@ def family(by_place, links):
     """
     parts, lines = [], [["data", "conditions", "row", "runs", "collapsed", "metric"]]
     lines[0] += ["percent", "low", "high"]
+    first, _ = results.trainings(by_place)
     for place, rows in by_place.items():
         shown, body = [*shown_metrics(rows)], []
         kept = [column in COLUMNS for _, _, column in shown]
         for name, runs in rows.items():
             there = [links.get(run["arrays"][0].parent) for _, run in sorted(runs.items())]
-            pooled = results.in_folds(place) and len(runs) > 1
-            if pooled:  # one training of each fold
-                runs = {key: runs[key] for key in results.folds_of(runs)}
-            pooled = pooled and all(run["arrays"][0].exists() for run in runs.values())
-            pooled = pooled and figures.kept(runs, "last")
+            runs = first[place][name]  # the pages are those of all trainings, the numbers are not
+            pooled = results.in_folds(place) and len(runs) > 1 and figures.kept(runs, "last")
             values = [results.cell(runs, metric, pooled=pooled) for _, metric, _ in shown]
             opened = [f'<a href="{quote(to)}">{n}</a>' for n, to in enumerate(there, 1) if to]
             words = name + results.marks(runs)

@@ -346,3 +346,23 @@ def assert_step_2_is_plain_distillation(method, live, views):
     states = (half.student.state_dict() for half in (method, plain))
     for (name, a), b in zip(next(states).items(), next(states).values()):
         assert torch.allclose(a, b, atol=1e-5), name
+
+
+@pytest.fixture(scope="module")
+def lesions():
+    """600 pictures of 300 lesions in five folds, labels, groups, and the logits of two methods."""
+    rng = np.random.default_rng(1)
+    subjects = np.repeat(np.arange(300), 2)
+    labels, groups = rng.integers(0, 2, 300)[subjects], rng.integers(0, 2, 300)[subjects]
+    noise = rng.normal(size=(600, 2))
+    good = noise + 1.5 * np.eye(2)[labels]
+    fair = np.where(groups[:, None] == 1, good, noise + 1.3 * np.eye(2)[labels])
+    return {
+        "ids": np.array([f"p{n:03}" for n in range(600)]),
+        "subjects": np.array([f"l{n:03}" for n in subjects]),
+        "fold": subjects % 5,
+        "labels": labels,
+        "groups": groups,
+        "ckd": good.astype(np.float16),
+        "groupdro": fair.astype(np.float16),
+    }

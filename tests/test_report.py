@@ -320,26 +320,6 @@ def test_temperatures_stand_beside_the_teacher(tmp_path):
 # ----- pooled folds -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def lesions():
-    """600 pictures of 300 lesions in five folds, labels, groups, and the logits of two methods."""
-    rng = np.random.default_rng(1)
-    subjects = np.repeat(np.arange(300), 2)
-    labels, groups = rng.integers(0, 2, 300)[subjects], rng.integers(0, 2, 300)[subjects]
-    noise = rng.normal(size=(600, 2))
-    good = noise + 1.5 * np.eye(2)[labels]
-    fair = np.where(groups[:, None] == 1, good, noise + 1.3 * np.eye(2)[labels])
-    return {
-        "ids": np.array([f"p{n:03}" for n in range(600)]),
-        "subjects": np.array([f"l{n:03}" for n in subjects]),
-        "fold": subjects % 5,
-        "labels": labels,
-        "groups": groups,
-        "ckd": good.astype(np.float16),
-        "groupdro": fair.astype(np.float16),
-    }
-
-
 def put_arrays(path, lesions, script, here=slice(None)):
     """The arrays of a run: some of the pictures, with a script's logits for all networks."""
     logits = dict.fromkeys(("teacher", "last", *results.RULES), lesions[script][here])
@@ -371,7 +351,7 @@ def test_a_second_training_marks_what_it_shows_too(folded, lesions):
     def tables():
         results.opened.cache_clear()
         results.POOLS.clear()
-        first, second = report.trainings(results.collect(folded))
+        first, second = results.trainings(results.collect(folded))
         made, refused = report.tables(first, second)
         table = made[("ham10000", "folds"), "pooled-differences"]
         assert not refused and len(made[("ham10000", "folds"), "pooled"].rows) == 2
@@ -392,7 +372,7 @@ def test_a_second_training_marks_what_it_shows_too(folded, lesions):
     assert {name: value._replace(mark="") for name, value in twice.items()} == once
     train_again(ckd=lesions["groupdro"], groupdro=lesions["ckd"])  # which shows the contrary
     assert tables()[0] == once
-    table = report.repeated_table(*report.trainings(results.collect(folded)))[""]
+    table = report.repeated_table(*results.trainings(results.collect(folded)))[""]
     other = next(row for row in table.rows if row[0] == "GroupDRO")
     assert np.isclose(other[table.header.index("AUROC")].point, -once["AUROC, − ERM"].point)
 
@@ -1387,7 +1367,7 @@ def test_one_lost_run_does_not_part_rows(tmp_path):
     for fold, seed, name in itertools.product(range(5), range(2), ("ckd", "rkd", "kdpp")):
         if (fold, seed, name) != (2, 0, "ckd"):
             put(tmp_path, result(name, seed, dataset="ham10000", fold=fold), f"fold_{fold}")
-    ((first,), (second,)) = (part.values() for part in report.trainings(results.collect(tmp_path)))
+    ((first,), (second,)) = (part.values() for part in results.trainings(results.collect(tmp_path)))
     assert all([*runs] == [(0, 0), (1, 0), (2, 1), (3, 0), (4, 0)] for runs in first.values())
     assert {*second["RKD"]} == {*second["KD++"]} == {*first["RKD"]}
     assert {*second["CKD"]} == {*first["RKD"]} - {(2, 1)}
@@ -1397,7 +1377,7 @@ def test_a_fold_with_another_seed_alone_is_not_lost(tmp_path):
     for fold, name in itertools.product(range(5), ("ckd", "rkd", "kdpp")):
         seed = int((fold, name) == (4, "ckd"))
         put(tmp_path, result(name, seed, dataset="ham10000", fold=fold), f"fold_{fold}")
-    ((first,), second) = (part.values() for part in report.trainings(results.collect(tmp_path)))
+    ((first,), second) = (part.values() for part in results.trainings(results.collect(tmp_path)))
     assert [*first["CKD"]] == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1)] and not second
 
 
@@ -1416,7 +1396,7 @@ def test_a_row_with_few_folds_has_no_second_training(folded, lesions):
         for fold in folds:
             made = result(script, 1, dataset="ham10000", fold=fold, **own)
             put_arrays(put(folded, made, f"fold_{fold}"), lesions, script, lesions["fold"] == fold)
-    made, _ = report.tables(*report.trainings(results.collect(folded)))
+    made, _ = report.tables(*results.trainings(results.collect(folded)))
     table = made[("ham10000", "folds"), "pooled-differences"]
     assert not any(value.mark for value in table.rows[0][1:])
     assert "²: a second training shows it, too; without one: GroupDRO" in table.notes
@@ -1432,7 +1412,7 @@ def test_pairs_need_the_same_subjects(tmp_path, lesions):
         results.change(rows["RKD"], rows["CKD"], "accuracy")
 
 
-def test_odd_names_stand_in_tables_figures_and_links(tmp_path, lesions):
+def test_odd_names_stand_in_tables_figures_and_links(tmp_path):
     made = result("ckd", sensitive="skin tone (self)", dataset="ham10000")
     made["group_names"] = ["a|b", "$0_to_$50k"]
     for seed in range(3):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from forked import ROOT
 from test_methods import run
-from test_report import lesions, put, put_folds, result  # noqa: F401
+from test_report import put, put_folds, result
 
 import metrics
 import report
@@ -237,7 +237,7 @@ def test_only_seeds_of_one_row_are_compared(tmp_path):
         webpages.compare(tmp_path / "mixed", tmp_path / "other")
 
 
-def test_five_folds_are_one_training(tmp_path, lesions):  # noqa: F811
+def test_five_folds_are_one_training(tmp_path, lesions):
     """Compared over the test pictures of all of them, not over folds as if they were seeds."""
     for script in ("ckd", "groupdro"):
         put_folds(tmp_path / script, lesions, script)
@@ -247,7 +247,7 @@ def test_five_folds_are_one_training(tmp_path, lesions):  # noqa: F811
     assert str(results.cell(rows["ham10000", "folds"]["GroupDRO"], "auroc", pooled=True)) in text
 
 
-def test_a_second_training_is_no_run_of_the_first(tmp_path, lesions):  # noqa: F811
+def test_a_second_training_is_no_run_of_the_first(tmp_path, lesions):
     for seed in range(2):
         put_folds(tmp_path, lesions, "ckd", seed=seed)
     page, text = webpages.family(results.collect(tmp_path), {})
