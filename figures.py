@@ -26,7 +26,8 @@ from PIL import Image
 
 import metrics
 import results
-from data import InputError, batches, load, outlined, put_back, restore
+from data import InputError, batches, load, put_back, restore
+from datasets._show import outlined
 from networks import Network, as_saved
 from results import DEBIASED, DECISIONS, RULES, TRAINING, TWO_POINTS, Value, number_collapsed, said
 

@@ -43,8 +43,9 @@ from PIL import Image
 from torch import nn
 
 import metrics
-from data import InputError, files_of, name_codes, outlined, put_back, restore, save
+from data import InputError, files_of, name_codes, put_back, restore, save
 from datasets import WHITE, decode, upright_size
+from datasets._show import outlined
 from datasets._tables import (
     attribute,
     columns_of,

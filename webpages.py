@@ -21,7 +21,8 @@ from PIL import Image
 import figures
 import metrics
 import results
-from data import InputError, outlined, restore, save
+from data import InputError, restore, save
+from datasets._show import outlined
 from figures import said
 from results import HARD, MASKS, METRICS, Refused, Value, metric_of
 

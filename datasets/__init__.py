@@ -31,7 +31,6 @@ from PIL import Image, ImageOps
 from data import (
     InputError,
     defaults,
-    describe,
     digest,
     locked,
     reader_of,
@@ -41,6 +40,7 @@ from data import (
     save,
     with_bar,
 )
+from datasets._show import describe
 from datasets._tables import columns_of, is_number
 
 WHITE = "level that is white, of grey of more than 8 bits"  # a note, which predict.py needs, too

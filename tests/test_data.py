@@ -27,6 +27,7 @@ import data
 import datasets
 from data import Data, InputError, Split, batches, digest, load, locked, restore, save, with_bar
 from datasets import Table, decode
+from datasets._show import contact_sheet
 
 
 def picture_split(n=50, size=16, seed=0):
@@ -619,7 +620,7 @@ def test_describe_counts_every_cell(pictures, monkeypatch):
 
 def test_contact_sheet_shows_training_pictures_of_every_cell(pictures, tmp_path, capsys):
     loaded = load("csv", pictures, 64)
-    loaded.contact_sheet(tmp_path / "new", shown=3)
+    contact_sheet(loaded, tmp_path / "new", shown=3)
     (file,) = (tmp_path / "new").iterdir()
     assert str(file) in capsys.readouterr().out
     sheet, train = np.asarray(Image.open(file)).astype(int), loaded["train"]

@@ -11,6 +11,7 @@ from conftest import cells_of, write_table
 from forked import ROOT, run_script
 
 import metrics
+import predictions
 
 NAMES = ["Melanoma", "akiec", "nv"]  # as they are sorted
 
@@ -34,18 +35,17 @@ def table(seed=0, subjects=True, shift=0.0):
 
 @pytest.fixture
 def main(monkeypatch, capsys, tmp_path):
-    """metrics.py's main with these tables, rows or texts; returns what it prints."""
+    """`python metrics.py` with these tables, rows or texts; returns what it prints."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*tables, flags=()):
+    def call(*tables, skip_bad=False):
         names = [f"{letter}.csv" for letter, _ in zip("abc", tables)]
         for name, rows in zip(names, tables):
             if isinstance(rows, str):
                 (tmp_path / name).write_text(rows)
             else:
                 write_table(tmp_path / name, rows)
-        monkeypatch.setattr(sys, "argv", ["metrics.py", *names, *flags])
-        metrics.main()
+        predictions.compare(names, skip_bad)
         return capsys.readouterr().out
 
     return call
@@ -131,10 +131,10 @@ def test_rows_without_a_label_or_a_group_are_left_out_on_request(main):
     few = main(rows[:140])
     for row, name in zip(rows[140:], 5 * ["label", "group"]):
         row[name] = ""
-    printed = main(rows, flags=["--skip-bad"])
+    printed = main(rows, skip_bad=True)
     told = "a.csv: left out, without a label or a group: 10 of 150 rows\n"
     assert printed == told + few
-    assert main(rows, rows, flags=["--skip-bad"]).startswith(told)
+    assert main(rows, rows, skip_bad=True).startswith(told)
 
 
 def test_tables_without_files_are_paired_by_their_order_with_a_word(main):
@@ -146,9 +146,9 @@ def test_tables_without_files_are_paired_by_their_order_with_a_word(main):
 
 
 def test_a_table_beside_itself_is_refused(main):
-    main(rows := table()[0])
+    main(table()[0])
     with pytest.raises(ValueError, match="a.csv is named twice: two tables are compared"):
-        main(rows, flags=["a.csv"])
+        predictions.compare(["a.csv", "a.csv"])
 
 
 def test_a_picture_with_two_rows_is_refused(main):
@@ -238,12 +238,10 @@ FAULTS = {  # name: (tables, words of the sentence)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_wrong_is_said_in_one_sentence(main, fault, monkeypatch):
+def test_what_is_wrong_is_said_in_one_sentence(main, fault):
     tables, words = FAULTS[fault]
-    if not tables:
-        monkeypatch.setattr(sys, "argv", ["metrics.py", "a.csv"])
     with pytest.raises(ValueError) as error:
-        main(*tables) if tables else metrics.main()
+        main(*tables) if tables else predictions.compare(["a.csv"])
     message = str(error.value)
     assert all(word in message for word in words) and "\n" not in message, message
 
