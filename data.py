@@ -276,6 +276,14 @@ def made_once(path, make, device="cpu", keys=()):
         return restore(path, device, keys)  # under the lock, so that nobody removes it in between
 
 
+def keep_newest(folder, most):
+    """Remove the oldest .pt files below `folder`, until at most `most` bytes are left."""
+    files = sorted(folder.rglob("*.pt"), key=lambda file: -file.stat().st_mtime)
+    totals = np.cumsum([file.stat().st_size for file in files])  # the newest first
+    for file in [file for file, total in zip(files, totals) if total > most]:
+        file.unlink()
+
+
 def name_codes(names):
     """A number for each name of a picture, without its ending: (N,) int64.
 

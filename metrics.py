@@ -159,8 +159,8 @@ def disparity(*, counts):
     """d_c = R[1, c] - R[0, c], (..., C) in [-1, 1], and the mean over classes of |d_c|, (...,).
 
     Groups (female, male) give male minus female. For more than two groups d_c is D_c of `deo`,
-    which has no sign. A class that a group lacks is NaN and left out. From Bolner et al. (2023),
-    "Enhancing Knowledge Distillation via Bias Mitigation", a capstone of the course W210.
+    which has no sign. A class in fewer than two groups is NaN and left out. From Bolner et al.
+    (2023), "Enhancing Knowledge Distillation via Bias Mitigation", a capstone of the course W210.
     """
     ## The capstone's code takes 0 for the recall of a class that a group lacks, which looks like
     ## unfairness, and leaves out classes of d_c = 0, so that a fair class does not help.

@@ -34,8 +34,8 @@ from torch import nn
 
 from data import InputError, near
 
-## Mean and deviation of red, green and blue, from 0 to 1. They belong to weights, not to a network:
-## one network has weights from people who used others, and answers worse where they are mixed up.
+## Mean and deviation of red, green and blue, from 0 to 1. They belong to the weights, not to the
+## architecture: two files for one network may need different ones.
 STATISTICS = {
     "data": None,  # those of the training pictures, as everywhere in these scripts
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -67,8 +67,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 import metrics
 import networks
 from data import DATASETS, VIEWS, InputError, Settings, batches, check_finite, class_shares
-from data import defaults, digest, files_of, load, locked, made_once, manual, name_codes, number
-from data import put_back, restore, save, with_bar
+from data import defaults, digest, files_of, keep_newest, load, locked, made_once, manual
+from data import name_codes, number, put_back, restore, save, with_bar
 from networks import Network
 
 # ===== 2. SETTINGS (shared, then the method's own) ================================================
@@ -88,14 +88,14 @@ def settings():
     add("--image-size", type=number(8, 1024, int), help="pixels a side")
     add("--target", help="what is learnt: dx, Smiling ... (datasets/*.py)")
     add("--sensitive", help="what makes groups: sex+age, Male ... (datasets/*.py)")
-    ## Without any default these are no settings of a data set that does not know them.
+    ## SUPPRESS: data sets without such a column do not have the setting.
     add("--subject", default=argparse.SUPPRESS, help="csv: column of patients [found by its name]")
     add("--file-column", default=argparse.SUPPRESS, help="csv: column of files [file]")
     add("--skew", type=share, help="cifar10s: share of the usual style [0.95]")
     add("--fold", type=number(0, 4, int), help="which of five folds to test on [no folds]")
     add("--train-share", type=number(1e-6, 1), default=1.0, help="of the training subjects")
     parts = {"choices": ["cells", "groups", "classes"], "nargs": "?", "const": "cells"}
-    add("--balance", both=True, **parts, default="", help="shown equally often; alone: cells")
+    add("--balance", both=True, **parts, default="", help="shown equally often; no value: cells")
     add = parser.group("networks")
     kinds = "of torchvision, timm:NAME, flava, FILE.py:FUNCTION, convnet8, of masks unet8 or "
     kinds += "transunet8; NAME@224 sees 224 pixels"
@@ -103,10 +103,10 @@ def settings():
     add("--student", "--student-module", metavar="NETWORK", help="the small network")
     add("--pretrained", action=switch, default=False, help="start both from published weights")
     add("--weights", both=True, metavar="FILE", help="start from .pt, .pth, .safetensors [random]")
-    add("--statistics", both=True, choices=networks.STATISTICS, help="of pixels they know [usual]")
-    add("--teacher-train", default="all", choices=["all", "head"], help="what is trained")
+    add("--statistics", both=True, choices=networks.STATISTICS, help="their normalisation [usual]")
+    add("--teacher-train", default="all", choices=["all", "head"], help="its trained part")
     ## A view is cropped and flipped anew in each epoch; the others are answered once for all.
-    sees = "what it answers; flips: their mean"
+    sees = "its input; flips: mean answer"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
     add("--views", choices=VIEWS, help="in training")
@@ -118,10 +118,9 @@ def settings():
     ways = ["sgd", "adamw"]
     add("--optimizer", both=True, default="sgd", choices=ways, help="adamw suits given weights")
     add("--weight-decay", type=weight, default=5e-4, help="of both networks (RepDistiller)")
-    add("--alpha", type=share, default=0.9, help="α: weight of L_KD, CE has 1 - α (RepDistiller)")
-    ## Beyond T = 1000 the softened outputs differ by less than float32 can tell.
-    softer = "T: divides the logits (RepDistiller)"
-    add("--temperature", type=number(1e-6, 1000), default=4.0, help=softer)
+    add("--alpha", type=share, default=0.9, help="α: weight of L_KD, CE has 1 - α")
+    ## Beyond T = 1000 the terms of L_KD nearly cancel, and float32 loses their sum.
+    add("--temperature", type=number(1e-6, 1000), default=4.0, help="T: divides the logits")
     add("--seed", type=number(0, 2**32 - 1, int), default=0, help="of weights, order and views")
     add = parser.group("running")
     add("--smoke", action=switch, default=False, help="all steps, on too few pictures to learn")
@@ -151,7 +150,7 @@ def parse(argv=None):
         if optimizer == "adamw":  # the usual rates of SGD would destroy what is learnt
             parser.set_defaults(**{lr: min(parser.get_default(lr) or 1, 5e-4)})
     args = parser.parse_args(argv)
-    for name, value in defaults(args.dataset, args.task).items():
+    for name, value in ({"views": "mirrored"} | defaults(args.dataset, args.task)).items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     if args.smoke:
@@ -167,7 +166,6 @@ def parse(argv=None):
         raise InputError(f"--device {args.device} cannot be used ({reason}): try cpu") from None
     if args.task == "segment" and (args.teacher_sees, args.teacher_train) != ("view", "all"):
         raise InputError("--teacher-sees and --teacher-train are not for --task segment")
-    args.views = args.views or "mirrored"
     if args.teacher_train == "head" and not (args.pretrained or args.teacher_weights):
         raise InputError("--teacher-train head needs --teacher-weights FILE, or --pretrained")
     needed = vars(args).get(Method.needs_teacher, Method.needs_teacher)
@@ -222,7 +220,7 @@ def label_loss(logits, labels):
 
 
 class PlainTraining:
-    """Training of one network by its labels alone, as of teachers. Method overrides its hooks:
+    """Training on labels alone, as teachers are trained. Method overrides its hooks:
 
     __init__    extra networks and optimisers, further teachers
     step        the whole algorithm for one batch; returns the losses by name
@@ -230,7 +228,7 @@ class PlainTraining:
     finish      what remains to be done to the student after the last epoch
     """
 
-    needs_teacher = False  # or True, or the name of the setting that is 0 where none is needed
+    needs_teacher = False  # or True, or a setting's name: needed unless that is 0
     can_compile = True  # whether torch.compile may be used for its networks
     no_masks = ""  # why the method has no meaning for --task segment
 
@@ -238,7 +236,7 @@ class PlainTraining:
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
         self.split = data["train"]  # the pictures to train on
         ## `fit` moves the learning rate of every parameter group between 0 and its initial_lr.
-        groups = [{"params": list(student.parameters()), "initial_lr": args.lr}]
+        groups = [{"params": student.parameters(), "initial_lr": args.lr}]
         if args.optimizer == "adamw":
             self.optimizer = torch.optim.AdamW(groups, args.lr, weight_decay=args.weight_decay)
         else:
@@ -246,7 +244,7 @@ class PlainTraining:
         self.saved = {"student": student, "optimizer": self.optimizer}  # goes into checkpoints
         self.reported = {}  # other networks that are tested at the end, by name
         self.extra = {}  # further entries of the result
-        self.seconds = 0.0  # an earlier run spent them on what is reused here
+        self.seconds = 0.0  # spent by an earlier run on what is reused
 
     def class_shares(self):
         """The share of each class in what the loss sees, for corrected decisions: a list (C,)."""
@@ -254,7 +252,7 @@ class PlainTraining:
 
     def update(self, loss):
         """One step down the gradient of `loss`."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
 
@@ -322,7 +320,7 @@ def angle_cosines(feats):
 
 
 def mean_huber(relations, feats_s, feats_t):
-    """How much the relations of feats_s (B, D) differ from those of feats_t (B, D'), a constant."""
+    """How much the relations of feats_s (B, D) differ from those of feats_t (B, D')."""
     if len(feats_s) < 3:
         return 0 * feats_s.sum()  # two points have no angle, and one distance: the mean
     ## The mean is over all entries, as in public code. Where two of i, j, k are one picture, both
@@ -484,8 +482,8 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
                 rows = slice(batch.step * size, (batch.step + 1) * size)
                 rows = rows if args.teacher_sees == "view" else batch.index
                 batch = batch._replace(answers=tuple(part[rows] for part in answers))
-            ## The learning rate rises for an epoch, because large steps would spoil fresh weights.
-            ## Then it falls along half a cosine and ends at 0.
+            ## Half a cosine takes the rate from its highest value to 0. In the first epoch it also
+            ## rises from 0, because large steps would spoil fresh weights.
             done = epoch + batch.step / steps  # in epochs
             scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
             for group in method.optimizer.param_groups:
@@ -545,7 +543,7 @@ class Teacher:
     def __init__(self, network, folder=None):
         self.network = network.eval().requires_grad_(False)
         self.folder = folder  # of the answers; None: each step asks the network itself
-        self.split, self.key, self.kept = None, None, None  # the answers to a split, their digest
+        self.split, self.key, self.kept = None, None, None  # last split, digest, its answers
 
     def __call__(self, batch):
         """Features (B, D') and logits (B, C) for the pictures of a Batch."""
@@ -586,10 +584,7 @@ class Teacher:
         path = self.folder / self.key / f"epoch-{epoch + 1:03}.pt"
         with locked(self.folder):  # nobody removes answers while another process reads them
             answers = made_once(path, ask, args.device, keys=(0, 1))
-            files = sorted(self.folder.rglob("*.pt"), key=lambda file: -file.stat().st_mtime)
-            totals = np.cumsum([file.stat().st_size for file in files])  # the newest first
-            for file in [f for f, total in zip(files, totals) if total > self.folder_bytes]:
-                file.unlink()  # the oldest answers make room for these
+            keep_newest(self.folder, self.folder_bytes)  # the oldest make room for these
         return answers
 
 
@@ -634,16 +629,16 @@ def get_teacher(args, data):
     ## A seed of its own: else a teacher built like its student would start from the same weights
     ## and see the same views, and plain training would give the teacher once more.
     recipe["seed"] = args.seed + 1_000_003
-    ## Nothing but the recipe decides what it learns. If that is no group, it serves all groupings.
+    ## Nothing but the recipe decides what it learns. Without groups it serves every --sensitive.
     recipe |= {"balance": args.teacher_balance} if args.teacher_balance else {}
     recipe["pictures"] = data.hash("train", groups=args.teacher_balance in ("cells", "groups"))
     recipe |= files_of(args.teacher, args.teacher_weights)
     name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"
     folder = teachers / f"{name}-{digest(recipe)}"
     torch.manual_seed(recipe["seed"])
-    start = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
-    start = argparse.Namespace(**vars(args) | start)
-    network = Network(start, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
+    given = {"weights": args.teacher_weights, "statistics": args.teacher_statistics}
+    given = argparse.Namespace(**vars(args) | given)
+    network = Network(given, args.teacher, len(data.outputs)).expect(data["train"]).to(args.device)
     ## Features of a body that is never trained are the same for all seeds.
     kept = None if args.live_teacher else teachers / "frozen" if head else folder / "answers"
 
