@@ -29,7 +29,7 @@ import results
 from data import InputError, batches, load, put_back, restore
 from datasets._show import outlined
 from networks import Network, as_saved
-from results import DEBIASED, DECISIONS, RULES, TRAINING, TWO_POINTS, Value, number_collapsed, said
+from results import DECISIONS, RULES, Value, kept, number_collapsed, said
 
 plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
 plt.rcParams["text.parse_math"] = False  # "$" may be in a name
@@ -69,11 +69,6 @@ def chosen(rows, methods):
     return {name: rows[name] for name in names if name}
 
 
-def kept(runs, rule):
-    """Whether the answers of a network of all runs to the test pictures are kept."""
-    return all(rule in run["arrays"][1] and run["arrays"][0].exists() for run in runs.values())
-
-
 def sure(value, runs):
     """A value, without its interval if that is Student's over fewer than FEWEST runs."""
     return Value(value.point) if value.style == "±" and len(runs) < FEWEST else value
@@ -94,9 +89,9 @@ def ahead(runs, metric, rule, pooled):
     return [Value(c[0], *metrics.interval(draws=c[1:], point=c[0])) for c in columns]
 
 
-def cross_out(axes, *at):
+def cross_out(axes, x, y):
     """The mark of a row with collapsed runs, in every figure."""
-    axes.plot(*([x] for x in at), "x", color="black", ms=11, label="collapsed", zorder=4)
+    axes.plot([x], [y], "x", color="black", ms=11, label="collapsed", zorder=4)
 
 
 def put(axes, value, at, name, bad=0, hollow=False, label=None, upright=False):
@@ -165,7 +160,7 @@ def save(figure, path, sentence, where):
 
 def at_two_points(rows, pooled):
     """The rows of TWO_POINTS that figure and table show; and what the others are called."""
-    every, whole = chosen(rows, TWO_POINTS), results.complete(rows)[0]
+    every, whole = chosen(rows, results.TWO_POINTS), results.complete(rows)[0]
     ## Folds need logits, and of a method's former usual weight only the last epoch's were kept.
     needed = RULES if pooled else ()
     rows = {n: r for n, r in every.items() if n in whole and all(kept(r, rule) for rule in needed)}
@@ -325,7 +320,7 @@ def three_models(rows):
 
     The debiased one is the first of DEBIASED that is of use, or the first. And the others' names.
     """
-    debiased = chosen(rows, DEBIASED)
+    debiased = chosen(rows, results.DEBIASED)
     useful = [name for name, runs in debiased.items() if number_collapsed(runs) < len(runs)]
     if "CKD" not in rows or not debiased:
         return {}, []
@@ -589,13 +584,11 @@ def sweep(rows, kind, where, path):
     colour, places, first = look(method)["color"], np.arange(len(rows)), next(iter(rows))
     bad = [value for value, runs in rows.items() if number_collapsed(runs)]
     *_, last = (value for value in rows if value not in bad or value == first)
-    size = {"figsize": (11 if kind == "sweep" else 7, 4.8), "layout": "constrained"}
-    figure, told, lines = plt.figure(**size), [], []
-    axes = figure.add_subplot(1, 2 if kind == "sweep" else 1, 1)
+    (figure, axes), told = plt.subplots(figsize=(7, 4.8), layout="constrained"), []
     for ls, (metric, label) in zip(("-", "--", ":"), shown.items()):
         values = [measured(runs, metric + end) for runs in rows.values()]
-        lines.append([value.point for value in values])
-        axes.plot(places, lines[-1], ls, color=colour, label=label, zorder=2)
+        points = [value.point for value in values]
+        axes.plot(places, points, ls, color=colour, label=label, zorder=2)
         for place, value, (name, runs) in zip(places, values, rows.items()):
             put(axes, value, place, method, name in bad, upright=True)
             single = results.values(runs, metric + end) if 1 < len(runs) < FEWEST else []
@@ -612,8 +605,6 @@ def sweep(rows, kind, where, path):
     gaps = ",\n".join(unfair)
     axes.set(xlabel=words, ylabel=f"{useful} (%, better ↑)\n{gaps} (points, better ↓)")
     axes.set(ylim=(-6, 106), xlim=(-0.7, len(rows) - 0.5))
-    if kind == "sweep":
-        in_space(figure.add_subplot(1, 2, 2, projection="3d"), method, rows, bad, lines)
     sentence = f"From {symbol} = {first} to {last}, {' and '.join(told[:2])}"
     lost = [f"{number_collapsed(rows[name])} of {len(rows[name])} at {name}" for name in bad]
     sentence += f"; students that collapse: {', '.join(lost)}" if bad else ""
@@ -622,23 +613,6 @@ def sweep(rows, kind, where, path):
         f"The {words} against {', '.join(shown.values())} ({DECISIONS[end]}); {over(rows[first])}"
         f"{', each a dot' if 1 < len(rows[first]) < FEWEST else ''}; in the title: paired changes."
     )
-
-
-def in_space(axes, method, rows, bad, lines):
-    """The slides' view: strength, accuracy and disparity in space, with lines down to the floor."""
-    style, places = look(method), np.arange(len(rows))
-    for place, name, x, y in zip(places, rows, *lines):
-        axes.plot([place] * 2, [x] * 2, [0, y], ":", color="0.3", lw=1.2)
-        axes.plot([place], [x], [y], **style)
-        axes.text(place, x, y + 3, f"   λ = {name}")
-        if name in bad:
-            cross_out(axes, place, x, y)
-    axes.plot(places, *lines, color=style["color"], lw=0.8)
-    axes.set(xlabel="λ", xticks=places, xticklabels=[], ylabel="accuracy (%)")
-    axes.set(zlabel="disparity (points)", zlim=(0, max(lines[1]) + 8))
-    axes.locator_params("y", nbins=5)
-    axes.view_init(20, -60)
-    axes.set_box_aspect(None, zoom=0.9)
 
 
 def curves(rows, name, part=None):
@@ -683,7 +657,7 @@ def ends_apart(last):
 
 def training(rows, where, path):
     """Validation while training; CTKD's temperature; the gates of BIRD."""
-    every, end = chosen(rows, TRAINING), results.main_rule(rows)
+    every, end = chosen(rows, results.TRAINING), results.main_rule(rows)
     if results.of_masks(rows):
         return None
     rows = {name: runs for name, runs in every.items() if all(r["log"] for r in runs.values())}

@@ -23,7 +23,6 @@ What a row is, and how two of them are compared, is in results.py. In a table:
     decisions          at the largest output or prior-corrected, as metrics.py
                        says; where a class is rare the corrected ones come first
     train worst cell   recall of the worst class x group cell in training
-    30 % for 1 point   whether 30 % less disparity cost at most a point of top-1
     of masks           means over pictures. SER: 100 - Dice of the worst group,
                        in percent of 100 - Dice of the best; failed: share of
                        pictures with a Dice below 70; standardised: as if each
@@ -72,8 +71,8 @@ RANKED = [name for name in NAMES.values() if "," not in name and name != results
 class Table:
     """Rows of texts and Values under a header, as Markdown; bold is the best of each column."""
 
-    def __init__(self, header, bold=True):
-        self.header, self.rows, self.bold, self.notes = list(header), [], bold, []
+    def __init__(self, header):
+        self.header, self.rows, self.notes = list(header), [], []
         self.ranked, self.collapsed = set(), set()  # places of rows
 
     def add(self, name, cells, runs=None, rule="last", ranked=True):
@@ -97,7 +96,7 @@ class Table:
     def best(self):
         """{(row, column)} of the best values: collapsed rows cannot be best in fairness."""
         best = set()
-        for c, column in enumerate(self.header if self.bold and len(self.ranked) > 1 else ()):
+        for c, column in enumerate(self.header if len(self.ranked) > 1 else ()):
             points = {}
             for r in self.ranked if METRICS.get(column, (None, 0))[1] else ():
                 value = self.rows[r][c]
@@ -133,7 +132,7 @@ LAYOUTS = {  # the columns of each kind of table
     "overview": "method|top-1|F1|AUROC|worst group|gap|ES-AUC|mean-DEO|max-DEO|top-1, − CKD|"
     "mean-DEO, − CKD|train worst cell|parameters|MB",
     "sweep": "λ|top-1|AUROC|disparity|mean-DEO|top-1, λ − 0|disparity, λ − 0|"
-    "disparity, change in %|train worst cell|30 % for 1 point",
+    "disparity, change in %|train worst cell",
     "temperature": "T|top-1|AUROC|mean-DEO|parity|top-1, T − 1|mean-DEO, T − 1|parity, T − 1|"
     "parity, − teacher|train worst cell",
     "masks": "method|Dice|IoU|ES-Dice|SER|failed|worst Dice|Dice gap|Dice gap, standardised|"
@@ -190,7 +189,11 @@ def layout_table(kind, rows, end=None):
                 break
     most = max((len(runs) for _, runs, _ in lines), default=0)
     for name, runs, rule in lines:
-        row, more = {}, further_columns(runs, rule, end)
+        row, model = {}, next(iter(runs.values()))[rule]
+        ## No times: runs share processors with others now and then; tests/speed.py measures them.
+        more = {"parameters": f"{model['parameters']:,}", "MB": f"{model['megabytes']:.2f}"}
+        more |= {"train worst cell": results.trained(runs, rule, end)}
+        more |= {column: results.cell(runs, metric, rule) for column, metric in gaps.items()}
         for column in table.header[1:]:
             metric, _, words = column.rpartition(", ")
             if column in METRICS:
@@ -206,31 +209,13 @@ def layout_table(kind, rows, end=None):
                 row[column] = results.relative(*pair) if pair else ""
             elif column in more:
                 row[column] = more[column]
-            elif column in gaps:
-                row[column] = results.cell(runs, gaps[column], rule)
-            elif column.endswith("of groups"):
+            else:  # of groups
                 each = [results.cell(runs, score, rule, g).point for g in range(len(groups))]
                 row[column] = ", ".join(f"{name} {v:.1f}" for name, v in zip(groups, each))
-            else:  # does this strength buy 30 % less disparity for at most a point of accuracy?
-                bought, paid = row["disparity, change in %"], row["top-1, λ − 0"]
-                good = pair and bought.point <= -30 and paid.point >= -1
-                good = good and not results.number_collapsed(runs)
-                row[column] = "yes" if good else "no" if pair else ""
         competes = rule == "last" and name != results.CEILING and len(runs) == most
         name += f" ({runs_of(runs)}, not {most})" if len(runs) < most else ""
         table.add(name, row.values(), runs, rule, ranked=competes)
     return table
-
-
-def further_columns(runs, rule, end):
-    """How well a row has learnt its training pictures, and its size: {column: cell}."""
-    ## No times: runs share processors with others now and then; tests/speed.py measures them.
-    model = next(iter(runs.values()))[rule]
-    return {
-        "train worst cell": results.trained(runs, rule, end),
-        "parameters": f"{model['parameters']:,}",
-        "MB": f"{model['megabytes']:.2f}",
-    }
 
 
 def published(**wanted):
@@ -322,18 +307,17 @@ def seen_twice(value, second):
     return value._replace(mark="²") if shown else value
 
 
-def pooled_tables(rows, rules, second=None):
+def pooled_tables(rows, rules, second):
     """Folds together, so that every picture is tested once: values, and differences to ERM or CKD.
 
     rules     {network: what is added to a row's name}
     second    the rows of a second training, see `trainings`
 
-    A method with fewer folds than the most is compared on its own folds alone: ERM, or CKD, stands
-    above it once more, on these folds. Rows of masks are compared with both.
+    In front stands CKD's teacher, if its answers are kept. A row with fewer folds than the most is
+    compared on its own folds alone.
     """
     results.comparable(rows, whole=False)
     masks, end, groups = results.of_masks(rows), results.main_rule(rows), results.groups_of(rows)
-    second = second or {}
     shown = {name: metric_of(name, end) for name in POOLED[masks].split("|")}
     shown |= gap_columns(rows) | ({"mean-DEO, largest output": "mean_deo"} if end else {})
     words, score = results.score_of(rows)
@@ -341,52 +325,39 @@ def pooled_tables(rows, rules, second=None):
     two = len(groups) == 2 and not masks
     areas += [f"{words}, {groups[1]} − {groups[0]}"] if two else []
     table = Table(["method", "n", *shown, *areas, "train worst cell"])
-    bases = [name for name in ("ERM", "CKD") if name in rows][: 1 + masks]
-    differences = {b: Table(["method", *(f"{s}, − {b}" for s in shown)]) for b in bases}
-    for part in (table, *differences.values()):
+    base = next((name for name in ("ERM", "CKD") if name in rows), "")
+    differences = Table(["method", *(f"{s}, − {base}" for s in shown)])
+    for part in (table, differences):
         part.notes += [] if masks else [results.DECISIONS[end]]
-    folds = {name: results.folds_of(runs) for name, runs in rows.items()}
-    most = max(folds.values(), key=len)
-    whole = (name for name in rows if folds[name] == most)
-    twice = {name for name in whole if second.get(name, {}).keys() == rows[name].keys()}
-    for base, part in differences.items():
-        once = [name for name in rows if name not in (TEACHER, base, *twice)]
-        without = f"; without one: {', '.join(once)}" if once else ""
-        part.notes += [f"²: a second training shows it, too{without}"] if base in twice else []
+    most = max(rows.values(), key=len).keys()
+    twice = {n for n, r in rows.items() if r.keys() == most == second.get(n, {}).keys()}
+    once = [name for name in rows if name not in (base, *twice)]
+    without = f"; without one: {', '.join(once)}" if once else ""
+    differences.notes += [f"²: a second training shows it, too{without}"] if base in twice else []
     table.notes += [f"{len(most)} of 5 folds: not every picture is tested"] if len(most) < 5 else []
-    for keys in sorted({*folds.values()}, key=lambda keys: (-len(keys), keys)):
-        few = "" if keys == most else f" (folds {', '.join(str(fold) for fold, _ in keys)})"
-        parts = {n: {k: runs[k] for k in keys} for n, runs in rows.items() if {*keys} <= {*runs}}
-        for name, rule in itertools.product(parts, rules):
-            if folds[name] != keys and name not in bases:
-                continue
-            runs, label = parts[name], name + rules[rule] + few
-            competes = name not in (results.CEILING, TEACHER)
-            cells = [str(len(results.pool(runs, rule).ids))]
-            cells += [results.cell(runs, m, rule, None, True) for m in shown.values()]
-            cells += [results.cell(runs, score, rule, g, True) for g in range(len(groups))]
-            if two:
-                whole, *draws = results.signed(runs, "auroc_gap", rule, True)[:, 0]
-                cells.append(results.in_percent(whole, *metrics.interval(draws=draws)))
-            cells.append(results.trained(runs, rule, end))
-            table.add(label, cells, runs, rule, ranked=keys == most and competes)
-            for base in [base for base in bases if base in parts and base != name]:
-                pair = runs, parts[base]
-                cells = [results.change(*pair, m, rule, None, True) for m in shown.values()]
-                if keys == most and {name, base} <= twice:
-                    pair = second[name], second[base]
-                    again = [results.change(*pair, m, rule, None, True) for m in shown.values()]
-                    cells = [*map(seen_twice, cells, again)]
-                differences[base].add(label, cells, runs, rule, ranked=competes)
-    ends = dict(zip(("-differences", "-differences-CKD"), differences.values()))
-    return {"": table} | ends
-
-
-def with_teacher(rows):
-    """The rows with CKD's teacher in front, if its answers are kept."""
-    taught = rows.get("CKD", {})
-    taught = taught if figures.kept(taught, "teacher") else {}
-    return ({TEACHER: results.teachers_of(taught)} if taught else {}) | rows
+    lines = [(name, rule, name + words) for name in rows for rule, words in rules.items()]
+    if "last" in rules and "CKD" in rows and results.kept(rows["CKD"], "teacher"):
+        lines.insert(0, ("CKD", "teacher", TEACHER))
+    for name, rule, label in lines:
+        runs, taught = rows[name], rule == "teacher"
+        few = runs.keys() != most
+        competes = not (few or taught or name == results.CEILING)
+        label += f" (folds {', '.join(str(fold) for fold, _ in sorted(runs))})" if few else ""
+        more = {"runs": runs, "rule": rule, "ranked": competes}
+        cells = [str(len(results.pool(runs, rule).ids))]
+        cells += [results.cell(runs, m, rule, None, True) for m in shown.values()]
+        cells += [results.cell(runs, score, rule, g, True) for g in range(len(groups))]
+        cells += figures.ahead(runs, "auroc_gap", rule, True) if two else []
+        table.add(label, [*cells, results.trained(runs, rule, end)], **more)
+        if (name != base or taught) and runs.keys() <= rows.get(base, {}).keys():
+            ends = rule, "last" if taught else rule, True
+            cells = [results.change(runs, rows[base], m, *ends) for m in shown.values()]
+            if {name, base} <= twice and results.kept(second[name], rule):
+                pair = second[name], second[base]
+                again = [results.change(*pair, m, *ends) for m in shown.values()]
+                cells = [*map(seen_twice, cells, again)]
+            differences.add(label, cells, **more)
+    return {"": table, "-differences": differences}
 
 
 def gains_table(rows):
@@ -581,7 +552,7 @@ def differences_table(first, shown, lines, by_place):
         "": shown,
         "-masks": ["Dice", "IoU", "worst Dice", "Dice gap", "Dice gap, standardised"],
     }
-    tables = {kind: Table([first, "data set", "over", *s], bold=False) for kind, s in shown.items()}
+    tables = {kind: Table([first, "data set", "over", *s]) for kind, s in shown.items()}
     for name, place, runs, base in lines:
         if runs.keys() & base.keys():
             pooled, rows = results.in_folds(place), by_place[place]
@@ -589,7 +560,7 @@ def differences_table(first, shown, lines, by_place):
             kind = "-masks" if results.of_masks(rows) else ""
             named = [metric_of(s, end) for s in shown[kind]]
             cells = [results.change(runs, base, metric, pooled=pooled) for metric in named]
-            tables[kind].add(name, [ruled(place, rows), over, *cells])
+            tables[kind].add(name, [ruled(place, rows), over, *cells], ranked=False)
     return tables
 
 
@@ -815,10 +786,8 @@ KINDS = {  # the end of a table's name: its title, in the order of a page
     "poster": "Methods beside CKD (the layout of the poster of BIRD)",
     "pooled": "All folds together: every picture is tested once, by the model that did not see it",
     "pooled-differences": "The same, minus ERM (or CKD) on the same pictures",
-    "pooled-differences-CKD": "The same, minus CKD on the same pictures",
     "fairdi": "Two epochs chosen on validation: best overall, best in the worst group",
     "fairdi-differences": "The same, minus ERM (or CKD) on the same pictures",
-    "fairdi-differences-CKD": "The same, minus CKD on the same pictures",
     "sweep": "How strong an adversary? Paired with λ = 0, which is CKD",
     "temperature": "Is the student of a softer teacher fairer? CKD, paired with T = 1",
     "weights": "Weights chosen on validation",
@@ -845,7 +814,6 @@ ACROSS = {
     "repeated-pairs-masks": "What one part of a method does, masks, second training",
     "repeated-pooled": "All folds together, second training",
     "repeated-pooled-differences": "The same, minus ERM (or CKD)",
-    "repeated-pooled-differences-CKD": "The same, minus CKD",
     "made": "How the results were made",
 }
 
@@ -896,13 +864,11 @@ def tables(by_place, repeated):
             if len(chosen) >= least:
                 layout(place, kind, chosen)
         if results.in_folds(place):
-            second = repeated.get(place, {})
-            both = with_teacher(usual), {"last": ""}, with_teacher(second)
-            make(place, "pooled", pooled_tables, *both)
+            make(place, "pooled", pooled_tables, usual, {"last": ""}, repeated.get(place, {}))
             chosen, lost = figures.at_two_points(usual, pooled=True)
             if len(chosen) > 1:
                 words = {rule: f", {words}" for rule, words in RULES.items()}
-                make(place, "fairdi", pooled_tables, chosen, words)
+                make(place, "fairdi", pooled_tables, chosen, words, {})
                 if lost and (place, "fairdi") in made:
                     note = figures.listed(figures.LEFT_OUT, lost).strip()
                     made[place, "fairdi"].notes.append(note)
@@ -923,7 +889,7 @@ def tables(by_place, repeated):
     make("all", "repeated", repeated_table, *every)
     for place, rows in repeated.items():
         if results.in_folds(place):
-            make(place, "repeated-pooled", pooled_tables, with_teacher(rows), {"last": ""})
+            make(place, "repeated-pooled", pooled_tables, rows, {"last": ""}, {})
     make("all", "made", made_table, by_place)
     return made, refused
 
@@ -1029,6 +995,13 @@ def draw(by_place, folder, wanted, data_dir):
         except InputError:  # `tables` says why, or answers or pictures are not there
             return
 
+    def ranked(metric, path):
+        """Beside ranks by decisions stand those by AUROC: who is fair may be of no use."""
+        names, scores, *more = rank_blocks(by_place, metric)
+        known, areas, *_ = rank_blocks(by_place, "AUROC") if metric in results.HARD else ((), ())
+        useful = dict(zip(known, figures.ranks(areas).mean(0))) if len(areas) else {}
+        return figures.mean_ranks(names, scores, *more, worst.get(metric, metric), useful, path)
+
     for place, rows in by_place.items():
         stem, where = stem_of(place), results.scene(rows)
         usual, pooled = without_sweeps(rows), results.in_folds(place)
@@ -1040,12 +1013,7 @@ def draw(by_place, folder, wanted, data_dir):
             make(place, f"{stem}-{kind}.png", figures.sweep, swept(rows, kind), kind, where)
     worst = {"worst group": "AUROC of the worst group", "worst Dice": "Dice of the worst group"}
     for metric in ("AUROC", "worst group", "mean-DEO", "Dice", "worst Dice"):
-        name, words = f"ranks-{metric.replace(' ', '-')}.png", worst.get(metric, metric)
-        names, scores, *more = rank_blocks(by_place, metric)
-        if metric == "AUROC":
-            useful = dict(zip(names, figures.ranks(scores).mean(0))) if len(scores) else {}
-        beside = useful if metric in results.HARD else {}
-        make("all", name, figures.mean_ranks, names, scores, *more, words, beside)
+        make("all", f"ranks-{metric.replace(' ', '-')}.png", ranked, metric)
     if (folder / DRAWN_BEFORE).exists():
         place = PLACES["HAM10000, masks"]
         captions.setdefault(place, {})[DRAWN_BEFORE] = figures.OUTLINES + figures.CREDIT
@@ -1068,6 +1036,10 @@ def put(text, name, table):
     return before + start + table + end + rest.split(end, 1)[1]
 
 
+def number_of_runs(by_place):
+    return sum(len(runs) for rows in by_place.values() for runs in rows.values())
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -1084,7 +1056,10 @@ def main():
         return print(webpages.compare(*args.compare))
     if args.html:
         return print(webpages.write(source, args.data_dir))
-    by_place, repeated = results.trainings(results.collect(source))
+    every = results.collect(source)
+    by_place, repeated = results.trainings(every)
+    if more := number_of_runs(every) - number_of_runs(by_place) - number_of_runs(repeated):
+        print(f"third trainings of a fold, in no table: {more} runs")
     if not by_place:
         if (source / "smoke").is_dir():
             smoke = source / "smoke"

@@ -291,6 +291,11 @@ def arrays(result, names):
         raise Refused(f"{what} ({error}): run {result['method']} again") from None
 
 
+def kept(runs, rule):
+    """Whether the answers of a network of all runs to the test pictures are kept."""
+    return all(rule in run["arrays"][1] and run["arrays"][0].exists() for run in runs.values())
+
+
 def lean(result, intervals):
     """What tables and figures read of a result: metrics with twelve digits, its log with five.
 
@@ -583,17 +588,6 @@ def as_rows(result):
         yield CEILING + weight, run | dict.fromkeys(("last", *RULES), part)
 
 
-def teachers_of(runs):
-    """A row in which the teachers of `runs` have the place of their students."""
-    row = {}
-    for key, run in runs.items():
-        path, places = run["arrays"]
-        start = {"weights": run["settings"].get("teacher_weights")}
-        row[key] = run | {"last": run["teacher"], "settings": run["settings"] | start}
-        row[key]["arrays"] = path, places | {"last": places["teacher"]}
-    return row
-
-
 def collect(folder, smoke=False):
     """{(data set, conditions): {row: {(fold, seed): result}}} of all results in a folder."""
     by_place, homes = {}, {}  # homes: the places that differ in their networks alone
@@ -629,12 +623,12 @@ def comparable(rows, whole=True):
     whole    every row must have every (fold, seed)
     """
     wrong, (top, base) = [], next(iter(rows.items()), (None, {}))
-    seen = {}  # {(fold, seed): the first row that has it, its run}
+    seen = {}  # {fold: the first row that has it, its run}: all seeds of it share their pictures
     for name, runs in rows.items():
         if whole and runs.keys() != base.keys():
             wrong.append(f"{name} has seeds {seeds_of(runs)}, {top} {seeds_of(base)}")
         for key, b in sorted(runs.items()):
-            first, a = seen.setdefault(key, (name, b))
+            first, a = seen.setdefault(key[0], (name, b))
             free = NETWORKS if {a["method"], b["method"]} & OWN_NETWORKS else set()
             for k in [k for k in SAME if k not in free and a["settings"][k] != b["settings"][k]]:
                 wrong.append(f"{k} of {first} is {a['settings'][k]}, of {name} {b['settings'][k]}")
@@ -1026,7 +1020,8 @@ def what_both_have(runs, base, pooled=False):
     """What a difference is over, as a text: seeds, or test pictures."""
     both, _ = in_both(runs, base)
     if pooled:
-        return f"{len(folds_of(both))} folds, {len(pool(both).ids):,} pictures"
+        folds = "1 fold" if len(both) == 1 else f"{len(both)} folds"
+        return f"{folds}, {len(pool(both).ids):,} pictures"
     count = f"{next(iter(both.values()))['last']['test']['n']:,}"
     return f"{len(both)} seeds" if len(both) > 1 else f"1 seed, {count} pictures"
 
@@ -1043,6 +1038,7 @@ def brief(by_place):
         lines += ["", f"{titled(place[0])} {place[1]}".rstrip()]
         lines.append(f"{'percent':36}" + "".join(f"{head:>14}" for head in heads))
         for name, runs in own.items():
-            points = [point(runs, key, pooled=in_folds(place)) for key in keys.values()]
-            lines.append(f"{name + marks(runs):36}" + "".join(f"{value:14.1f}" for value in points))
+            pooled = in_folds(place) and kept(runs, "last")
+            cells = [Value(point(runs, key, pooled=pooled)) for key in keys.values()]
+            lines.append(f"{name + marks(runs):36}" + "".join(f"{cell!s:>14}" for cell in cells))
     return "\n".join(lines)

@@ -23,8 +23,7 @@ import metrics
 import results
 from data import InputError, restore, save
 from datasets._show import outlined
-from figures import said
-from results import HARD, MASKS, METRICS, Refused, Value, metric_of
+from results import HARD, MASKS, METRICS, Refused, Value, metric_of, said
 
 STYLE = """body{font:15px/1.45 sans-serif;color:#222;max-width:1100px;margin:1em auto;padding:0 1em}
 table{border-collapse:collapse;margin:.7em 0}td,th{padding:2px 12px 2px 0;text-align:left;
@@ -182,7 +181,7 @@ class Run:
     def __init__(self, result, rows):
         rules = {"teacher": "teacher", "student": "last"}
         rules = {name: rule for name, rule in rules.items() if rule in result}
-        self.result = result
+        self.result, self.rules = result, rules
         self.parts = {name: result[rule] for name, rule in rules.items()}
         self.labels, self.groups, self.ids, *kept = results.arrays(
             result, ("labels", "groups", "ids", *rules.values())
@@ -376,20 +375,14 @@ def confusions(run):
 
 def by_group(run):
     """The numbers of each group, with the intervals of those that have one."""
-    names = {
-        "auroc": "AUROC",
-        f"recall{run.end}": "macro recall",
-        "dice": "Dice",
-        "failure": "failed",
-    }
-    tests, rows = {name: part["test"]["groups"] for name, part in run.parts.items()}, []
-    names = {key: word for key, word in names.items() if key in tests["student"][0]}
-    for g, group in enumerate(run.names):
-        parts = [(test[g], key) for key, test in itertools.product(names, tests.values())]
-        ends = [[part[key], *part.get("interval", {}).get(key, [])] for part, key in parts]
-        values = [results.in_percent(*np.array(three, float)) for three in ends]
-        rows.append([group, tests["student"][g]["n"], *values])
-    header = [f"{word}, {name}" for word, name in itertools.product(names.values(), tests)]
+    words = {"auroc": "AUROC", f"recall{run.end}": "macro recall", "dice": "Dice"}
+    words |= {"failure": "failed"}
+    groups = run.parts["student"]["test"]["groups"]
+    shown = [*itertools.product([key for key in words if key in groups[0]], run.rules.items())]
+    rows = [[name, groups[g]["n"]] for g, name in enumerate(run.names)]
+    for g, row in enumerate(rows):
+        row += [results.cell({0: run.result}, key, rule, g) for key, (_, rule) in shown]
+    header = [f"{words[key]}, {name}" for key, (name, _) in shown]
     return table(["group", "pictures", *header], rows)
 
 
@@ -458,7 +451,7 @@ def family(by_place, links):
         for name, runs in rows.items():
             there = [links.get(run["arrays"][0].parent) for _, run in sorted(runs.items())]
             runs = first[place][name]  # the pages are those of all trainings, the numbers are not
-            pooled = results.in_folds(place) and len(runs) > 1 and figures.kept(runs, "last")
+            pooled = results.in_folds(place) and len(runs) > 1 and results.kept(runs, "last")
             values = [results.cell(runs, metric, pooled=pooled) for _, metric, _ in shown]
             opened = [f'<a href="{quote(to)}">{n}</a>' for n, to in enumerate(there, 1) if to]
             words = name + results.marks(runs)

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_report
-from matplotlib.transforms import Bbox
-from mpl_toolkits.mplot3d import proj3d
 
 import figures
 import report
@@ -140,10 +138,10 @@ def test_axes_say_what_legends_say_and_do_not_enlarge(everything, tmp_path, monk
         figures.plt.Figure, "savefig", lambda figure, *_, **__: shown.append(figure)
     )
     figures.sweep(report.swept(everything[SWEPT], "sweep"), "sweep", "x", path)
-    axes, space = shown[0].axes
+    (axes,) = shown[0].axes
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1]))
     assert axes.get_ylabel() == "accuracy (%, better ↑)\ndisparity (points, better ↓)"
-    assert {"accuracy", "disparity"} <= {*handles} and "disparity" in space.get_zlabel()
+    assert {"accuracy", "disparity"} <= {*handles}
     assert handles["teacher"].get_marker() == figures.look("teacher")["marker"]
     figures.training(everything["toy", ""], "x", path)
     (ctkd,) = (axes for axes in shown[1].axes if axes.get_ylabel() == "temperature")
@@ -369,23 +367,18 @@ LOOKED_AT = [("toy", ""), BLOND, SWEPT, STYLES, pytest.param(FOLDED, marks=pytes
 
 
 def boxes(figure):
-    """(text, box) of all that is written in a figure, but for the axes of a view in space."""
+    """(text, box) of all that is written in a figure."""
     texts = [text for part in (figure, *figure.subfigs) for text in part.texts]
     texts += [text for legend in figure.legends for text in legend.get_texts()]
     for axes in figure.axes:
         texts += [axes.title, *axes.texts]
-        for axis in (axes.xaxis, axes.yaxis) if axes.axison and axes.name != "3d" else ():
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
             texts.append(axis.label)
             low, high = sorted(axis.get_view_interval())
             texts += [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
     shown = []
     for text in [text for text in texts if text.get_text().strip() and text.get_visible()]:
-        box = text.get_window_extent()
-        if hasattr(text, "get_position_3d"):  # whose box lies where it was before the projection
-            space = text.axes
-            x, y, _ = proj3d.proj_transform(*text.get_position_3d(), space.get_proj())
-            box = Bbox.from_bounds(*space.transData.transform((x, y)), box.width, box.height)
-        shown.append((text.get_text(), box))
+        shown.append((text.get_text(), text.get_window_extent()))
     return shown
 
 
@@ -543,7 +536,7 @@ def test_collapsed_runs_are_crossed_out_in_every_figure(everything, tmp_path, mo
     assert "adversarial" not in titles[1]
     crossed.clear()
     assert figures.sweep(report.swept(everything[SWEPT], "sweep"), "sweep", "x", path)
-    assert len(crossed) == 3 and "students that collapse: " in titles[2]  # two curves, and in space
+    assert len(crossed) == 2 and "students that collapse: " in titles[2]  # on two curves
     rows = dict.fromkeys(rows, bad)
     crossed.clear()
     assert figures.two_points(rows, False, "x", path) and len(crossed) == 3 * 2 * 4
