@@ -409,12 +409,13 @@ ENDS = "", "_corrected"  # of the names of metrics of decisions
 def has_collapsed(*, counts):
     """Whether decisions (G, C, C) are so useless that fairness values mean nothing.
 
-    A class that has samples is never predicted, a group with samples of two classes or more gets
-    one answer, or macro recall is within 5 points of chance.
+    A class that has samples is never predicted, a group of ten samples or more, of two classes or
+    more, gets one answer, or macro recall is within 5 points of chance.
     """
     there, predicted = counts.sum(-1) > 0, counts.sum(-2) > 0  # (G, C) each
     present = there.any(0)  # (C,)
-    one_answer = ((predicted.sum(-1) == 1) & (there.sum(-1) > 1)).any()
+    many = counts.sum((-1, -2)) >= 10  # (G,); fewer samples may get one answer by chance
+    one_answer = (many & (predicted.sum(-1) == 1) & (there.sum(-1) > 1)).any()
     never = (present & ~predicted.any(0)).any()
     return bool(never or one_answer or recall(counts=counts) < 1 / max(present.sum(), 2) + 0.05)
 
@@ -474,6 +475,7 @@ def evaluate(
     "interval"           {metric: [low, high]}, 95 %; empty with replicates=0, which is fast
     "collapsed"          see `is_useless`
     "main_rule"          see there
+    "subjects"           number of clusters, of which intervals are: over one there is none
 
     drawn: a dict that gets the metrics of all resamples, (R, ...), for `differences`.
     """
@@ -483,7 +485,8 @@ def evaluate(
     data["class_shares"] = class_shares
     out = headline(**data)  # before the resamples, because it checks the arguments
     weights = bootstrap_weights(n=len(labels), replicates=replicates, seed=seed, clusters=clusters)
-    draws = bootstrap(**data, weights=weights) if replicates else {}
+    subjects = len(labels) if clusters is None else len(np.unique(clusters))
+    draws = bootstrap(**data, weights=weights) if replicates and subjects > 1 else {}
     if drawn is not None:
         drawn.update(draws)
     tables = {end: out.pop(f"counts{end}") for end in ENDS}
@@ -497,7 +500,7 @@ def evaluate(
         of_class[f"recall_per_group{end}"] = recalls.T
         of_class[f"deo{end}"] = deo(counts=counts)[0]
     _add_intervals(out, within, draws, samples.sum(-1))
-    out["n"] = len(labels)
+    out |= {"n": len(labels)} | ({"subjects": subjects} if replicates else {})
     out |= {f"counts{end}": counts.astype(int) for end, counts in tables.items()}
     out["classes"] = [{k: v[c] for k, v in of_class.items()} for c in range(num_classes)]
     shares = [1] if class_shares is None else class_shares
@@ -606,7 +609,9 @@ def evaluate_masks(
     data |= {"num_classes": num_classes, "num_groups": num_groups}
     out = headline_masks(**data)
     weights = bootstrap_weights(n=len(areas), replicates=replicates, seed=seed, clusters=clusters)
-    draws = bootstrap(**data, weights=weights, measured=headline_masks) if replicates else {}
+    data |= {"weights": weights, "measured": headline_masks}
+    subjects = len(areas) if clusters is None else len(np.unique(clusters))
+    draws = bootstrap(**data) if replicates and subjects > 1 else {}
     if drawn is not None:
         drawn.update(draws)
     within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
@@ -616,7 +621,7 @@ def evaluate_masks(
     values = dice(areas=areas)
     of_class = [values[np.asarray(labels) == c] for c in range(num_classes)]
     out["classes"] = [{"dice": v.mean() if len(v) else None, "n": len(v)} for v in of_class]
-    out |= {"n": len(areas), "pictures": size}
+    out |= {"n": len(areas), "pictures": size} | ({"subjects": subjects} if replicates else {})
     ## Nothing is found in half of the pictures, or the same number of pixels in all. Where nothing
     ## is to be found, an empty mask is right.
     said, true, _ = areas[areas[:, 1] > 0].T
@@ -753,6 +758,7 @@ def verdict(columns, difference, runs=1):
     )
 
 
+FEW = 10  # subjects, over fewer of which intervals are too narrow
 ADVICE = "Try --balance, more --epochs, or less weight on fairness"  # where a model collapsed
 
 
@@ -827,6 +833,9 @@ def show(columns, class_names, group_names, difference=None, advice=ADVICE):
         notes.append("mean-DEO: recall of the best group minus that of the worst, mean of classes")
     if two and not masks:
         notes.append("corrected: decisions by z - log π, π the shares of the classes in training")
+    if (subjects := models[0].get("subjects", FEW)) < FEW:
+        one = "one subject: no interval" if subjects == 1 else f"{subjects} subjects: too narrow"
+        notes.append(f"beware: intervals are over subjects, and these are pictures of {one}")
     for reason, names in reasons.items():
         notes.append(f"undefined, because {reason}: {'; '.join(names)}")
     for g, c in np.argwhere(cell_sizes(models[0]) == 0):
@@ -835,7 +844,7 @@ def show(columns, class_names, group_names, difference=None, advice=ADVICE):
     if masks:
         why = "half of the masks that it should find are empty, or all are equally large"
     if bad := [name for name, model in columns.items() if model["collapsed"]]:
-        notes.append(f"{' and '.join(bad)} collapsed: {why}. {advice}")
+        notes.append(f"{' and '.join(bad)} collapsed: {why}. {advice}".rstrip())
     notes += [verdict(columns, difference)] if difference else []
     return "\n".join(lines + [textwrap.fill(note, 80, subsequent_indent="  ") for note in notes])
 

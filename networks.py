@@ -233,8 +233,12 @@ def refuse_unknown(networks, files, segment=False):
         module = name.rpartition(":")[0]
         if module not in ("", "timm") and not Path(module).is_file():
             raise InputError(f"there is no network {name} (No such file): it is FILE.py:FUNCTION")
+        if name.endswith(".py"):
+            raise InputError(f"{name} alone is no network: write FILE.py:FUNCTION")
         small = SMALL.fullmatch(name)
-        ours = name in OWN or small and segment == (small[1] != "convnet")
+        if small and segment != (small[1] != "convnet"):
+            raise InputError(f"{name} is {'not ' * segment}for --task segment")
+        ours = name in OWN or small
         if not module and not ours:
             from torchvision import models  # takes 1.6 seconds: only where it is needed
 
@@ -306,6 +310,8 @@ def body(name, size, started=False, pretrained=False, segment=False):
         black = torch.zeros(1, 3, size, size)
         with torch.no_grad():
             feats = net.eval()(black)
+            if not isinstance(feats, torch.Tensor):
+                raise InputError(f"{name} gives a {type(feats).__name__}: let it give logits alone")
             if segment:
                 if feats.ndim != 4:
                     raise TypeError("it gives no maps, which --task segment needs")

@@ -158,6 +158,9 @@ def label_rows(table, files, saved):
         own = trained.get(setting) or name
         used[name] = own if {*columns_of(own)} <= {*header} or name not in header else name
     used["file"] = used["file"].lower()
+    if used["label"] == "label" not in header and used["file"] in header:  # as datasets/csv.py
+        for row in rows:
+            row["label"] = Path(row[used["file"]]).parent.name
     require(table, header, [used["file"]])
     (labels, _), (groups, _) = (attribute(table, rows, used[name]) for name in ("label", "group"))
     subject = (trained.get("subject") or "").lower()
@@ -265,8 +268,9 @@ def card_of(saved, rule, path, card):
     changed = ", ".join(f"{k} {settings[k]}" for k in saved.get("changed", ())) or "none"
     about = f"{settings['dataset']}, target {settings['target']}, groups by {settings['sensitive']}"
     does = f"tells {' from '.join(classes)}"
+    how = ": measure it there, by\n  `python predict.py STUDENT --labels TABLE`"
     if settings.get("task") == "segment":
-        does = f"says which pixels are {saved['outputs'][1]}"
+        does, how = f"says which pixels are {saved['outputs'][1]}", ""
     given = "\n".join(f"- {k}: {v}" for k, v in card.items() if isinstance(v, str))
     return f"""# {saved["network"]}, a student of {saved["method"]}.py
 
@@ -284,8 +288,7 @@ It is no medical device, and nobody has examined it for use.
 ## Limits
 
 - The numbers hold for pictures that are made and chosen like those. On others, of another clinic,
-  camera or population, it may be worse, and differently so for each group: measure it there, by
-  `python predict.py STUDENT --labels TABLE`.
+  camera or population, it may be worse, and differently so for each group: measure it there{how}.
 - Groups that are not named above were not compared, nor smaller groups inside of these.
 - It is never told to which group a person belongs.
 
@@ -397,7 +400,8 @@ def main():
         likely, corrected = (classes[scores.argmax()] for scores in (z, z - log_shares))
         shares = z.softmax(0).tolist()
         told = [(row or {}).get(name, "") for name in truth]
-        csv.writer(table).writerow([file, *told, likely, corrected, *shares])
+        name = row["file"] if row else file  # as the table of labels calls it
+        csv.writer(table).writerow([name, *told, likely, corrected, *shares])
         each = ", ".join(f"{name} {share:.3f}" for name, share in zip(classes, shares))
         print(f"{file}: {likely}, corrected {corrected} ({each})")
         if row:
@@ -405,6 +409,9 @@ def main():
             logits.append(z.numpy())
     if args.csv:
         save(args.csv, table.getvalue())
+        if args.labels:
+            shares = " ".join(f"{share:.4g}" for share in saved["class_shares"])
+            print(f"\nto compare it with others: python metrics.py {args.csv} --shares {shares}")
     if args.labels and known:
         print(f"\n{len(known)} of {len(files)} pictures have a label and a group")
         names = [[row["file"], Path(row["file"]).name] for row in known]

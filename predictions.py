@@ -18,6 +18,7 @@ import sys
 import numpy as np
 
 import metrics
+from data import number
 from datasets._tables import missing, place, read_rows, refuse_repeated, subject_column
 
 
@@ -105,28 +106,40 @@ def read(path, skip_bad=False):
     return data, subjects, [classes, groups, [row.get("file") for row in rows]]
 
 
-def compare(tables, skip_bad=False):
-    """Print the metrics of one table of predictions, or of two and their paired differences."""
+def compare(tables, skip_bad=False, shares=None):
+    """Print the metrics of one table of predictions, or of two and their paired differences.
+
+    shares: of the classes (C,) in training, for corrected decisions; None: equal ones
+    """
     a, *others = tables
     if a in others:
         raise ValueError(f"{a} is named twice: two tables are compared")
     models, draws, truths = {}, {}, {}
     for path in tables:
         data, subjects, names = read(path, skip_bad)
-        truths[path] = [*map(np.ndarray.tolist, (data["labels"], data["groups"], subjects)), names]
-        if truths[path] != truths[a]:
-            raise ValueError(
-                f"{path} has other rows, classes, groups, subjects or files than {a}: write both "
-                "tables of the same pictures with the same columns"
-            )
+        truths[path] = {"number of rows": [len(subjects)]}
+        truths[path] |= dict(zip(("classes", "groups", "files"), names))
+        truths[path] |= {"labels": [names[0][k] for k in data["labels"]]}
+        truths[path] |= {"groups of rows": [names[1][k] for k in data["groups"]]}
+        truths[path] |= {"subjects": subjects.tolist()}
+        for what, own in truths[path].items():
+            if own != (first := truths[a][what]):
+                pairs = ((x, y) for x, y in zip(own, first) if x != y)
+                x, y = next(pairs, (f"{len(own)} of them", f"{len(first)}"))
+                raise ValueError(
+                    f"{path} differs from {a} in its {what}, {x} for {y}: write both tables of the "
+                    "same pictures with the same columns"
+                )
+        if shares and len(shares) != len(names[0]):
+            raise ValueError(f"--shares: write one for each class of {path}, {', '.join(names[0])}")
         if path != a and None in names[2]:
             print(f"{path}: there is no column file: its rows are those of {a} in the same order")
-        more = {"clusters": subjects, "drawn": draws.setdefault(path, {})}
+        more = {"clusters": subjects, "drawn": draws.setdefault(path, {}), "class_shares": shares}
         models[path] = metrics.evaluate(**data, num_classes=len(names[0]), **more)
     for b in others or [a]:
         pair = {path: models[path] for path in (a, b)}
         paired = metrics.differences(*((models[k], draws[k]) for k in pair)) if others else None
-        print(metrics.show(pair, *names[:2], paired))
+        print(metrics.show(pair, *names[:2], paired, advice=""))
 
 
 def main():
@@ -143,8 +156,10 @@ def main():
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=columns)
     skip = "leave out rows that have no label or no group"
     parser.add_argument("--skip-bad", action="store_true", help=skip)
+    shares = "how frequent the classes were in training, sorted by name: for corrected decisions"
+    parser.add_argument("--shares", nargs="+", type=number(1e-9), metavar="SHARE", help=shares)
     args = parser.parse_args()
     try:
-        compare(args.tables, args.skip_bad)
+        compare(args.tables, args.skip_bad, args.shares)
     except (ValueError, KeyboardInterrupt) as error:  # an InputError is a ValueError
         sys.exit(f"metrics.py: {str(error) or 'stopped'}")

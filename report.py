@@ -42,6 +42,7 @@ import csv
 import itertools
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -213,6 +214,10 @@ def layout_table(kind, rows, end=None):
                 each = [results.cell(runs, score, rule, g).point for g in range(len(groups))]
                 row[column] = ", ".join(f"{name} {v:.1f}" for name, v in zip(groups, each))
         competes = rule == "last" and name != results.CEILING and len(runs) == most
+        if end != results.main_rule(rows):  # decisions by which other runs may be useless
+            tests = [run[rule]["test"] for run in runs.values()]
+            if bad := sum(metrics.has_collapsed(counts=np.array(t["counts"])) for t in tests):
+                name, competes = f"{name} ({bad} of {len(runs)} collapsed here)", False
         name += f" ({runs_of(runs)}, not {most})" if len(runs) < most else ""
         table.add(name, row.values(), runs, rule, ranked=competes)
     return table
@@ -289,7 +294,8 @@ def weights_table(rows):
             late = "" if row == method else ", but too few runs to be shown elsewhere"
             table.add(method, [*cells, f"chosen{late}" if weight == best else ""])
     rule = (
-        f"the best worst group of those within a point of the best {words}; never a collapsed one"
+        f"the best worst group of those within a point of the best {words}; a collapsed one only "
+        "where all are"
     )
     table.notes.append(f"{rule}; trained with the first seed (and fold)")
     return table
@@ -685,6 +691,7 @@ def command_of(place, runs):
         words = ["bash", "run_all.sh", *data]
         seeds = 1 + max(r["settings"]["seed"] for r in runs)
         words += ["--seeds", seeds] if seeds > 1 or not results.in_folds(place) else []
+        words += ["--folds"] if results.in_folds(place) and name != "ham10000" else []
         words += ["--source-dir", "DIR2"] if any("source" in r["changed"] for r in runs) else []
         if every != {*methods}:
             words += ["--only", *methods]
@@ -1083,12 +1090,15 @@ def main():
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         save(ROOT / "README.md", fill(readme, by_place))
     if refused:
-        lines = [f"no table {kind} of {place}: {why}" for (place, kind), why in refused.items()]
+        places = {place: place if place == "all" else " ".join(place) for place, _ in refused}
+        lines = [f"no table {k} of {places[p]}: {why}" for (p, k), why in refused.items()]
         raise Refused("\n".join(lines))
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     try:
         main()
-    except (InputError, BrokenPipeError) as error:
+    except InputError as error:
         sys.exit(f"report.py: {error}")

@@ -539,7 +539,8 @@ def scene(rows):
     """Data set, what is recognised, and what makes the groups: "CelebA: blond hair, by sex"."""
     first = first_of(rows)
     settings, groups = first["settings"], first["group_names"]
-    by = {"Male": "sex", "gender": "sex"}.get(settings["sensitive"], said(settings["sensitive"]))
+    usual = {} if settings["dataset"] == "csv" else {"Male": "sex", "gender": "sex"}
+    by = usual.get(settings["sensitive"], said(settings["sensitive"]))
     by = f"by {by}" if by else f"of {' and '.join(map(said, groups))}"
     target = "" if of_masks(rows) else said(settings["target"])
     return f"{titled(data_of(first))}{target and ': '}{target}, groups {by}"
@@ -631,7 +632,9 @@ def comparable(rows, whole=True):
             first, a = seen.setdefault(key[0], (name, b))
             free = NETWORKS if {a["method"], b["method"]} & OWN_NETWORKS else set()
             for k in [k for k in SAME if k not in free and a["settings"][k] != b["settings"][k]]:
-                wrong.append(f"{k} of {first} is {a['settings'][k]}, of {name} {b['settings'][k]}")
+                where = f" ({b['arrays'][0].parent.name})" if k == "pictures" else ""
+                values = a["settings"][k], b["settings"][k]
+                wrong.append(f"{k} of {first} is {values[0]}, of {name} {values[1]}{where}")
     searches = [run.get("search", {}) for runs in rows.values() for run in runs.values()]
     if len({search["theta_0"] for search in searches if "theta_0" in search}) > 1:
         wrong.append("FairTune's runs start from different pre-trained weights")
@@ -954,7 +957,7 @@ def directed(runs, base, metric, rule="last", base_rule=None, pooled=False):
     for row, name in ((runs, rule), (base, base_rule or rule)):
         ahead = signed(row, metric, name, pictures)
         direction = np.sign(ahead[0] if pictures else ahead.mean(0))  # (K,)
-        sizes.append(np.nanmean(direction * ahead, axis=1))
+        sizes.append(metrics._mean(direction * ahead))
     difference = sizes[0] - sizes[1]
     if not pictures:
         return over_runs(100 * difference)
@@ -1030,6 +1033,11 @@ def brief(by_place):
     """The rows of all tables that have a name of their own, in a few columns: for the terminal."""
     lines = []
     for place, rows in by_place.items():
+        try:
+            comparable(rows, whole=False)
+        except Refused as error:
+            lines += ["", f"{titled(place[0])} {place[1]}: {error}"]
+            continue
         own = {n: runs for n, runs in rows.items() if n in NAMES.values() or "," not in n}
         end = main_rule(rows)
         test = first_of(rows)["last"]["test"]

@@ -12,6 +12,7 @@
 #     ... --source-dir DIR2                  FairTune first learns DIR2 (a csv
 #                                            folder), not drawn stars
 #     ... --seeds 5                          five seeds of each run
+#     ... --folds                            five folds, as of ham10000
 #     ... --jobs 4                           four at a time (usual: all cores)
 #     ... --only ckd bird                    these scripts alone
 #     ... -- --epochs 3                      what follows -- goes to every run
@@ -84,7 +85,7 @@ each() {  # print the command for every part of the data and every seed
         case $extra in *--student?vit_*) ;; *--student*) last+=' --student vit_tiny' ;; esac
     fi
     for part in "${parts[@]}"; do for ((seed = 0; seed < ${seeds:-$usual}; seed++)); do
-        echo OMP_NUM_THREADS=1 python "methods/$script.py" $settings $part --seed $seed $data $last
+        echo OMP_NUM_THREADS=1 python "methods/$script.py" $settings $part --seed $seed $data $last $state
         [ -z "$once" ] || return 0
     done; done
 }
@@ -100,10 +101,11 @@ fail() { echo "run_all.sh: $1; see bash run_all.sh --help" >&2; exit 2; }
 
 cd "$(dirname "$0")" && export -f run || exit 1
 jobs=$(getconf _NPROCESSORS_ONLN) dataset=toy parts=('') usual=3 seeds='' quick='' list='' task=''
-only='' data='' data_dir='' source_dir='' extra=''
+only='' data='' data_dir='' source_dir='' extra='' folds='' state=''
 while [ $# -gt 0 ]; do case $1 in
     --quick) quick=quick usual=1 extra=' --epochs 6 --teacher-epochs 6' ;;
     --list) list=yes ;;
+    --folds) folds=yes ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${0##*/}"; exit ;;
     --only) [[ $# -gt 1 && $2 != --* ]] || fail "--only needs a script"
         while [[ $# -gt 1 && $2 != --* ]]; do only+=" ${2%.py}" && shift; done ;;
@@ -116,17 +118,20 @@ esac; shift; done
 [[ "$jobs ${seeds:-1}" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds and --jobs are whole numbers"
 [[ "$task" =~ ^(|classify|segment)$ ]] || fail "--task is classify or segment"
 for script in $only; do [ -f "methods/$script.py" ] || fail "there is no methods/$script.py"; done
-[ "$dataset$quick" != ham10000 ] || {
+[[ -z $folds && $dataset$quick != ham10000 ]] || {
     usual=1 parts=('--fold '{0..4})
-    [[ $extra = *--sensitive* ]] || parts+=('--sensitive age --fold '{0..4})
+    [[ $dataset != ham10000 || $extra = *--sensitive* ]] || parts+=('--sensitive age --fold '{0..4})
 }
+# With other rows in the user's own table, a command is another one: a comment at its end tells.
+[ "$dataset" != csv ] || state="# table $(eval "cat $data_dir $data_dir/*.csv" 2>/dev/null | cksum | tr ' ' -)"
+[[ $state != *-0 ]] || state=''
 [ "$dataset" = toy ] || data="--dataset $dataset${data_dir:+ --data-dir $data_dir}"
 if [ -n "$list" ]; then commands; exit; fi
 mkdir -p runs/logs && touch runs/finished || exit 1
 # Linux's glibc gives large activations back to the system at every step, and gets them cleared
 # anew, unless told not to: a step of EfficientNet-Lite0 at 128 pixels then takes a third less.
 export MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000
-echo "$(commands | wc -l) runs, $(unfinished | wc -l) to do, $jobs at a time"
+echo "$(commands | wc -l) runs, $(unfinished | wc -l) to do (not those in runs/finished), $jobs at a time"
 unfinished | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" bash -c '[ -z "$1" ] || run "$1"' _
 python report.py; ended=$?
 [ -z "$(unfinished)" ] || { echo "these failed:"; unfinished; exit 1; } >&2

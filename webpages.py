@@ -248,7 +248,8 @@ def roc(run):
             place.plot(*rates, style, color=colour, label=f"{name}, {group}: {area:.1f}")
         place.plot([0, 1], [0, 1], ":", color="0.7", zorder=0)  # by chance
         place.set(title=run.classes[c], xlabel="false positive rate", ylabel="true positive rate")
-        place.legend(fontsize=8, title="AUROC (%)", title_fontsize=8)
+        if len(place.lines) > 1:  # else there is no group with both
+            place.legend(fontsize=8, title="AUROC (%)", title_fontsize=8)
     return picture(figure)
 
 
@@ -446,7 +447,11 @@ def family(by_place, links):
     lines[0] += ["percent", "low", "high"]
     first, _ = results.trainings(by_place)
     for place, rows in by_place.items():
-        shown, body = [*shown_metrics(rows)], []
+        shown, body, refused = [*shown_metrics(rows)], [], ""
+        try:
+            results.comparable(rows, whole=False)
+        except Refused as error:
+            shown, refused = [], f"<p>{html.escape(str(error))}</p>"
         kept = [column in COLUMNS for _, _, column in shown]
         for name, runs in rows.items():
             there = [links.get(run["arrays"][0].parent) for _, run in sorted(runs.items())]
@@ -462,7 +467,9 @@ def family(by_place, links):
                 lines.append([*start, words, *(f"{number:.4g}" for number in value[:3])])
         shared = results.shared_settings(results.first_of(rows))
         words = ", ".join(f"{name} {value}" for name, value in shared.items())
-        parts += [f"<h2>{html.escape(results.scene(rows))}</h2><p>{html.escape(words)}</p>"]
+        parts += [
+            f"<h2>{html.escape(results.scene(rows))}</h2><p>{html.escape(words)}</p>{refused}"
+        ]
         header = itertools.compress([with_arrow(name, column) for name, _, column in shown], kept)
         parts.append(table(["method", "pages", *header], body, "sort"))
     csv.writer(text := io.StringIO(), lineterminator="\n").writerows(lines)

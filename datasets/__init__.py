@@ -105,6 +105,11 @@ class Table:
         Where masks are learnt, classes only tell pictures apart, and may be anywhere.
         """
         parts, fault = {part: self.split == part for part in ("train", "val", "test")}, ""
+        if (number := len({*self.subjects})) < 3 <= len(self.ids):
+            raise InputError(
+                f"all pictures of {name} are of {number} subject{'s'[: number - 1]}, who are never "
+                "parted: name another column by --subject (that of the files: each is its own)"
+            )
         checked = [("group", self.groups, self.group_names)]
         if self.masks is None and self.mask_files is None:
             checked.insert(0, ("class", self.labels, self.classes))
@@ -175,7 +180,7 @@ def split_by_subject(subjects, cells, fold):
     is the test set, and an eighth of the rest (a tenth of all) the validation set. So five runs
     test every picture once.
     """
-    rare = np.argsort(np.bincount(cells)[cells], kind="stable")  # (N,) rows of rare cells first
+    rare = np.lexsort((cells, np.bincount(cells)[cells]))  # (N,) rows of rare cells first
     names, first = np.unique(subjects[rare], return_index=True)
     order = np.random.RandomState(0).permutation(len(names))
     names = names[order[np.argsort(cells[rare][first][order], kind="stable")]]

@@ -62,6 +62,7 @@ from datasets import Table, find, split_by_subject
 from datasets._tables import (
     attribute,
     codes,
+    columns_of,
     letters,
     locate,
     missing,
@@ -132,11 +133,13 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
 
     chosen = ((target, "--target"), (sensitive, "--sensitive"))
     labels, groups = (attribute(table, rows, *choice)[0] for choice in chosen)
-    incomplete = {
-        row[named]: f"line {line}: {sensitive if label else target} is missing"
-        for (line, row), label, group in zip(lines.items(), labels, groups)
-        if not label or not group
-    }
+    incomplete = {}
+    for (line, row), label, group in zip(lines.items(), labels, groups):
+        if not label or not group:
+            what = sensitive if label else target
+            cell = row.get(columns_of(what)[0], "")
+            why = f"is {cell!r}, which is read as missing" if cell else "is missing"
+            incomplete[row[named]] = f"line {line}: {what} {why}"
     rows = [row for row in rows if row[named] not in incomplete]
     if not rows:
         raise InputError(f"{table}: no row has both a {target} and a {sensitive}: fill them in")

@@ -726,13 +726,15 @@ def main():
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
-    ## The folder's name tells which settings were changed, and its digest covers all settings, the
-    ## seed and the pictures. Another setting has another folder: no run overwrites another one.
+    ## The folder's name tells what was changed, the method's own settings first; its digest covers
+    ## all settings, the seed and the pictures. Another setting has another folder: no run
+    ## overwrites another one.
     same = ["--dataset", args.dataset, "--task", args.task]
     usual = parse([*same, "--smoke" if args.smoke else "--no-smoke"])
     settle(usual, len(data.outputs))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
-    name = "-".join(re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items())[:100] or "default"
+    words = [re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items()][::-1]  # its own first
+    name = "-".join(words)[:100] or "default"
     everything = chosen(args) | {"pictures": data.hash()}
     everything |= files_of(args.student, args.weights, args.teacher, args.teacher_weights)
     name = f"{name}-{digest(everything)}-seed{args.seed}"

@@ -337,8 +337,8 @@ def keep_maps(network, args, named):
         elif kinds.count(nn.Conv2d) > 1 or nn.MaxPool2d in kinds:
             ends[shape[2]] = name
     names = named.split(",") if named else [ends[side] for side in sorted(ends)[::-1]]
-    for name in set(names or ["all"]) - set(outputs):
-        known = near(name, outputs) or ", ".join(ends.values())
+    for name in set(names or ["the ends of stages"]) - set(outputs):
+        known = near(name, outputs) or ", ".join(ends.values() or outputs)
         raise InputError(f"{network.name} has no maps at {name}: choose {known or 'a convnet'}")
     maps = {name: outputs[name] for name in names}  # of an empty picture until the first pass
     for name in names:
@@ -710,13 +710,15 @@ def main():
     print(data.describe())
     if args.describe:
         return data.contact_sheet(args.out)
-    ## The folder's name tells which settings were changed, and its digest covers all settings, the
-    ## seed and the pictures. Another setting has another folder: no run overwrites another one.
+    ## The folder's name tells what was changed, the method's own settings first; its digest covers
+    ## all settings, the seed and the pictures. Another setting has another folder: no run
+    ## overwrites another one.
     same = ["--dataset", args.dataset, "--task", args.task]
     usual = parse([*same, "--smoke" if args.smoke else "--no-smoke"])
     settle(usual, len(data.outputs))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
-    name = "-".join(re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items())[:100] or "default"
+    words = [re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items()][::-1]  # its own first
+    name = "-".join(words)[:100] or "default"
     everything = chosen(args) | {"pictures": data.hash()}
     everything |= files_of(args.student, args.weights, args.teacher, args.teacher_weights)
     name = f"{name}-{digest(everything)}-seed{args.seed}"

@@ -238,7 +238,7 @@ def test_wrong_layers_are_explained():
         make("--layers-student", "1,2.7", "--layers-teacher", "1,2")
     with pytest.raises(InputError, match=r"\['2'\] and \['0', '1', '2'\] make no pairs"):
         make("--layers-student", "2")
-    with pytest.raises(InputError, match="^swin_t has no maps at all: choose a convnet$"):
+    with pytest.raises(InputError, match="^swin_t has no maps at the ends of stages: choose feat"):
         make("--dataset", "csv", "--image-size", "64", teacher="swin_t")
 
 

@@ -413,6 +413,18 @@ def test_csv_without_subject_is_divided_by_picture(pictures):
     check_folds(functools.partial(read_csv, pictures))
 
 
+def test_csv_of_one_subject_cannot_be_divided(pictures):
+    """The classes are not at fault, which no split but one can have."""
+    keep_columns(pictures, "file", "label", "group")
+    rows = read_table(pictures / "labels.csv")
+    for persons in (1, 2):
+        some = [row | {"subject": f"p{n % persons}"} for n, row in enumerate(rows)]
+        write_table(pictures / "labels.csv", some)
+        told = f"of {persons} subjects?, who are never parted: name another column by --subject"
+        with pytest.raises(InputError, match=told):
+            load("csv", pictures, 16)
+
+
 def test_csv_split_is_that_of_the_table_and_a_fold_beside_it_is_refused(pictures):
     words = [("train", "train", " Test ", "VAL")[n // 3 % 4] for n in range(96)]
     change_rows(pictures, lambda n, row: {**row, "split": words[n]})

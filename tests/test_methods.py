@@ -332,7 +332,8 @@ def test_another_setting_is_another_folder(here):
     assert folder.parent == Path("runs/smoke/csv/ckd") and folder.name.endswith("-seed0")
     usual = {"image_size": 16, "teacher": "convnet4", "student": "convnet2", "batch_size": 8}
     assert about["changed"] == usual
-    assert folder.name.startswith("-".join(f"{k}_{v}" for k, v in usual.items()) + "-")
+    words = [f"{k}_{v}" for k, v in usual.items()]
+    assert folder.name.startswith("-".join(words[::-1]) + "-")
     assert about["settings"]["pictures"] == data.hash()
     seen, names = {folder.name}, {*OTHER_VALUES, *ELSEWHERE, "dataset", "task", "smoke", "seed"}
     assert names == {*vars(args)} - {"device", "describe"}
@@ -353,6 +354,8 @@ def test_another_setting_is_another_folder(here):
         folder, _ = folder_of("ckd", *small("ckd"), *flags, data=data)
         assert folder.name not in seen and len(folder.name) < 130
     assert folder_of("ckd", data=data)[0].name.startswith("default-")
+    folder, _ = folder_of("groupdro", *small("groupdro"), "--weight-step", "0.5", data=data)
+    assert folder.name.startswith("weight_step_0.5-"), "its own settings are never cut away"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

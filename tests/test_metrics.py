@@ -873,6 +873,7 @@ def test_resamples_of_many_classes_are_counted_a_few_at_a_time():
         ([[[10, 0], [10, 0]], [[10, 0], [10, 0]]], True),  # everybody gets the first class
         ([[[9, 1], [1, 9]], [[10, 0], [10, 0]]], True),  # one group does
         ([[[9, 1], [1, 9]], [[10, 0], [0, 0]]], False),  # which has no other class
+        ([[[9, 1], [1, 9]], [[2, 0], [2, 0]]], False),  # which has so few that it may be chance
         ([[[5, 5], [5, 5]], [[5, 5], [5, 5]]], True),  # chance
         ([[[9, 1], [0, 0]], [[9, 1], [0, 0]]], False),  # one class only: there is no chance level
     ],

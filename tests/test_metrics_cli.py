@@ -38,14 +38,14 @@ def main(monkeypatch, capsys, tmp_path):
     """`python metrics.py` with these tables, rows or texts; returns what it prints."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*tables, skip_bad=False):
+    def call(*tables, **how):
         names = [f"{letter}.csv" for letter, _ in zip("abc", tables)]
         for name, rows in zip(names, tables):
             if isinstance(rows, str):
                 (tmp_path / name).write_text(rows)
             else:
                 write_table(tmp_path / name, rows)
-        predictions.compare(names, skip_bad)
+        predictions.compare(names, **how)
         return capsys.readouterr().out
 
     return call
@@ -224,17 +224,45 @@ FAULTS = {  # name: (tables, words of the sentence)
         ["label,group,score,score_a,score_b\na,f,2,1,2\nb,m,3,3,1\n"],
         ["a.csv has a column score and score_NAME, too: leave one kind out"],
     ),
-    "other rows": ([GOOD, GOOD + "a,f,1,2\n"], ["b.csv has other rows"]),
+    "other rows": ([GOOD, GOOD + "a,f,1,2\n"], ["b.csv differs from a.csv", "rows, 3 for 2:"]),
     "other subjects": (
         [GOOD, "patient,label,group,score_a,score_b\np,a,f,1,2\np,b,m,3,1\n"],
-        ["other rows, classes, groups, subjects or files than a.csv"],
+        ["differs from a.csv in its subjects, p for row 0:"],
     ),
     "another order": (
         [GOOD, GOOD.replace("a,f,1,2\nb,m", "b,m,1,2\na,f")],
-        ["b.csv has other rows"],
+        ["b.csv differs from a.csv in its labels, b for a:"],
     ),
-    "other groups": ([GOOD, GOOD.replace("m", "x")], ["b.csv has other rows"]),
+    "other groups": ([GOOD, GOOD.replace("m", "x")], ["b.csv differs", "groups, x for m:"]),
 }
+
+
+def test_shares_in_training_give_corrected_decisions(main):
+    """As in the table of a student's own run; without them both decisions are the same."""
+    rows, data, clusters = table()
+    shares = [0.8, 0.1, 0.1]
+    out = metrics.evaluate(**data, num_classes=3, clusters=clusters, class_shares=shares)
+    assert main(rows, shares=shares).endswith(
+        metrics.show({"a.csv": out}, NAMES, ["f", "m"]) + "\n"
+    )
+    assert "   corrected" in main(rows, shares=shares) and "   corrected" not in main(rows)
+    with pytest.raises(ValueError, match="--shares: write one for each class .* Melanoma, akiec"):
+        main(rows, shares=[0.5, 0.5])
+
+
+@pytest.mark.parametrize("persons, told", [(1, "one subject: no interval"), (3, "3 subjects")])
+def test_few_subjects_are_told_and_one_gives_no_interval(main, persons, told):
+    """Resamples of one person are all the same: an interval without width would say "shown"."""
+    tables = []
+    for seed in (0, 1):
+        rows, *_ = table(seed)
+        tables.append([row | {"subject": f"p{n % persons}"} for n, row in enumerate(rows)])
+    printed = " ".join(main(*tables).split())
+    assert f"beware: intervals are over subjects, and these are pictures of {told}" in printed
+    if persons == 1:
+        assert "[" not in printed.partition("percent [95 %]")[2]
+        assert "less fair" not in printed and "fairer" not in printed
+    assert "beware" not in main(table()[0])
 
 
 @pytest.mark.parametrize("fault", FAULTS)

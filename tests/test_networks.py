@@ -57,6 +57,13 @@ class Mine(nn.Module):
 
 def mine(size):
     return Mine()
+
+class Two(Mine):
+    def forward(self, x):
+        return super().forward(x), 0
+
+def two(size):
+    return Two()
 """
 
 
@@ -112,6 +119,7 @@ def test_student_and_teacher_of_ones_own(folder, monkeypatch):
         ("nets.py:number", ["nets.py:number returns no torch.nn.Module, but 3"]),
         ("nets.py:endless", ["does not end in a linear layer"]),
         ("nets.py:sideways", ["does not end in a linear layer"]),
+        ("nets.py:two", ["nets.py:two gives a tuple: let it give logits alone"]),
         ("timm:no_such_network", ["there is no network timm:no_such_network", "package timm"]),
     ],
 )
@@ -129,6 +137,9 @@ def test_what_is_no_network_is_said(folder, monkeypatch, name, words):
         (["--student", "resnt18"], "no network is called 'resnt18': did you mean resnet18"),
         (["--teacher", "resnt18", "--alpha", "0"], "no network is called 'resnt18'"),
         (["--student", "none.py:tiny"], "no network none.py:tiny"),
+        (["--student", "none.py"], "none.py alone is no network: write FILE.py:FUNCTION"),
+        (["--student", "unet4"], "unet4 is for --task segment"),
+        (["--task", "segment", "--student", "convnet4"], "convnet4 is not for --task segment"),
         (["--weights", "none.pt"], "none.pt gives no weights"),
         (["--teacher-weights", "none.pt"], "none.pt gives no weights"),
     ],

@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 from importlib.util import find_spec
@@ -158,21 +159,36 @@ def test_labels_give_the_metrics_by_group(lively, originals, main, tmp_path):
         expected += "\nbeware: on the test pictures of its data set this student has collapsed"
     assert printed.endswith(f"\n{expected}\n")
     answers = read_table(tmp_path / "answers.csv")
+    assert [row["file"] for row in answers] == [row["file"] for row in rows]
     said = logits.argmax(1), (logits - np.log([0.9, 0.08, 0.02])).argmax(1)
     for key, codes in zip(("class", "class_corrected"), said):
         assert [row[key] for row in answers] == [saved["classes"][c] for c in codes]
-    ## What is written can be read by metrics.py: the same numbers at the largest output.
-    again = run_script(ROOT / "metrics.py", "answers.csv", cwd=tmp_path)
+    ## What is written can be read by metrics.py, by the command that is printed: the same numbers.
+    command = re.search(r"python metrics.py \S+ (.*)", printed)[1].split()
+    again = run_script(ROOT / "metrics.py", "answers.csv", *command, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     ours, theirs = cells_of(expected), cells_of(again.stdout)
     for name in (
         ("utility", "top-1", ""),
         ("fairness of decisions", "mean-DEO", ""),
+        ("fairness of decisions", "mean-DEO", "corrected"),
         ("class x group", "worst cell", ""),
         ("top-1 by group", "indoor", ""),
         ("disparity by class, outdoor minus indoor", "fox", ""),
     ):
         assert ours[name] == theirs[name]
+
+
+def test_labels_may_be_the_folders_as_in_training(lively, originals, main, tmp_path):
+    folder = shutil.copytree(originals / "csv", tmp_path / "pictures")
+    rows = read_table(folder / "labels.csv")
+    for row in rows:
+        named = Path(row.pop("label")) / Path(row["file"]).name
+        (folder / named.parent).mkdir(exist_ok=True)
+        row["file"] = str((folder / row["file"]).rename(folder / named).relative_to(folder))
+    write_table(folder / "labels.csv", rows)
+    printed = main(lively, "--labels", folder / "labels.csv")
+    assert "96 of 96 pictures have a label and a group" in printed
 
 
 def test_pictures_find_their_rows_by_the_end_of_their_paths(run, originals, main, tmp_path):
@@ -210,6 +226,7 @@ def test_the_table_of_the_training_is_read_by_the_settings_of_the_training(
     )
     told = "file is the column image, label is the column finding, group is the column place, "
     assert f"{told}subject is the column patient no\n" in after
+    after = after.replace("after.csv", "before.csv")
     assert after.partition("\n")[2] == before.partition("\n")[2]  # patients are clusters, too
     assert read_table(tmp_path / "after.csv") == read_table(tmp_path / "before.csv")
     assert read_table(tmp_path / "after.csv")[3]["subject"] == "p1"

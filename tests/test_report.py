@@ -20,6 +20,7 @@ import figures
 import metrics
 import report
 import results
+import webpages
 from data import DATASETS, InputError, load
 
 USELESS = [((50, 0), (50, 0))] * 2  # of each group: true x predicted
@@ -1006,6 +1007,17 @@ def test_seeds_of_a_row_that_saw_other_pictures_are_not_averaged(tmp_path):
         put(tmp_path, result(script, 0)), put(tmp_path, result(script, 1, pictures="y"))
     with pytest.raises(results.Refused, match="pictures of CKD is x, of CKD y"):
         results.comparable(toy_rows(tmp_path))
+
+
+def test_no_mean_is_shown_of_what_tables_refuse(tmp_path, monkeypatch, capsys):
+    """Neither in the terminal nor on the page of all runs: RKD learnt other rows of a table."""
+    put(tmp_path, result("ckd", 0)), put(tmp_path, result("rkd", 0, pictures="y"))
+    put(tmp_path, result("ckd", 1, pictures="y"))
+    by_place = results.collect(tmp_path)
+    told = "these runs cannot be compared: pictures of CKD is x, of CKD y (default-seed1)"
+    assert told in results.brief(by_place) and "90.0" not in results.brief(by_place)
+    page, lines = webpages.family(by_place, {})
+    assert told in page and "90.0" not in page and len(lines.splitlines()) == 1
 
 
 def test_third_trainings_of_a_fold_are_told(folded, monkeypatch, capsys):

@@ -103,6 +103,21 @@ def test_what_only_a_full_run_or_one_data_set_has(stand_in):
         assert ("--fair-weight 0.1" in text) == ("--quick" not in flags)
 
 
+def test_another_table_is_another_command(tmp_path, stand_in):
+    """So that what is in runs/finished is not taken for runs on the rows of today."""
+    table, flags = tmp_path / "own data" / "labels.csv", ("--only", "at", "--seeds", "1")
+    table.parent.mkdir()
+    listed = []
+    for content in ("file,label,group", "file,label,group\n1.png,a,f", "file,label,group"):
+        table.write_text(content)
+        for place in (table, table.parent):
+            listed.append(lines_of(stand_in, *flags, "--dataset", "csv", "--data-dir", str(place)))
+    assert listed[0] == listed[4] and listed[1] == listed[5]
+    assert not {*listed[0]} & {*listed[2]} and not {*listed[1]} & {*listed[3]}
+    own = ("--folds", "--dataset", "csv", "--data-dir", str(table))
+    assert len(lines_of(stand_in, *flags, *own)) == 5 * len(listed[0])
+
+
 def test_real_data_sets_get_their_folder_and_folds(stand_in):
     flags = ("--data-dir", "/my data", "--only", "rkd", "at")
     listed = lines_of(stand_in, *flags, "--dataset", "ham10000", "--", "--epochs", "3", "--out", "")
@@ -189,7 +204,11 @@ def test_it_says_what_is_running_and_how_to_use_it(tmp_path, stand_in):
     one = ("--seeds", "1", "--jobs", "1")
     lines = stand_in(*one, "--only", "at", "--task", "classify").stdout.splitlines()
     done = "done: OMP_NUM_THREADS=1 python methods/at.py --seed 0"
-    assert lines == ["1 runs, 1 to do, 1 at a time", "running: at.py --seed 0", done]
+    assert lines == [
+        "1 runs, 1 to do (not those in runs/finished), 1 at a time",
+        "running: at.py --seed 0",
+        done,
+    ]
     (tmp_path / "calls").unlink()
     for flag in ("--help", "-h"):
         told = stand_in(flag)

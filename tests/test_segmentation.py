@@ -738,6 +738,7 @@ def test_predict_writes_masks_and_outlines(masked, tmp_path, monkeypatch, capsys
     with torch.no_grad():
         torch.testing.assert_close(exported(pixels), saved_as(pixels), rtol=1e-4, atol=1e-4)
     card = json.loads((student.parent / "export-last" / "card.json").read_text())
+    assert "--labels" not in (student.parent / "export-last" / "card.md").read_text()
     assert card["classes"] == ["background", "inside"] and "dice" in str(card)
     monkeypatch.setattr("sys.argv", ["predict.py", str(student), "wide.png", "--csv", "x.csv"])
     with pytest.raises(InputError, match="answers with masks: leave out --labels and --csv"):
