@@ -475,7 +475,7 @@ def evaluate(
     "interval"           {metric: [low, high]}, 95 %; empty with replicates=0, which is fast
     "collapsed"          see `is_useless`
     "main_rule"          see there
-    "subjects"           number of clusters, of which intervals are: over one there is none
+    "subjects"           number of clusters, over which intervals are; of one there is none
 
     drawn: a dict that gets the metrics of all resamples, (R, ...), for `differences`.
     """

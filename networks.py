@@ -311,7 +311,8 @@ def body(name, size, started=False, pretrained=False, segment=False):
         with torch.no_grad():
             feats = net.eval()(black)
             if not isinstance(feats, torch.Tensor):
-                raise InputError(f"{name} gives a {type(feats).__name__}: let it give logits alone")
+                what = "maps" if segment else "logits"
+                raise InputError(f"{name} gives a {type(feats).__name__}: let it give {what} alone")
             if segment:
                 if feats.ndim != 4:
                     raise TypeError("it gives no maps, which --task segment needs")

@@ -32,6 +32,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 from importlib.util import find_spec
@@ -160,7 +161,7 @@ def label_rows(table, files, saved):
     used["file"] = used["file"].lower()
     if used["label"] == "label" not in header and used["file"] in header:  # as datasets/csv.py
         for row in rows:
-            row["label"] = Path(row[used["file"]]).parent.name
+            row["label"] = Path(row[used["file"]].replace("\\", "/")).parent.name
     require(table, header, [used["file"]])
     (labels, _), (groups, _) = (attribute(table, rows, used[name]) for name in ("label", "group"))
     subject = (trained.get("subject") or "").lower()
@@ -410,8 +411,11 @@ def main():
     if args.csv:
         save(args.csv, table.getvalue())
         if args.labels:
-            shares = " ".join(f"{share:.4g}" for share in saved["class_shares"])
-            print(f"\nto compare it with others: python metrics.py {args.csv} --shares {shares}")
+            ## metrics.py sorts classes by their names.
+            order = sorted(range(len(classes)), key=lambda c: place(classes[c]))
+            told = " ".join(f"{saved['class_shares'][c]:.4g}" for c in order)
+            file = shlex.quote(str(args.csv))
+            print(f"\nto compare it with others: python metrics.py {file} --shares {told}")
     if args.labels and known:
         print(f"\n{len(known)} of {len(files)} pictures have a label and a group")
         names = [[row["file"], Path(row["file"]).name] for row in known]

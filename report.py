@@ -33,7 +33,8 @@ What a row is, and how two of them are compared, is in results.py. In a table:
                        named, a group given one class, or macro recall within 5
                        points of chance, by the decisions that count or the
                        corrected ones) is marked and cannot be best in fairness:
-                       equally useless is not fair
+                       equally useless is not fair. Useless by these decisions:
+                       the same at the largest output, where others count
 """
 
 import argparse
@@ -217,7 +218,7 @@ def layout_table(kind, rows, end=None):
         if end != results.main_rule(rows):  # decisions by which other runs may be useless
             tests = [run[rule]["test"] for run in runs.values()]
             if bad := sum(metrics.has_collapsed(counts=np.array(t["counts"])) for t in tests):
-                name, competes = f"{name} ({bad} of {len(runs)} collapsed here)", False
+                name, competes = f"{name} ({bad} of {len(runs)} useless by these decisions)", False
         name += f" ({runs_of(runs)}, not {most})" if len(runs) < most else ""
         table.add(name, row.values(), runs, rule, ranked=competes)
     return table
@@ -1066,7 +1067,7 @@ def main():
     every = results.collect(source)
     by_place, repeated = results.trainings(every)
     if more := number_of_runs(every) - number_of_runs(by_place) - number_of_runs(repeated):
-        print(f"third trainings of a fold, in no table: {more} runs")
+        print(f"third trainings of a fold, in no table: {more} run{'s' * (more > 1)}")
     if not by_place:
         if (source / "smoke").is_dir():
             smoke = source / "smoke"

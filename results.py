@@ -1036,7 +1036,7 @@ def brief(by_place):
         try:
             comparable(rows, whole=False)
         except Refused as error:
-            lines += ["", f"{titled(place[0])} {place[1]}: {error}"]
+            lines += ["", f"{titled(place[0])} {place[1]}".rstrip() + f": {error}"]
             continue
         own = {n: runs for n, runs in rows.items() if n in NAMES.values() or "," not in n}
         end = main_rule(rows)

@@ -12,7 +12,7 @@
 #     ... --source-dir DIR2                  FairTune first learns DIR2 (a csv
 #                                            folder), not drawn stars
 #     ... --seeds 5                          five seeds of each run
-#     ... --folds                            five folds, as of ham10000
+#     ... --folds                            five folds (csv; ham10000 has them)
 #     ... --jobs 4                           four at a time (usual: all cores)
 #     ... --only ckd bird                    these scripts alone
 #     ... -- --epochs 3                      what follows -- goes to every run
@@ -85,7 +85,7 @@ each() {  # print the command for every part of the data and every seed
         case $extra in *--student?vit_*) ;; *--student*) last+=' --student vit_tiny' ;; esac
     fi
     for part in "${parts[@]}"; do for ((seed = 0; seed < ${seeds:-$usual}; seed++)); do
-        echo OMP_NUM_THREADS=1 python "methods/$script.py" $settings $part --seed $seed $data $last $state
+        echo OMP_NUM_THREADS=1 $state python "methods/$script.py" $settings $part --seed $seed $data $last
         [ -z "$once" ] || return 0
     done; done
 }
@@ -122,8 +122,9 @@ for script in $only; do [ -f "methods/$script.py" ] || fail "there is no methods
     usual=1 parts=('--fold '{0..4})
     [[ $dataset != ham10000 || $extra = *--sensitive* ]] || parts+=('--sensitive age --fold '{0..4})
 }
-# With other rows in the user's own table, a command is another one: a comment at its end tells.
-[ "$dataset" != csv ] || state="# table $(eval "cat $data_dir $data_dir/*.csv" 2>/dev/null | cksum | tr ' ' -)"
+# With other rows in the user's own table, a command is another one: a variable in front tells.
+table=${data_dir:-data/csv}
+[ "$dataset" != csv ] || state="TABLE=$(eval "cat $table $table/labels.csv" 2>/dev/null | cksum | tr ' ' -)"
 [[ $state != *-0 ]] || state=''
 [ "$dataset" = toy ] || data="--dataset $dataset${data_dir:+ --data-dir $data_dir}"
 if [ -n "$list" ]; then commands; exit; fi

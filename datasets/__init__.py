@@ -107,8 +107,9 @@ class Table:
         parts, fault = {part: self.split == part for part in ("train", "val", "test")}, ""
         if (number := len({*self.subjects})) < 3 <= len(self.ids):
             raise InputError(
-                f"all pictures of {name} are of {number} subject{'s'[: number - 1]}, who are never "
-                "parted: name another column by --subject (that of the files: each is its own)"
+                f"{name} has pictures of {number} subject{'s'[: number - 1]} alone, and those of "
+                "one stay in one of three splits: name another column by --subject (with that of "
+                "the files, each picture is its own)"
             )
         checked = [("group", self.groups, self.group_names)]
         if self.masks is None and self.mask_files is None:

@@ -319,7 +319,7 @@ class Method(PlainTraining):
     def class_shares(self):
         """The share of each class in Eq. (3), (C,), of a batch that has all groups: q moves it.
 
-        Validation is corrected by the q of its epoch, test pictures by the last q, whatever epoch.
+        While training, validation is corrected by the q of its epoch; all results by the last q.
         """
         split, shape = self.split, (len(self.data.group_names), len(self.data.classes))
         cell, shown = split.groups * shape[1] + split.labels, times_shown(split, self.args.balance)

@@ -420,7 +420,7 @@ def test_csv_of_one_subject_cannot_be_divided(pictures):
     for persons in (1, 2):
         some = [row | {"subject": f"p{n % persons}"} for n, row in enumerate(rows)]
         write_table(pictures / "labels.csv", some)
-        told = f"of {persons} subjects?, who are never parted: name another column by --subject"
+        told = f"of {persons} subjects? alone, .* of three splits: name another column by --subject"
         with pytest.raises(InputError, match=told):
             load("csv", pictures, 16)
 

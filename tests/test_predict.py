@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from importlib.util import find_spec
@@ -177,6 +178,20 @@ def test_labels_give_the_metrics_by_group(lively, originals, main, tmp_path):
         ("disparity by class, outdoor minus indoor", "fox", ""),
     ):
         assert ours[name] == theirs[name]
+
+
+def test_the_printed_shares_are_in_the_order_of_metrics(lively, originals, main, tmp_path):
+    """Which sorts classes by their names; a student has them as its data set has."""
+    saved = torch.load(lively, weights_only=True) | {"classes": ["fox", "cat", "dog"]}
+    torch.save(saved, tmp_path / "other.pt")
+    table, answers = originals / "csv" / "labels.csv", tmp_path / "my answers.csv"
+    printed = main(tmp_path / "other.pt", "--labels", table, "--csv", answers)
+    assert "--shares 0.08 0.02 0.9\n" in printed  # of cat, dog, fox
+    command = shlex.split(re.search(r"python metrics.py (.*)", printed)[1])
+    again = run_script(ROOT / "metrics.py", *command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    name = "fairness of decisions", "mean-DEO", "corrected"
+    assert cells_of(printed)[name] == cells_of(again.stdout)[name]
 
 
 def test_labels_may_be_the_folders_as_in_training(lively, originals, main, tmp_path):

@@ -109,7 +109,7 @@ def test_the_recorded_kills_ended_right():
         "decoded-",
         "teachers/convnet4",  # its checkpoint
         "epoch-001.pt",
-        "/ckd/image_size",  # the student's checkpoint
+        "/ckd/batch_size",  # the student's checkpoint
         "student.pt",
         "logits.npz",
         "result.json",

@@ -1027,7 +1027,7 @@ def test_third_trainings_of_a_fold_are_told(folded, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(folded)])
     with contextlib.suppress(results.Refused):  # these have no answers
         report.main()
-    assert "third trainings of a fold, in no table: 1 runs" in capsys.readouterr().out
+    assert "third trainings of a fold, in no table: 1 run\n" in capsys.readouterr().out
 
 
 def test_no_results_and_no_place_for_the_table_are_named(tmp_path, monkeypatch):

@@ -31,7 +31,8 @@ def results(folder):
 commands, out = Path(sys.argv[1]), Path(sys.argv[2])
 alone = out.with_name(f"{out.name}-one-process")
 for line in commands.read_text().splitlines():
-    words = shlex.split(line)[2:]  # without OMP_NUM_THREADS=1 python
+    words = shlex.split(line)
+    words = words[words.index("python") + 1 :]  # without variables such as OMP_NUM_THREADS=1
     sys.argv = [*words, "--out", str(alone)]
     importlib.import_module(Path(words[0]).stem).main()
 there, here = results(out), results(alone)
