@@ -163,3 +163,7 @@ def main():
         compare(args.tables, args.skip_bad, args.shares)
     except (ValueError, KeyboardInterrupt) as error:  # an InputError is a ValueError
         sys.exit(f"metrics.py: {str(error) or 'stopped'}")
+
+
+if __name__ == "__main__":
+    main()
