@@ -18,6 +18,7 @@ import io
 import json
 import keyword
 import re
+import signal
 import statistics
 import sys
 import tokenize
@@ -409,6 +410,8 @@ def main(argv=None, root=ROOT):
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
     try:
         main()
     except (OSError, SyntaxError) as error:

@@ -292,11 +292,19 @@ def test_as_a_user_starts_it(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="Windows has no such pipes")
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+@pytest.mark.parametrize(
+    "command, first",
+    [
+        ("metrics.py a.csv", "a.csv: the scores"),
+        ("side_by_side.py", "containment"),
+        ("report.py --help", "usage: report.py"),
+    ],
+)
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, command, first):
     (tmp_path / "a.csv").write_text(GOOD)
-    command = f"{sys.executable} -u {ROOT / 'metrics.py'} a.csv | head -1"
+    command = f"{sys.executable} -u {ROOT}/{command} | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.startswith("a.csv: the scores") and not done.stderr
+    assert done.stdout.startswith(first) and not done.stderr
 
 
 # ----- probabilities in place of logits -----------------------------------------------------------
