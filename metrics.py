@@ -437,6 +437,21 @@ def main_rule(shares):
     return ENDS[bool(min(shares) < 0.5 / len(shares))]
 
 
+def _resampled(data, clusters, replicates, seed, drawn, measured=headline):
+    """`bootstrap` of `measured`, which `drawn` gets, too: {} without resamples; and their subjects.
+
+    One subject has none, because all of them would be the same. The subjects are {"subjects": n}.
+    """
+    n = len(data["labels"])
+    subjects = n if clusters is None else len(np.unique(clusters))
+    number = replicates if subjects > 1 else 0
+    weights = bootstrap_weights(n=n, replicates=number, seed=seed, clusters=clusters)
+    draws = bootstrap(**data, weights=weights, measured=measured) if number else {}
+    if drawn is not None:
+        drawn.update(draws)
+    return draws, {"subjects": subjects} if replicates else {}
+
+
 def _add_intervals(out, within, draws, sizes):
     """Add to `out` the intervals of its metrics, and "groups", made of `within` {metric: (G,)}."""
     out["interval"] = {k: interval(draws=draws[k], point=out[k]) for k in out if draws}
@@ -484,11 +499,7 @@ def evaluate(
     data = {"labels": labels, "groups": groups, "logits": logits, "num_groups": num_groups}
     data["class_shares"] = class_shares
     out = headline(**data)  # before the resamples, because it checks the arguments
-    weights = bootstrap_weights(n=len(labels), replicates=replicates, seed=seed, clusters=clusters)
-    subjects = len(labels) if clusters is None else len(np.unique(clusters))
-    draws = bootstrap(**data, weights=weights) if replicates and subjects > 1 else {}
-    if drawn is not None:
-        drawn.update(draws)
+    draws, subjects = _resampled(data, clusters, replicates, seed, drawn)
     tables = {end: out.pop(f"counts{end}") for end in ENDS}
     within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
     of_class = {name[6:]: out.pop(name) for name in list(out) if name.startswith("class_")}
@@ -500,7 +511,7 @@ def evaluate(
         of_class[f"recall_per_group{end}"] = recalls.T
         of_class[f"deo{end}"] = deo(counts=counts)[0]
     _add_intervals(out, within, draws, samples.sum(-1))
-    out |= {"n": len(labels)} | ({"subjects": subjects} if replicates else {})
+    out |= {"n": len(labels)} | subjects
     out |= {f"counts{end}": counts.astype(int) for end, counts in tables.items()}
     out["classes"] = [{k: v[c] for k, v in of_class.items()} for c in range(num_classes)]
     shares = [1] if class_shares is None else class_shares
@@ -608,12 +619,7 @@ def evaluate_masks(
     data = {"areas": areas, "labels": labels, "groups": groups}
     data |= {"num_classes": num_classes, "num_groups": num_groups}
     out = headline_masks(**data)
-    weights = bootstrap_weights(n=len(areas), replicates=replicates, seed=seed, clusters=clusters)
-    data |= {"weights": weights, "measured": headline_masks}
-    subjects = len(areas) if clusters is None else len(np.unique(clusters))
-    draws = bootstrap(**data) if replicates and subjects > 1 else {}
-    if drawn is not None:
-        drawn.update(draws)
+    draws, subjects = _resampled(data, clusters, replicates, seed, drawn, headline_masks)
     within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
     size = np.zeros((num_groups, num_classes), int)
     np.add.at(size, (groups, labels), 1)
@@ -621,7 +627,7 @@ def evaluate_masks(
     values = dice(areas=areas)
     of_class = [values[np.asarray(labels) == c] for c in range(num_classes)]
     out["classes"] = [{"dice": v.mean() if len(v) else None, "n": len(v)} for v in of_class]
-    out |= {"n": len(areas), "pictures": size} | ({"subjects": subjects} if replicates else {})
+    out |= {"n": len(areas), "pictures": size} | subjects
     ## Nothing is found in half of the pictures, or the same number of pixels in all. Where nothing
     ## is to be found, an empty mask is right.
     said, true, _ = areas[areas[:, 1] > 0].T

@@ -169,7 +169,8 @@ def layout_table(kind, rows, end=None):
     end    of the names of metrics of decisions, "" or "_corrected"; None: `results.main_rule`
     """
     table, pair, gaps = Table(LAYOUTS[kind].split("|")), None, gap_columns(rows)
-    end = results.main_rule(rows) if end is None else end
+    main = results.main_rule(rows)
+    end, other = main if end is None else end, end not in (None, main)
     table.notes += [] if results.of_masks(rows) else [results.DECISIONS[end]]
     first = next(iter(rows.values()), {})
     if kind in SWEEPS and len(results.folds_of(first)) == 1:
@@ -215,10 +216,9 @@ def layout_table(kind, rows, end=None):
                 each = [results.cell(runs, score, rule, g).point for g in range(len(groups))]
                 row[column] = ", ".join(f"{name} {v:.1f}" for name, v in zip(groups, each))
         competes = rule == "last" and name != results.CEILING and len(runs) == most
-        if end != results.main_rule(rows):  # decisions by which other runs may be useless
-            tests = [run[rule]["test"] for run in runs.values()]
-            if bad := sum(metrics.has_collapsed(counts=np.array(t["counts"])) for t in tests):
-                name, competes = f"{name} ({bad} of {len(runs)} useless by these decisions)", False
+        ## By decisions that do not count, others may be useless.
+        if bad := results.number_collapsed(runs, rule, end) if other else 0:
+            name, competes = f"{name} ({bad} of {len(runs)} useless by these decisions)", False
         name += f" ({runs_of(runs)}, not {most})" if len(runs) < most else ""
         table.add(name, row.values(), runs, rule, ranked=competes)
     return table
@@ -1045,6 +1045,7 @@ def put(text, name, table):
 
 
 def number_of_runs(by_place):
+    """Of all rows of all places."""
     return sum(len(runs) for rows in by_place.values() for runs in rows.values())
 
 
@@ -1091,8 +1092,10 @@ def main():
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         save(ROOT / "README.md", fill(readme, by_place))
     if refused:
-        places = {place: place if place == "all" else " ".join(place) for place, _ in refused}
-        lines = [f"no table {k} of {places[p]}: {why}" for (p, k), why in refused.items()]
+        lines = []
+        for (place, kind), why in refused.items():
+            where = place if place == "all" else " ".join(place)
+            lines.append(f"no table {kind} of {where}: {why}")
         raise Refused("\n".join(lines))
 
 

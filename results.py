@@ -657,9 +657,15 @@ def seeds_of(runs):
     return ", ".join(names)
 
 
-def number_collapsed(runs, rule="last"):
-    """How many runs of a row give useless decisions; see metrics.has_collapsed."""
-    return sum(bool(result[rule]["test"]["collapsed"]) for result in runs.values())
+def number_collapsed(runs, rule="last", end=None):
+    """How many runs of a row give useless decisions; see metrics.has_collapsed.
+
+    end    by the decisions of this end, "" or "_corrected"; None: by those of metrics.is_useless
+    """
+    tests = [result[rule]["test"] for result in runs.values()]
+    if end is None:
+        return sum(bool(test["collapsed"]) for test in tests)
+    return sum(metrics.has_collapsed(counts=np.array(test[f"counts{end}"])) for test in tests)
 
 
 def main_rule(rows):

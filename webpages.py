@@ -376,8 +376,12 @@ def confusions(run):
 
 def by_group(run):
     """The numbers of each group, with the intervals of those that have one."""
-    words = {"auroc": "AUROC", f"recall{run.end}": "macro recall", "dice": "Dice"}
-    words |= {"failure": "failed"}
+    words = {
+        "auroc": "AUROC",
+        f"recall{run.end}": "macro recall",
+        "dice": "Dice",
+        "failure": "failed",
+    }
     groups = run.parts["student"]["test"]["groups"]
     shown = [*itertools.product([key for key in words if key in groups[0]], run.rules.items())]
     rows = [[name, groups[g]["n"]] for g, name in enumerate(run.names)]

@@ -104,13 +104,13 @@ class Table:
         has no recall, no AUC and no gap: better to say so now than to report meaningless numbers.
         Where masks are learnt, classes only tell pictures apart, and may be anywhere.
         """
-        parts, fault = {part: self.split == part for part in ("train", "val", "test")}, ""
         if (number := len({*self.subjects})) < 3 <= len(self.ids):
             raise InputError(
                 f"{name} has pictures of {number} subject{'s'[: number - 1]} alone, and those of "
                 "one stay in one of three splits: name another column by --subject (with that of "
                 "the files, each picture is its own)"
             )
+        parts, fault = {part: self.split == part for part in ("train", "val", "test")}, ""
         checked = [("group", self.groups, self.group_names)]
         if self.masks is None and self.mask_files is None:
             checked.insert(0, ("class", self.labels, self.classes))

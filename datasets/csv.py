@@ -137,7 +137,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     for (line, row), label, group in zip(lines.items(), labels, groups):
         if not label or not group:
             what = sensitive if label else target
-            cells = [row.get(column, "") for column in columns_of(what)]
+            cells = (row.get(column, "") for column in columns_of(what))
             cell = next((cell for cell in cells if cell and missing(cell)), "")
             why = f"is {cell!r}, which is read as missing" if cell else "is missing"
             incomplete[row[named]] = f"line {line}: {what} {why}"

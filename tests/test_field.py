@@ -335,6 +335,14 @@ def test_a_subject_of_several_cells_counts_for_the_rarest():
     assert [(split[cells == 1] == part).sum() for part in ("train", "val", "test")] == [14, 2, 4]
 
 
+def test_of_crossed_columns_the_missing_cell_is_named(tmp_path):
+    root = folder(tmp_path, "clinic.csv", lambda n: f"images/{n:04}.png")
+    choices = {"file_column": "image", "target": "finding", "sensitive": "age:60+sex"}
+    told = r"line 18: age:60\+sex is 'N/A', which is read as missing"
+    with pytest.raises(InputError, match=told):
+        load("csv", root, 16, **choices)
+
+
 def test_the_split_does_not_depend_on_the_order_of_the_rows():
     """Nor where subjects have several labels, and cells are as frequent as others."""
     rng = np.random.default_rng(0)

@@ -1009,7 +1009,7 @@ def test_seeds_of_a_row_that_saw_other_pictures_are_not_averaged(tmp_path):
         results.comparable(toy_rows(tmp_path))
 
 
-def test_no_mean_is_shown_of_what_tables_refuse(tmp_path, monkeypatch, capsys):
+def test_no_mean_is_shown_of_what_tables_refuse(tmp_path):
     """Neither in the terminal nor on the page of all runs: RKD learnt other rows of a table."""
     put(tmp_path, result("ckd", 0)), put(tmp_path, result("rkd", 0, pictures="y"))
     put(tmp_path, result("ckd", 1, pictures="y"))
