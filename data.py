@@ -21,6 +21,7 @@ import math
 import os
 import re
 import shutil
+import warnings
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -285,11 +286,13 @@ def keep_newest(folder, most):
 
 
 def name_codes(names):
-    """A number for each name of a picture, without its ending: (N,) int64.
+    """A number for each name of a picture, without ending, capitals and kind of slash: (N,) int64.
 
     A student's file holds them, so that it can tell pictures that it was trained on by their names.
     """
-    return torch.tensor([zlib.crc32(os.path.splitext(name)[0].encode()) for name in names])
+    from datasets._tables import forms  # not at the top, because datasets imports this file
+
+    return torch.tensor([zlib.crc32(forms(name)[1].encode()) for name in names])
 
 
 # ===== SPLITS AND BATCHES =========================================================================
@@ -411,8 +414,10 @@ class Batch(NamedTuple):
 def cells_of(split, balance):
     """(N,) integers: what each picture counts as when `balance` shows all of that equally often."""
     columns = {"cells": ["labels", "groups"], "classes": ["labels"], "groups": ["groups"]}[balance]
-    pairs = np.stack([getattr(split, column).cpu().numpy() for column in columns])
-    return np.unique(pairs, axis=1, return_inverse=True)[1].ravel()
+    codes = np.zeros(len(split), int)
+    for values in (getattr(split, column).cpu().numpy() for column in columns):
+        codes = codes * (values.max() + 1) + values
+    return np.unique(codes, return_inverse=True)[1]  # without the cells that hold nothing
 
 
 def balanced_order(cells, rng):
@@ -533,8 +538,8 @@ def manual(name):
     """What whoever uses a student of the data set `name` has to know: texts by name."""
     licence = reader_of(name).__doc__.partition("\nLICENCE. ")[2].partition("\n\n")[0]
     pixels = (
-        "upright as EXIF says, RGB, the centre square, scaled to size x size (bilinear, "
-        "antialiased), pixels from 0 to 255, then (pixel - mean) / std"
+        "upright as EXIF says, RGB, over white where it is transparent, the centre square, scaled "
+        "to size x size (bilinear, antialiased), pixels from 0 to 255, then (pixel - mean) / std"
     )
     return {"preprocessing": pixels, "licence": " ".join(licence.split())}
 
@@ -550,7 +555,10 @@ def load(name, root=None, size=None, *, device="cpu", **choices):
     from datasets import read_table  # not at the top, because datasets imports this file
 
     table, device = read_table(name, root, size, **choices), torch.device(device)
-    store = torch.from_numpy(table.images)  # (M, H, W, 3) uint8
+    with warnings.catch_warnings():  # of torch, that nobody must write into a file that is read
+        warnings.simplefilter("ignore", UserWarning)
+        store = torch.from_numpy(table.images)  # (M, H, W, 3) uint8
+        masks = None if table.masks is None else torch.from_numpy(table.masks)
     if device.type == "cuda" and store.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
         store = store.to(device)  # everything lives on the device where it fits
     every = Split(
@@ -560,7 +568,7 @@ def load(name, root=None, size=None, *, device="cpu", **choices):
         torch.from_numpy(table.groups).to(device),
         table.ids,
         table.subjects,
-        masks=None if table.masks is None else torch.from_numpy(table.masks).to(store.device),
+        masks=None if masks is None else masks.to(store.device),
     )
     train = torch.from_numpy(np.flatnonzero(table.split == "train"))
     some = store[train[:: math.ceil(len(train) / 2000)]].float()  # enough for 3 means, 3 deviations

@@ -207,44 +207,54 @@ def decisions(*, counts):
 
 
 # ----- metrics of scores --------------------------------------------------------------------------
-def _area(positive, score, weights):
-    """P(a positive scores above a negative), ties count half: (...,); NaN if either is missing."""
+def _area(positive, score, weights, strata):
+    """P(a positive scores above a negative of its stratum), ties count half: (...,).
+
+    NaN if no stratum has both.
+    """
     ## Scores are sorted once; then a resample, a row of weights, costs one cumulative sum.
-    order = np.argsort(score, kind="stable")
-    positives, negatives = order[positive[order]], order[~positive[order]]
-    below = np.zeros((*weights.shape[:-1], len(negatives) + 1))  # [k]: weight of the k lowest
-    np.cumsum(weights[..., negatives], axis=-1, out=below[..., 1:])
-    low = np.searchsorted(score[negatives], score[positives], "left")
-    high = np.searchsorted(score[negatives], score[positives], "right")
-    weights = weights[..., positives]
-    ## below[low] is the weight of the negatives that score lower than a positive, below[high] of
-    ## those that score lower or equal: their mean counts ties half.
-    won = (weights * (below[..., low] + below[..., high])).sum(-1) / 2
-    return _ratio(won, weights.sum(-1) * below[..., -1])
+    order, won, pairs = np.argsort(score, kind="stable"), 0.0, 0.0
+    for inside in (order[strata[order] == s] for s in np.unique(strata)):
+        positives, negatives = inside[positive[inside]], inside[~positive[inside]]
+        below = np.zeros((*weights.shape[:-1], len(negatives) + 1))  # [k]: weight of the k lowest
+        np.cumsum(weights[..., negatives], axis=-1, out=below[..., 1:])
+        low = np.searchsorted(score[negatives], score[positives], "left")
+        high = np.searchsorted(score[negatives], score[positives], "right")
+        own = weights[..., positives]
+        ## below[low] is the weight of the negatives that score lower than a positive, below[high]
+        ## of those that score lower or equal: their mean counts ties half.
+        won = won + (own * (below[..., low] + below[..., high])).sum(-1) / 2
+        pairs = pairs + own.sum(-1) * below[..., -1]
+    return _ratio(won, pairs)
 
 
-def auroc(*, labels, probs, weights=None):
+def auroc(*, labels, probs, weights=None, strata=None):
     """Area under the ROC curve: (...,) in [0, 1], 0.5 by chance. labels (N,), probs (N, C) or (N,).
 
     Two classes: P(a sample of class 1 has a higher probs[:, 1] than one of class 0), ties count
     half. More: the mean over classes of one against the rest, without those that have no sample.
     NaN if all samples are of one class.
+
+    strata (N,): only samples of the same one are compared. Where each fold has a network of its
+    own, their scores are on different scales (Forman and Scholz, 2010).
     """
+    more = {"weights": weights, "strata": strata}
     one_group = {"groups": np.zeros(len(labels), int), "num_groups": 1}
-    return auroc_per_group(labels=labels, probs=probs, weights=weights, **one_group)[..., 0]
+    return auroc_per_group(labels=labels, probs=probs, **more, **one_group)[..., 0]
 
 
-def auroc_per_group(*, labels, probs, groups, num_groups, weights=None):
+def auroc_per_group(*, labels, probs, groups, num_groups, weights=None, strata=None):
     """`auroc` inside each group: (..., G). A group with one class only is NaN (FairVision: -1)."""
     ## All groups may lie above the AUROC of all pictures, which also compares pictures of different
     ## groups: their scores can be shifted against each other.
     labels, probs = _scores(labels, probs)
     groups = _codes("groups", groups, num_groups, len(labels))
     weights, areas = _weights(weights, len(labels)), []
+    strata = np.zeros(len(labels)) if strata is None else np.asarray(strata)
     classes = range(probs.shape[1]) if probs.shape[1] > 2 else [1]
     for inside in (groups == g for g in range(num_groups)):
-        own, score, share = labels[inside], probs[inside], weights[..., inside]
-        areas.append(np.stack([_area(own == c, score[:, c], share) for c in classes], axis=-1))
+        own, score, more = labels[inside], probs[inside], (weights[..., inside], strata[inside])
+        areas.append(np.stack([_area(own == c, score[:, c], *more) for c in classes], axis=-1))
     return _mean(np.stack(areas, axis=-2))  # of (..., G, C)
 
 
@@ -350,19 +360,19 @@ def are_probabilities(scores):
     return ((scores >= 0) & (scores <= 1)).all() and (abs(scores.sum(1) - 1) <= rounding).all()
 
 
-def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=None):
+def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=None, strata=None):
     """All metrics by name, from labels (N,), groups (N,), logits (N, C) and class_shares π (C,).
 
     Values are (...,); those named group_... are (..., G), class_... (..., C), and "counts" is
     (..., G, C, C). Without class_shares all classes were equally frequent in training, and both
-    decisions are the same.
+    decisions are the same. strata (N,): see `auroc`.
     """
     labels, logits = _scores(labels, np.asarray(logits, float))
     if are_probabilities(logits):
         raise ValueError("logits must not be probabilities: pass their logarithms.")
     weights, num_classes = _weights(weights, len(labels)), logits.shape[1]
     split = {"groups": groups, "num_groups": num_groups}
-    scored = {"labels": labels, "probs": log_odds(logits), "weights": weights}
+    scored = {"labels": labels, "probs": log_odds(logits), "weights": weights, "strata": strata}
     overall, areas = auroc(**scored), auroc_per_group(**scored, **split)
     out = {"auroc": overall, "group_auroc": areas}
     out |= {"auroc_worst_group": worst_group(values=areas), "auroc_gap": gap(values=areas)}
@@ -410,7 +420,7 @@ def has_collapsed(*, counts):
     """Whether decisions (G, C, C) are so useless that fairness values mean nothing.
 
     A class that has samples is never predicted, a group of ten samples or more, of two classes or
-    more, gets one answer, or macro recall is within 5 points of chance.
+    more, gets one answer, or macro recall is less than 5 points above chance.
     """
     there, predicted = counts.sum(-1) > 0, counts.sum(-2) > 0  # (G, C) each
     present = there.any(0)  # (C,)

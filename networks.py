@@ -26,6 +26,8 @@ import re
 import runpy
 import sys
 import traceback
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -151,7 +153,11 @@ def flava(size):
     """FLAVA's image encoder: (B, 3, 224, 224) to its first token, (B, 768), and then (B, 1)."""
     if size != 224:
         raise TypeError("it has positions for 224: write flava@224, which enlarges pictures")
-    from transformers import FlavaImageConfig, FlavaImageModel  # a package that few need
+    try:
+        from transformers import FlavaImageConfig, FlavaImageModel  # a package that few need
+    except ImportError as error:
+        reason = f"flava needs the package transformers ({first_line(error)}): install it"
+        raise InputError(reason) from None
 
     class FirstToken(nn.Module):
         def __init__(self):
@@ -182,10 +188,14 @@ def first_line(error):
 
 def of_timm(name, size, pretrained, segment):
     """timm:NAME, without its last layer."""
-    what = name.removeprefix("timm:")
+    what, lacking = name.removeprefix("timm:"), f"there is no network {name}"
+    advice = "it is timm:NAME, where the package timm is installed, or FILE.py:FUNCTION"
     try:
         import timm  # a package that few need
 
+        if pretrained and timm.is_model(what):
+            lacking = f"the weights of {name} cannot be had"
+            advice = "connect once, or download their file and name it by --weights"
         if segment:
             encoder = timm.create_model(what, pretrained, features_only=True)
             return UNet(encoder, encoder.feature_info.channels(), most=64)
@@ -194,10 +204,8 @@ def of_timm(name, size, pretrained, segment):
         except TypeError:
             return timm.create_model(what, pretrained, num_classes=0)
     except Exception as error:  # no such package, network or connection
-        raise InputError(
-            f"there is no network {name} ({type(error).__name__}: {first_line(error)}): it is "
-            "timm:NAME, where the package timm is installed, or FILE.py:FUNCTION"
-        ) from None
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{lacking} ({told}): {advice}") from None
 
 
 def of_file(name, size):
@@ -247,6 +255,12 @@ def refuse_unknown(networks, files, segment=False):
                 own = ["unet8", "transunet8"] if segment else [*OWN, "convnet8", "convnet32"]
                 similar, what = near(name, [*known, *own], 0.3), "of --task segment " * segment
                 raise InputError(f"no network {what}is called {name!r}: did you mean {similar}?")
+        if module == "timm" and find_spec("timm"):
+            import timm  # takes seconds: only where it is needed
+
+            if ":" not in (what := name.removeprefix("timm:")) and not timm.is_model(what):
+                similar = near(what, timm.list_models(), 0.3)
+                raise InputError(f"timm has no network {what!r}: did you mean {similar}?")
     for file in filter(None, files):
         if not Path(file).is_file():
             raise InputError(f"{file} gives no weights: there is no such file")
@@ -270,7 +284,8 @@ def of_torchvision(name, size, started, pretrained, segment=False):
         reason = (str(error) or "their file is empty: delete it").partition("\n")[0]
         raise InputError(
             f"the weights of {name} cannot be had ({reason}): connect once, or copy their file "
-            f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained"
+            f"into {torch.hub.get_dir()}/checkpoints, or use --no-pretrained, or, if it is about "
+            f"the size of pictures, {name}@224"
         ) from None
     if segment:
         return Headless(net)
@@ -296,6 +311,9 @@ def body(name, size, started=False, pretrained=False, segment=False):
     """
     small = SMALL.fullmatch(name)
     try:
+        if name == "flava" and pretrained:
+            what = "--weights or --teacher-weights"
+            raise InputError(f"flava's weights are not fetched: name their file by {what}")
         if name in OWN:
             net = OWN[name](size)
         elif small and small[1] == "convnet":
@@ -355,6 +373,16 @@ def usual_statistics(name, net):
     return tuple(theirs.mean), tuple(theirs.std)
 
 
+def beware(name, net, size):
+    """Print what a network of timm needs for its weights to be what they were."""
+    theirs = getattr(getattr(net, "encoder", net), "pretrained_cfg", {})
+    if "QuickGELU" in str(theirs.get("notes")) and "quickgelu" not in name:
+        print(f"beware: weights of {name} want QuickGELU: take the network with it in its name")
+    if hasattr(net, "pos_embed") and theirs and theirs["input_size"][-1] != size:
+        sides = f"{theirs['input_size'][-1]} pixels a side, not {size}"
+        print(f"beware: {name} learnt from {sides}: positions are resampled; {name}@224 enlarges")
+
+
 def resampled(state, net):
     """A state_dict for timm's `net`, with positions for its number of patches; others as it is.
 
@@ -374,7 +402,9 @@ def tensors_of(path, net):
 
             content = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of TorchScript, which is refused anyway
+                warnings.simplefilter("ignore", UserWarning)
+                content = torch.load(path, map_location="cpu", weights_only=True)
         both = {"state", "log"}, {"states", "class_shares"}  # of a teacher, of a student
         ours = any(keys <= content.keys() for keys in both)
         for key in "state_dict_ema state_dict model state states last".split():  # who wraps them
@@ -385,9 +415,11 @@ def tensors_of(path, net):
     except Exception as error:  # no file, no package, a damaged file, code in it
         known = Path(path).suffix in (".pt", ".pth", ".bin", ".safetensors")
         told = f"{type(error).__name__}: {first_line(error)}" if known else "an unknown ending"
+        if "weights_only" in told:  # PyTorch advises to load it all the same, which runs its code
+            told = "it holds code, or is another page or program"
         raise InputError(
-            f"{path} gives no weights ({told}): it must be a file of tensors by name, .pt, .pth or "
-            ".safetensors"
+            f"{path} gives no weights ({told}): it must be a file of tensors by name, .pt, .pth, "
+            ".bin or, with the package of that name, .safetensors"
         ) from None
 
 
@@ -395,6 +427,8 @@ def bare(state):
     """{name: tensor} without the prefixes that programs put before names, and without counters."""
     prefix = re.compile(r"^((module|model|_orig_mod|backbone|body|flava|image_model)\.)+")
     pairs = [(prefix.sub("", name), tensor) for name, tensor in state.items()]
+    for old, new in ((".mlp.linear_1.", ".mlp.0."), (".mlp.linear_2.", ".mlp.3.")):
+        pairs = [(name.replace(old, new), tensor) for name, tensor in pairs]  # torchvision's, once
     return {name: tensor for name, tensor in pairs if not name.endswith("num_batches_tracked")}
 
 
@@ -478,6 +512,8 @@ class Network(nn.Module):
             print(f"nobody offers weights of {name}: it starts from random ones")
         ours = args.weights and load and start_from(self.body, args.weights)
         self.statistics = usual_statistics(name, self.body) if started and not ours else None
+        if started and not ours and load:
+            beware(name, self.body, self.size)
         if args.statistics:
             self.statistics = STATISTICS[args.statistics]
         if self.statistics:  # NaN until `expect`, so that nobody can forget to call it

@@ -58,6 +58,7 @@ from datasets._tables import (
     refuse_repeated,
     require,
     subject_column,
+    written,
 )
 from networks import as_saved
 
@@ -148,7 +149,8 @@ def pictures_in(path):
 
 
 def label_rows(table, files, saved):
-    """{picture: its row in the table of labels, or None}; without files, all of the table.
+    """{picture: its row in the table of labels, or None}; without files, all of the table. And the
+    names of groups, in order.
 
     The columns are those of the student's training or, where one is not there, file, label, group.
     """
@@ -159,14 +161,19 @@ def label_rows(table, files, saved):
         own = trained.get(setting) or name
         used[name] = own if {*columns_of(own)} <= {*header} or name not in header else name
     used["file"] = used["file"].lower()
-    if used["label"] == "label" not in header and used["file"] in header:  # as datasets/csv.py
-        for row in rows:
-            row["label"] = Path(row[used["file"]].replace("\\", "/")).parent.name
     require(table, header, [used["file"]])
-    (labels, _), (groups, _) = (attribute(table, rows, used[name]) for name in ("label", "group"))
-    subject = (trained.get("subject") or "").lower()
+    by_folder, places = used["label"] == "label" not in header, {}
+    if by_folder or not files:
+        places = locate(table.parent, [row[used["file"]] for row in rows], table)
+    if by_folder:  # the one where it is, as in datasets/csv.py
+        for row in rows:
+            name = row[used["file"]]
+            there = places[name] if places[name].is_file() else Path(name.replace("\\", "/"))
+            row["label"] = there.parent.name
+    (labels, _), (groups, order) = (attribute(table, rows, used[n]) for n in ("label", "group"))
+    subject = written(trained.get("subject") or "", header)
     guess = subject_column(header, used["label"], used["group"])
-    used["subject"] = subject if subject in header else guess
+    used["subject"] = subject if subject and subject in header else guess
     print(f"{table}:", ", ".join(f"{k} is the column {v}" for k, v in used.items() if v))
     for row, label, group in zip(rows, labels, groups):
         row |= {"file": row[used["file"]], "label": label, "group": group}
@@ -179,7 +186,6 @@ def label_rows(table, files, saved):
         raise InputError(f"{table}: {name} is {label!r}, no class of it: {classes}")
     found = {}
     if not files:
-        places = locate(table.parent, rows, table)
         refuse_repeated(table, [os.path.normpath(path) for path in places.values()])
         found = {path: known.get(name) for name, path in places.items()}
     index = {}  # {(how lax, form): names in the table}
@@ -202,7 +208,7 @@ def label_rows(table, files, saved):
         if not known:
             what, advice = "no row has both a label and a group", "fill them in"
         raise InputError(f"{table}: {what}: {advice}")
-    return found
+    return found, order
 
 
 def export(student, saved, rule, folder):
@@ -235,11 +241,13 @@ def export(student, saved, rule, folder):
             "decisions": "a pixel is inside where the second logit is the larger one",
             "classes": saved["outputs"],
         }
+    white = saved["notes"].get(WHITE)
+    deep = f"; of grey of more than 8 bits level {white:g} is 255" if white else ""
     card = {
         "network": f"{saved['network']}, trained by {saved['method']}.py, {rule} epoch",
         "use": 'logits = torch.export.load("student.pt2").module()(pictures)',
         "pictures": f"uint8 (B, 3, {size}, {size}), from 0 to 255, for any B",
-        "preprocessing": f"{saved['preprocessing']}; the program itself does this last step",
+        "preprocessing": f"{saved['preprocessing']}{deep}; the program itself does this last step",
         **{name: saved[name].flatten().tolist() for name in ("mean", "std")},
         **answer,
         "groups that were compared": saved["group_names"],
@@ -269,7 +277,7 @@ def card_of(saved, rule, path, card):
     changed = ", ".join(f"{k} {settings[k]}" for k in saved.get("changed", ())) or "none"
     about = f"{settings['dataset']}, target {settings['target']}, groups by {settings['sensitive']}"
     does = f"tells {' from '.join(classes)}"
-    how = ": measure it there, by\n  `python predict.py STUDENT --labels TABLE`"
+    how = ", by\n  `python predict.py STUDENT --labels TABLE`"
     if settings.get("task") == "segment":
         does, how = f"says which pixels are {saved['outputs'][1]}", ""
     given = "\n".join(f"- {k}: {v}" for k, v in card.items() if isinstance(v, str))
@@ -390,7 +398,7 @@ def main():
         if args.labels or args.csv:
             raise InputError(f"{args.student} answers with masks: leave out --labels and --csv")
         return draw_masks(student, saved, files, args.masks or Path("masks"))
-    files = label_rows(args.labels, files, saved) if args.labels else files
+    files, group_names = label_rows(args.labels, files, saved) if args.labels else (files, [])
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
     csv.writer(table := io.StringIO()).writerow(header)
@@ -415,17 +423,23 @@ def main():
             order = sorted(range(len(classes)), key=lambda c: place(classes[c]))
             told = " ".join(f"{saved['class_shares'][c]:.4g}" for c in order)
             file = shlex.quote(str(args.csv))
+            told += " --skip-bad" * (len(known) < len(files))
             print(f"\nto compare it with others: python metrics.py {file} --shares {told}")
     if args.labels and known:
         print(f"\n{len(known)} of {len(files)} pictures have a label and a group")
-        names = [[row["file"], Path(row["file"]).name] for row in known]
-        again = sum(torch.isin(name_codes(both), saved["trained_on"]).any() for both in names)
+        names = []  # of each picture: in the table, and all ends of the path where it is
+        for file, row in files.items():
+            steps = Path(file).resolve().parts
+            ends = ["/".join(steps[k:]) for k in range(1, len(steps))]
+            names += [[row["file"], *ends]] if row and row in known else []
+        again = sum(torch.isin(name_codes(each), saved["trained_on"]).any() for each in names)
         if again:
             print(
                 f"{again} of them have names of pictures that this student was trained on: if they "
                 "are the same, it knows them, and it will be worse on others"
             )
-        groups = sorted({row["group"] for row in known}, key=place)
+        there = {row["group"] for row in known}
+        groups = [name for name in group_names if name in there]
         subjects = [row["file" if missing(row["subject"]) else "subject"] for row in known]
         result = metrics.evaluate(
             labels=np.array([classes.index(row["label"]) for row in known]),

@@ -66,8 +66,10 @@ README = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "RKD", "CTKD", "KD
 README += ["adversarial KD", "MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi"]
 ## The same at its top, in short.
 FIRST = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "adversarial KD", "FairDi"]
-## Rows that are ranked, of classes and of masks: what stands behind a comma is a variant.
-RANKED = [name for name in NAMES.values() if "," not in name and name != results.CEILING]
+BOTH = "CKD, both balanced"
+## Rows that are ranked, of classes and of masks: what else stands behind a comma is a variant.
+RANKED = [name for name in NAMES.values() if name == BOTH or "," not in name]
+RANKED.remove(results.CEILING)
 
 
 class Table:
@@ -163,6 +165,18 @@ def runs_of(runs):
     return f"{len(runs)} run{'s' * (len(runs) > 1)}"
 
 
+def strangers(runs, base):
+    """The seeds in which the teachers of two rows, trained alike, are not the same networks."""
+    found = []
+    for key, (own, other) in sorted({k: (runs[k], base[k]) for k in runs.keys() & base}.items()):
+        ways = {run["settings"].get("teacher_balance") or "" for run in (own, other)}
+        if len(ways) == 1 and "teacher" in own.keys() & other.keys():
+            tests = [run["teacher"]["test"] for run in (own, other)]
+            told = [test.get("counts", test.get("dice")) for test in tests]
+            found += [str(key[1])] if told[0] != told[1] else []
+    return found
+
+
 def layout_table(kind, rows, end=None):
     """The rows {name: runs} in one of LAYOUTS, below their teacher, which does not compete.
 
@@ -177,6 +191,8 @@ def layout_table(kind, rows, end=None):
         table.notes.append(f"seeds: {results.seeds_of(first)}")  # the page's others may have more
     groups, (words, score) = results.groups_of(rows), results.score_of(rows)
     every = kind in EVERYTHING
+    if any(run["method"] in OWN_NETWORKS for runs in rows.values() for run in runs.values()):
+        table.notes.append("(pre-trained): a network, a budget and a search of their own")
     if every:
         table.header += [column for column in gaps if column not in METRICS]
         table.header += [f"{words} of groups"] if len(groups) > 2 else []
@@ -207,6 +223,9 @@ def layout_table(kind, rows, end=None):
                     pair = runs, runs, metric_of(metric, end), "last", "teacher"
                 elif base != name and rule == "last" and runs.keys() & rows.get(base, {}).keys():
                     pair = runs, rows[base], metric_of(metric, end)
+                    if seeds := strangers(*pair[:2]):
+                        told = f"{name}: not the teachers of {base} in seeds {', '.join(seeds)}"
+                        table.notes += [told] if told not in table.notes else []
                 row[column] = results.change(*pair) if pair else ""
             elif column.endswith("change in %"):
                 row[column] = results.relative(*pair) if pair else ""
@@ -343,6 +362,11 @@ def pooled_tables(rows, rules, second):
     differences.notes += [f"²: a second training shows it, too{without}"] if base in twice else []
     table.notes += [f"{len(most)} of 5 folds: not every picture is tested"] if len(most) < 5 else []
     lines = [(name, rule, name + words) for name in rows for rule, words in rules.items()]
+    if end:  # a column is of decisions that do not count
+        bad = {label: results.number_collapsed(rows[n], rule, "") for n, rule, label in lines}
+        told = [f"{label} ({number})" for label, number in bad.items() if number]
+        words = "useless at the largest output (of how many folds)"
+        table.notes += [f"{words}: {', '.join(told)}"] if told else []
     if "last" in rules and "CKD" in rows and results.kept(rows["CKD"], "teacher"):
         lines.insert(0, ("CKD", "teacher", TEACHER))
     for name, rule, label in lines:
@@ -397,8 +421,14 @@ CLAIMS = (
     ("BIRD: AUROC not below CKD's", "BIRD", "CKD", "AUROC", 1),
     ("FairDi: higher AUROC in the worst group than ERM", "FairDi", "ERM", "worst group", 1),
     ("FairTune: smaller gap than full fine-tuning", "FairTune", "full fine-tuning", "gap", -1),
-    (f"{PAPER}: T = 20 fairer than T = 1", "CKD, T = 20", "CKD, T = 1", "parity", -1),
-    (f"{PAPER}: at T = 20 fairer than the teacher", "CKD, T = 20", "teacher", "parity", -1),
+    (f"{PAPER}: T = 20 fairer (parity) than T = 1", "CKD, T = 20", "CKD, T = 1", "parity", -1),
+    (
+        f"{PAPER}: at T = 20 fairer (parity) than the teacher",
+        "CKD, T = 20",
+        "teacher",
+        "parity",
+        -1,
+    ),
     ("masks: a student is less fair than its teacher", "CKD", "teacher", "Dice gap", 1),
     ("masks: FairDi has a higher worst Dice than ERM", "FairDi", "ERM", "worst Dice", 1),
     ("masks: FEBS has a higher ES-Dice than ERM", "FEBS", "ERM", "ES-Dice", 1),
@@ -792,7 +822,8 @@ LARGEST = "-largest"  # at the end of the kind of a table: at the largest output
 KINDS = {  # the end of a table's name: its title, in the order of a page
     "slides": "Students beside their teacher (the layout of the slides of Bolner et al., 2023)",
     "poster": "Methods beside CKD (the layout of the poster of BIRD)",
-    "pooled": "All folds together: every picture is tested once, by the model that did not see it",
+    "pooled": "All folds together: every picture is tested once, by the model that did not see it. "
+    "AUROC compares pictures of one fold",
     "pooled-differences": "The same, minus ERM (or CKD) on the same pictures",
     "fairdi": "Two epochs chosen on validation: best overall, best in the worst group",
     "fairdi-differences": "The same, minus ERM (or CKD) on the same pictures",

@@ -755,22 +755,23 @@ class Pool:
     point    {metric: value} of `metrics.headline`, or of `metrics.headline_masks`
     draws    {metric: values of 1000 resamples}
 
-    Pooling folds mixes models: each fold has its own, and a logit of 1 need not mean the same in
-    all. AUROC over the pool pays for that; the mean over folds would not, but folds are too small
-    for groups with few positives. Logits are pooled as they are, for every method.
+    AUROC compares pictures of one fold only: each fold has a model of its own, and a logit of 1
+    need not mean the same in all. Decisions are counted together, because the mean over folds has
+    no value where a cell of a fold is empty.
     """
 
     def __init__(self, runs, rule):
         parts = [arrays(run, (rule, *TRUTH)) for run in runs]
         ## Each picture has the class shares of its model, (N, C) like the logits.
         shares = [np.tile(run[rule]["class_shares"], (len(p[0]), 1)) for run, p in zip(runs, parts)]
-        columns = [np.concatenate(column) for column in (*zip(*parts), shares)]
+        folds = [np.full(len(part[0]), k) for k, part in enumerate(parts)]
+        columns = [np.concatenate(column) for column in (*zip(*parts), shares, folds)]
         order = np.argsort(columns[3])  # by id
         columns = [column[order] for column in columns]
-        logits, self.labels, self.groups, self.ids, self.subjects, shares = columns
+        logits, self.labels, self.groups, self.ids, self.subjects, shares, folds = columns
         if len(np.unique(self.ids)) < len(self.ids):
-            folds = [run["settings"]["fold"] for run in runs]
-            raise Refused(f"a picture is tested twice in folds {folds}")
+            twice = [run["settings"]["fold"] for run in runs]
+            raise Refused(f"a picture is tested twice in folds {twice}")
         self.data = {"labels": self.labels, "groups": self.groups}
         self.data |= {"num_groups": len(runs[0]["group_names"])}
         if task_of(runs[0]) == "segment":
@@ -778,7 +779,7 @@ class Pool:
             self.data |= {"areas": logits, "num_classes": len(runs[0]["classes"])}
         else:
             self.measured = metrics.headline
-            self.data |= {"logits": logits.astype(float), "class_shares": shares}
+            self.data |= {"logits": logits.astype(float), "class_shares": shares, "strata": folds}
 
     @functools.cached_property
     def point(self):

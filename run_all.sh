@@ -21,7 +21,8 @@
 #
 # A killed run goes on from its last epoch, a failed one stops no other and is
 # named at the end. Commands that have ended well stand in runs/finished and are
-# skipped; what a run prints goes to runs/logs/. Each has one thread: two runs on
+# skipped, also where pictures or a network's file have changed since: remove it
+# then. What a run prints goes to runs/logs/. Each has one thread: two runs on
 # two cores are faster, and the number of threads changes the last digits. The
 # pages in results/ tell how many hours their runs took, one after the other.
 
@@ -99,6 +100,7 @@ run() {  # run a command, say that it runs and how it ended
 }
 fail() { echo "run_all.sh: $1; see bash run_all.sh --help" >&2; exit 2; }
 
+here=$PWD
 cd "$(dirname "$0")" && export -f run || exit 1
 jobs=$(getconf _NPROCESSORS_ONLN) dataset=toy parts=('') usual=3 seeds='' quick='' list='' task=''
 only='' data='' data_dir='' source_dir='' extra='' folds='' state=''
@@ -112,7 +114,9 @@ while [ $# -gt 0 ]; do case $1 in
     --) [ $# = 1 ] || extra+=$(printf ' %q' "${@:2}"); break ;;
     --seeds | --jobs | --dataset | --data-dir | --source-dir | --task)
         [ $# -gt 1 ] || fail "$1 needs a value"
-        name=${1#--} && printf -v "${name/-/_}" %q "$2" && shift ;;
+        name=${1#--} value=$2
+        case $1$value in *-dir/*) ;; *-dir*) [ "$here" = "$PWD" ] || value=$here/$value ;; esac
+        printf -v "${name/-/_}" %q "$value" && shift ;;
     *) fail "unknown option $1" ;;
 esac; shift; done
 [[ "$jobs ${seeds:-1}" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds and --jobs are whole numbers"

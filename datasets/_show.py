@@ -46,11 +46,14 @@ def describe(title, classes, group_names, parts, notes):
 
 def contact_sheet(data, folder, shown=10):
     """Write a PNG into `folder`: training pictures of each class and group, in rows."""
+    from matplotlib import get_data_path  # its font has more letters than Pillow's
+
     train, side = data["train"], max(data.size, 64) + 2
     left = 12 + 9 * max(map(len, [*data.classes, *data.group_names, "00000 in training"]))
     shape = len(data.classes), len(data.group_names)
     sheet = Image.new("RGB", (left + shown * side, math.prod(shape) * side), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    pen, font = ImageDraw.Draw(sheet), f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+    font = ImageFont.truetype(font, 14)
     for k, (c, g) in enumerate(np.ndindex(shape)):
         cell = train.subset((train.labels == c) & (train.groups == g))
         text = f"{data.classes[c]}\n{data.group_names[g]}\n{len(cell)} in training"

@@ -34,8 +34,8 @@ def letters(name):
     return re.sub(r"[\W_]", "", name.lower())
 
 
-SUBJECTS = "subject subj patient pat participant person individual identity pid mrn caseid studyid"
-SUBJECTS = [*SUBJECTS.split(), "lesion"]
+SUBJECTS = "subject subj patient patienten pat participant person individual identity pid mrn"
+SUBJECTS = [*SUBJECTS.split(), "caseid", "studyid", "lesion"]
 
 
 def columns_of(choice):
@@ -48,8 +48,14 @@ def subject_column(header, *used):
     or None. Those `used` for labels or groups (lesion+sex, age:18,60) say something else."""
     taken = {column for choice in used for column in columns_of(choice)}
     names = {letters(name): name for name in reversed(header) if name not in taken}
-    stems = {re.sub("^anon|(id|number|no|nr|code)$", "", name): c for name, c in names.items()}
+    stems = {re.sub("^anon|(id|number|no|nr|code|name)$", "", name): c for name, c in names.items()}
     return next((c for s in SUBJECTS for c in (names.get(s), stems.get(s)) if c), None)
+
+
+def written(name, header):
+    """The column of a header that `name` means: as it is written or, else, but for signs."""
+    alike = [column for column in header if letters(column) == letters(name)]
+    return name.lower() if name.lower() in header else next(iter(alike), name)
 
 
 def require(path, header, columns, flag=""):
@@ -119,7 +125,8 @@ def read_rows(path, columns, renamed=None, unique=True, flag=""):
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: look at the table's name and folder") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): make it readable") from None
+        advice = "name a table that you may read"
+        raise InputError(f"{path} cannot be read ({error.strerror}): {advice}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: save the table as CSV (UTF-8)") from None
     except Error as error:
@@ -145,6 +152,13 @@ def is_number(text):
 def is_date(text):
     """Does a text begin with a date as in 2021-06-30, or is it the beginning of one?"""
     return re.match(r"\d{4}(-\d\d|$)", text, re.ASCII) is not None
+
+
+def meaning(text):
+    """What a text says, however it is written: 1.0 is 1; capitals, spaces and forms of accents do
+    not count."""
+    words = re.split(r"[\s,]+", unicodedata.normalize("NFKC", text).casefold().strip())
+    return " ".join(str(float(word)) if is_number(word) else word for word in words)
 
 
 def place(value):

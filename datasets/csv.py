@@ -63,13 +63,14 @@ from datasets._tables import (
     attribute,
     codes,
     columns_of,
-    letters,
     locate,
+    meaning,
     missing,
     read_rows,
     refuse_repeated,
     require,
     subject_column,
+    written,
 )
 
 DEFAULTS = {
@@ -127,7 +128,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
         if len(folders) == 1 and "mask" not in rows[0]:
             raise InputError(
                 f"{table} has no column 'label', and all pictures lie in one folder: write the "
-                f"column, or choose one with --target, it has {', '.join(rows[0])}"
+                f"column, or choose one with --target, it has {', '.join([*rows[0]][:-1])}"
             )
         notes["labels"] = f"the folders of the pictures, such as {folders[0]!r} (see --target)"
 
@@ -147,14 +148,15 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     (labels, classes), (groups, group_names) = (attribute(table, rows, *c) for c in chosen)
     labels, groups = codes(labels, classes), codes(groups, group_names)
 
-    if subject:  # as it is written, or but for spaces and signs
-        alike = [name for name in rows[0] if letters(name) == letters(subject)]
-        subject = next(iter(alike), subject) if subject.lower() not in rows[0] else subject.lower()
+    if subject:
+        subject = written(subject, rows[0])
     else:
         subject = subject_column(rows[0], target, sensitive)
     require(table, rows[0], [subject] if subject else [], "--subject")
     own = [subject is None or missing(row[subject]) for row in rows]
-    subjects = [row[named if alone else subject] for row, alone in zip(rows, own)]
+    subjects, first = [row[named if alone else subject] for row, alone in zip(rows, own)], {}
+    for n, who in enumerate(subjects):  # 1.0 is 1, and p1 is P1: the first way to write it counts
+        subjects[n] = who if own[n] else first.setdefault(meaning(who), who)
     notes["subjects"] = "each picture is its own (see --subject)"
     if subject:
         number = len({s for s, alone in zip(subjects, own) if not alone})

@@ -28,16 +28,17 @@ other readings are not used here:
     1. Projection (Zhang et al., 2018): of the task's gradient t, the part along the adversary's u
        goes, too: t - (u*t).sum() / (u*u).sum() · u - λ u, per weight tensor (fairlearn's inner is
        wrong for matrices). Two backward passes, and even a clueless u takes its part of t away.
-    2. The critic gate (Savani et al., 2020; the slides' code): a critic regresses the batch's gap b
-       in recall; L is multiplied by max(1, λ (|b| - ε + margin) + 1), which makes steps longer but
-       hardly turns them. (Their first code has 1/L_A and -λ L_A without gradient: λ does nothing.)
+    2. The critic gate (Savani et al., 2020; the slides' code): a critic c learns a batch's gap in
+       recall; L is multiplied by max(1, λ (|c| - ε + margin) + 1), in the slides' code with c of
+       the first picture alone. That makes steps longer but hardly turns them. (Their first code has
+       1/L_A and -λ L_A without gradient: λ does nothing.)
 DIFFERENCES FROM PUBLIC CODE (AD in DQle38/Fair-Feature-Distillation-for-Visual-Recognition).
     1. A mean over samples, not a sum of means per class: there λ grows with the number of classes.
     2. w_ya. Where most of a class is in one group, always naming that group would be hard to beat.
     3. The cap. L_A has no bound, and students let their logits grow without end to raise it.
     4. The cut of Eq. (6): a picture pulls by log(1 + λ) on average, at most: 0.7 at λ = 1, 1.8 at
-       5, 5 at 150. CE pulls by at most √2, L_KD by T√2. One length for all λ would make all large
-       ones a single setting; the task's gradient, as a measure, grows in a ruined student.
+       5, 5 at 150. CE pulls by at most (1 - α)√2 = 0.14, L_KD by αT√2 = 5.1. One length for all λ
+       would make all large ones one setting; the task's gradient grows in a ruined student.
     5. The ramp, from 0 to 1 at half-time. A strong adversary in the first epochs ends in collapse.
     6. The adversary moves first and fast (Adam, 0.01); theirs with the student, at 3e-4, λ = 2.
 
@@ -67,6 +68,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -130,7 +132,7 @@ def settings():
     sees = "its input; flips: mean answer"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--views", choices=VIEWS, help="in training")
+    add("--views", choices=VIEWS, help="in training [mirrored]")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
@@ -156,7 +158,7 @@ def settings():
     add("--help", "-h", action="help", help=argparse.SUPPRESS)
     add = parser.group("the method's own")
     # ----- the method's own -----------------------------------------------------------------------
-    strength = "λ of the slides: 0 (CKD) to 150 (two classes: 1, more: 5)"
+    strength = "λ: 0 (CKD) to 150, for two classes, for more"
     add("--adversary-weight", type=weight, default=(1.0, 5.0), help=strength)
     add("--adversary-lr", type=weight, default=0.01, help="of the adversary's Adam")
     # ----- end of the method's own ----------------------------------------------------------------
@@ -330,15 +332,12 @@ class Reverse(torch.autograd.Function):
 
 
 class Adversary(nn.Module):
-    """Guesses the group from logits (B, C) and labels (B,): group logits (B, G).
+    """Guesses the group from logits, (B, width), and labels (B,): group logits (B, G)."""
 
-    width: how many numbers it sees, if these are not C logits.
-    """
-
-    def __init__(self, num_classes, num_groups, hidden=32, width=None):
+    def __init__(self, width, num_classes, num_groups, hidden=32):
         super().__init__()
         self.num_classes = num_classes
-        self.first = nn.Linear(width or num_classes, num_classes * hidden)  # C layers side by side
+        self.first = nn.Linear(width, num_classes * hidden)  # C layers side by side
         self.second = nn.Linear(hidden, num_classes * num_groups)
 
     def forward(self, logits_s, labels):
@@ -365,8 +364,8 @@ class Method(PlainTraining):
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
         shape, train = (len(data.classes), len(data.group_names)), data["train"]
-        width = student.width if student.segment else None
-        self.adversary = Adversary(*shape, width=width).to(args.device)
+        width = student.width if student.segment else shape[0]
+        self.adversary = Adversary(width, *shape).to(args.device)
         self.optimizer_adv = torch.optim.Adam(self.adversary.parameters(), args.adversary_lr)
         self.saved |= {"adversary": self.adversary, "optimizer_adv": self.optimizer_adv}
         cell, shown = train.labels * shape[1] + train.groups, times_shown(train, args.balance)
@@ -491,7 +490,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
-        progress = restore(checkpoint, args.device, keys)
+        progress = restore(checkpoint, keys=keys)  # on the CPU, where snapshots are
         parts, log, states, best, seconds = (progress[key] for key in keys)
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
@@ -708,6 +707,7 @@ def load_pictures(args):
     names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     names += " train_share batch_size out"
     more = {name: getattr(args, name, None) for name in names.split()}
+    more |= {"batch_size": 1} if args.describe else {}  # to look at few pictures is no training
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 
@@ -750,9 +750,10 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
-    where = "" if args.out == "runs" else f" --results {args.out}"
+    where = "" if args.out == "runs" else f" --results {shlex.quote(args.out)}"
     then = "" if args.smoke else f"\n      python report.py{where}"  # which leaves out smoke runs
-    print(f"\nnext: python predict.py {folder} PICTURE{then}")
+    code = f" --student-module {shlex.quote(args.student)}" if ".py:" in args.student else ""
+    print(f"\nnext: python predict.py {shlex.quote(str(folder))} PICTURE{code}{then}")
 
 
 def train_and_test(args, data, folder, about):

@@ -9,15 +9,16 @@ CHANGES RELATIVE TO ckd.py. None, this is the hub: every other script is a copy 
 header, settings of its own (end of section 2) and another section 4. A method's own imports stand
 in its section 4, so that section 1 is the same everywhere.
 
-EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α: weight. Of
-masks (--task segment) means are over pixels, too, and CE is `label_loss`, half of it 1 - soft Dice.
+EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α: weight.
+With --task segment the means run over pixels, too, and CE is `label_loss`: half cross-entropy, half
+1 - soft Dice.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                        kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                            Method.step
 
 DIFFERENCES FROM THE PAPER.
-    1. The paper minimises the cross-entropy with the soft targets. Eq. (2) is less by the teacher's
-       entropy, a constant: the gradient is the same, but 0 now means that both agree.
+    1. The paper minimises T² times the cross-entropy with the soft targets. Eq. (2) subtracts T²
+       times their entropy, a constant: the gradient is the same, and 0 says that both agree.
     2. T = 4 and α = 0.9 are those of RepDistiller (Tian et al., 2020), which others compare with.
 DIFFERENCES FROM PUBLIC CODE (RepDistiller).
     1. The learning rate warms up for an epoch and falls along a cosine, not in three steps: our
@@ -25,7 +26,7 @@ DIFFERENCES FROM PUBLIC CODE (RepDistiller).
     2. Epochs, rates and batches are the data set's (there 240, 0.05, 64). Cropped pictures repeat
        their edges (there black). The last, incomplete batch of an epoch is left out.
 
-RUN.  python methods/ckd.py                        the toy data, two CPU cores: 1.5 minutes
+RUN.  python methods/ckd.py                        the toy data, two CPU cores: 1.5 to 4.5 minutes
       python methods/ckd.py --alpha 0              ERM: plain training, without a teacher
       python methods/ckd.py --alpha 0 --balance    re-balancing: class x group cells equally often
       python methods/ckd.py --teacher-balance      a teacher that saw all cells equally often
@@ -46,6 +47,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -109,7 +111,7 @@ def settings():
     sees = "its input; flips: mean answer"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--views", choices=VIEWS, help="in training")
+    add("--views", choices=VIEWS, help="in training [mirrored]")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
@@ -296,7 +298,7 @@ class Method(PlainTraining):
             return super().step(batch)
         _, logits_s = self.student(batch.images)  # (B, C)
         _, logits_t = self.teacher(batch)  # (B, C), without gradient
-        loss_ce = label_loss(logits_s, batch.labels).mean()  # matched without temperature
+        loss_ce = label_loss(logits_s, batch.labels).mean()  # labels are not softened: no T
         loss_kd = kd_loss(logits_s, logits_t, self.args.temperature)
         # Eq. (3)
         loss = (1 - self.args.alpha) * loss_ce + self.args.alpha * loss_kd
@@ -392,7 +394,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
-        progress = restore(checkpoint, args.device, keys)
+        progress = restore(checkpoint, keys=keys)  # on the CPU, where snapshots are
         parts, log, states, best, seconds = (progress[key] for key in keys)
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
@@ -609,6 +611,7 @@ def load_pictures(args):
     names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     names += " train_share batch_size out"
     more = {name: getattr(args, name, None) for name in names.split()}
+    more |= {"batch_size": 1} if args.describe else {}  # to look at few pictures is no training
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 
@@ -651,9 +654,10 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
-    where = "" if args.out == "runs" else f" --results {args.out}"
+    where = "" if args.out == "runs" else f" --results {shlex.quote(args.out)}"
     then = "" if args.smoke else f"\n      python report.py{where}"  # which leaves out smoke runs
-    print(f"\nnext: python predict.py {folder} PICTURE{then}")
+    code = f" --student-module {shlex.quote(args.student)}" if ".py:" in args.student else ""
+    print(f"\nnext: python predict.py {shlex.quote(str(folder))} PICTURE{code}{then}")
 
 
 def train_and_test(args, data, folder, about):

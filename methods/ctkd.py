@@ -24,6 +24,7 @@ DIFFERENCES FROM THE PAPER.
        which gives every picture its own τ, is not in the authors' repository.
     2. In the paper's formula θ climbs by plain gradient steps. Here, as in the authors' code, it is
        in the student's SGD: the same rate, momentum 0.9 and weight decay 5e-4 (to θ = 0, τ = 11).
+       AdamW is refused: it divides by the size of the gradient, and so undoes λ.
 DIFFERENCES FROM PUBLIC CODE (the authors' CTKD).
     1. λ runs from 0 to 1 and `backward` has the minus. There λ runs from 0 to -1: the same.
     2. θ is in the checkpoint: there a restarted run forgets its temperature.
@@ -50,6 +51,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -113,7 +115,7 @@ def settings():
     sees = "its input; flips: mean answer"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--views", choices=VIEWS, help="in training")
+    add("--views", choices=VIEWS, help="in training [mirrored]")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
@@ -340,6 +342,8 @@ class Method(PlainTraining):
 
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
+        if args.optimizer != "sgd":
+            raise InputError("λ would do nothing with AdamW: leave out --optimizer")
         self.temperature = Temperature(args.temperature, args.span).to(args.device)
         group = {"params": list(self.temperature.parameters()), "initial_lr": args.lr}
         self.optimizer.add_param_group(group)  # momentum and weight decay as the student's
@@ -350,7 +354,7 @@ class Method(PlainTraining):
         args = self.args
         _, logits_s = self.student(batch.images)  # (B, C)
         _, logits_t = self.teacher(batch)  # (B, C), without gradient
-        loss_ce = label_loss(logits_s, batch.labels).mean()  # matched without temperature
+        loss_ce = label_loss(logits_s, batch.labels).mean()  # labels are not softened: no T
         temperature = self.temperature(
             reversal_weight(batch.epoch + 1, args.ramp_epochs, args.reversal_weight)
         )
@@ -452,7 +456,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
-        progress = restore(checkpoint, args.device, keys)
+        progress = restore(checkpoint, keys=keys)  # on the CPU, where snapshots are
         parts, log, states, best, seconds = (progress[key] for key in keys)
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
@@ -669,6 +673,7 @@ def load_pictures(args):
     names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     names += " train_share batch_size out"
     more = {name: getattr(args, name, None) for name in names.split()}
+    more |= {"batch_size": 1} if args.describe else {}  # to look at few pictures is no training
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 
@@ -711,9 +716,10 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
-    where = "" if args.out == "runs" else f" --results {args.out}"
+    where = "" if args.out == "runs" else f" --results {shlex.quote(args.out)}"
     then = "" if args.smoke else f"\n      python report.py{where}"  # which leaves out smoke runs
-    print(f"\nnext: python predict.py {folder} PICTURE{then}")
+    code = f" --student-module {shlex.quote(args.student)}" if ".py:" in args.student else ""
+    print(f"\nnext: python predict.py {shlex.quote(str(folder))} PICTURE{code}{then}")
 
 
 def train_and_test(args, data, folder, about):

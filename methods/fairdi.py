@@ -11,7 +11,7 @@ CHANGES RELATIVE TO ckd.py.
     - section 4: FairScaling (step 0), train_head (step 1); Method runs both, then is step 2.
 
 EQUATIONS. l_i: loss; a_i: group; u_g: losses of B pictures of group g, u: of all B · G; φ: the
-network up to its features; h_g: teacher's head; c, t: of FIS; z, α, T: as in ckd.py. Of FEBS, p:
+network up to its features; h_g: teacher's head; κ, t: of FIS; z, α, T: as in ckd.py. Of FEBS, p:
 probabilities, m: masks, one-hot; E_g: Dice loss of group g in the batch, summed over classes; Ē_g:
 running mean, from 1, of 1 - soft Dice of its pictures in a batch.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                         kd_loss
@@ -19,7 +19,7 @@ running mean, from 1, of 1 - soft Dice of its pictures in a batch.
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD, in step 2                  Method.step
     Eq. (4)  d_g = ½ W₂²(u_g, u), exact optimal transport                  half_w2_squared
     Eq. (5)  wI = softmax(l / t), wG_i = softmax(d_{a_i} / t), over i      fis_loss
-    Eq. (6)  L_FIS = Σ_i ((1 - c) · wI_i + c · wG_i) · l_i                 fis_loss
+    Eq. (6)  L_FIS = Σ_i ((1 - κ) · wI_i + κ · wG_i) · l_i                 fis_loss
     Eq. (7)  L_g = mean of CE(h_g(φ(x_i)), y_i) over group g               train_head
     Eq. (8)  z'_i = h_{a_i}(φ(x_i))                                        Method.taught
     Eq. (9)  FEBS: Dice loss of w_{a_i} p and m,  w_g = tanh(min_h E_h / E_g)  febs_loss
@@ -29,8 +29,8 @@ DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review th
     1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7),
        (8), α, T, and epochs, by AUC (Dice) on validation: of the worst group for step 0, which can
-       choose an early one (--step0-epoch last: none is), of its own group for each teacher. Step 1,
-       of --teacher-epochs at a constant --teacher-lr, needs no --teacher and never has --balance.
+       choose an early one (--step0-epoch last: the last); of its own group for each teacher. Step
+       1, of --teacher-epochs at a constant --teacher-lr, needs no --teacher, never has --balance.
     3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
        head trained on as many pictures of everybody, both chosen on the pictures that measure it.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
@@ -59,6 +59,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -122,7 +123,7 @@ def settings():
     sees = "its input; flips: mean answer"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--views", choices=VIEWS, help="in training")
+    add("--views", choices=VIEWS, help="in training [mirrored]")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
@@ -148,7 +149,7 @@ def settings():
     add("--help", "-h", action="help", help=argparse.SUPPRESS)
     add = parser.group("the method's own")
     # ----- the method's own -----------------------------------------------------------------------
-    add("--fusion", type=share, default=0.5, help="c: share of wG in L_FIS (FairVision: 0.5)")
+    add("--fusion", type=share, default=0.5, help="κ: share of wG in L_FIS (FairVision: 0.5)")
     add("--fis-temperature", type=number(1e-6), default=30.0, help="t: softens both (theirs: 1)")
     ways = "of masks also FEBS: as published, or mended"
     add("--step0", default="fis", choices=["fis", "febs", "febs-mended"], help=ways)
@@ -355,7 +356,7 @@ class FairScaling(PlainTraining):
     def __init__(self, args, data, student):
         super().__init__(args, data, student)
         groups = data["train"].groups.cpu()
-        self.members = [(groups == g).nonzero()[:, 0] for g in groups.unique()]
+        self.members = [(groups == g).nonzero()[:, 0] for g in range(len(data.group_names))]
         errors = torch.ones(len(data.group_names), device=args.device)
         self.saved["running"] = nn.ParameterDict({"errors": errors}).requires_grad_(False)
 
@@ -442,9 +443,9 @@ def gain(own, control, split, replicates):
 
 
 def train_head(args, data, head, train, val, number):
-    """Step 1: train a head on `number` pictures an epoch. Its answers on val, the score, the first.
+    """Step 1: train a head on `number` pictures an epoch. Answers on val, their score, the first.
 
-    train, val: each a Frozen and positions (n,) in it. The head is kept as in its best epoch.
+    train, val: a Frozen and positions (n,) in it. Its best epoch counts; first: before training.
     """
     (phi, index), (phi_val, index_val) = train, val
     labels_val = phi_val.split.labels[index_val].cpu().numpy()
@@ -539,7 +540,7 @@ class Method(PlainTraining):
         """One batch of step 2: forward, losses, backward, update. Returns the losses by name."""
         feats = self.phi.of(batch)  # (B, D), or (B, D, H', W')
         if self.args.train_backbone:
-            _, logits_s = self.student(batch.images)  # (B, C); features (B, D) are of no view
+            _, logits_s = self.student(batch.images)  # (B, C); feats are of the plain pictures
         else:  # nothing but the head gets a gradient, so that a step costs next to nothing
             logits_s = self.student.head(feats)  # (B, C)
         logits_t = self.taught(feats, batch.groups)  # (B, C)
@@ -639,7 +640,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
-        progress = restore(checkpoint, args.device, keys)
+        progress = restore(checkpoint, keys=keys)  # on the CPU, where snapshots are
         parts, log, states, best, seconds = (progress[key] for key in keys)
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
@@ -856,6 +857,7 @@ def load_pictures(args):
     names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     names += " train_share batch_size out"
     more = {name: getattr(args, name, None) for name in names.split()}
+    more |= {"batch_size": 1} if args.describe else {}  # to look at few pictures is no training
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 
@@ -898,9 +900,10 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
-    where = "" if args.out == "runs" else f" --results {args.out}"
+    where = "" if args.out == "runs" else f" --results {shlex.quote(args.out)}"
     then = "" if args.smoke else f"\n      python report.py{where}"  # which leaves out smoke runs
-    print(f"\nnext: python predict.py {folder} PICTURE{then}")
+    code = f" --student-module {shlex.quote(args.student)}" if ".py:" in args.student else ""
+    print(f"\nnext: python predict.py {shlex.quote(str(folder))} PICTURE{code}{then}")
 
 
 def train_and_test(args, data, folder, about):

@@ -6,7 +6,7 @@ appears on new pictures. So a search chooses WHICH parts of a pre-trained vision
 tuned and which stay as they are, by how fair the result is on the validation split.
 
 CHANGES RELATIVE TO ckd.py.
-    - no teacher, no distillation: the student is a pre-trained transformer.
+    - no teacher: --teacher-epochs, -lr, -optimizer are of pre-training; α, T, --optimizer unused.
     - own settings, and section 4: what a bit frees, pre-training, a search, one run with its best.
 
 EQUATIONS. θ₀: pre-trained weights; ω: a bit for each part; δ: what tuning adds.
@@ -15,8 +15,8 @@ EQUATIONS. θ₀: pre-trained weights; ω: a bit for each part; δ: what tuning 
     Eq. (3)  ω* = argmin over ω (and the learning rate) of L_fair(θ(ω))   search
 
 DIFFERENCES FROM THE PAPER. We could read its abstract, reviews and the code, not the full text.
-    1. Eq. (2) is a review's "largest loss of a subgroup"; --objective has others from the code.
-    2. 20 trials; the paper had 50, a follow-up says. All sizes here are for small computers.
+    1. Eq. (2) is a review's "largest loss of a subgroup"; the code's default is accuracy's lowest.
+    2. 20 trials; the paper had 50, says a student project. All sizes are for small computers.
     3. --mask all and none search the learning rate in as many trials from the same range, too.
     4. θ₀ is of ImageNet there and, by --pretrained or --weights, here. Twenty trainings of a ViT-B
        take days without a GPU. So by default a small ViT learns toy-source first: enough to try
@@ -34,7 +34,7 @@ RUN.  python methods/fairtune.py                the toy; in two terminals, both 
       python methods/fairtune.py --mask 110100000001 --lr 3e-4 --trials 0     a mask found before
       python methods/fairtune.py --dataset ham10000 --data-dir DIR      θ₀ knows drawn stars alone
       ... --dataset ham10000 --data-dir DIR --student vit_b_16 --pretrained --image-size 224
-      ... --dataset ham10000 --data-dir DIR --student timm:vit_tiny_patch16_224 --weights FILE
+      ... the same with --student timm:vit_tiny_patch16_224 --weights FILE
       ... --dataset ham10000 --data-dir DIR --source csv --source-dir DIR2      own pre-training
 EXPECT. On the toy 20 trials cost about a third of 20 full ones. The searched mask, all parts and
 the head alone end alike (seed 0: accuracy 89.3, 89.5, 88.3 %; mean-DEO 19.1, 18.8, 19.9 points).
@@ -50,6 +50,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -113,7 +114,7 @@ def settings():
     sees = "its input; flips: mean answer"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--views", choices=VIEWS, help="in training")
+    add("--views", choices=VIEWS, help="in training [mirrored]")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
@@ -639,7 +640,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
-        progress = restore(checkpoint, args.device, keys)
+        progress = restore(checkpoint, keys=keys)  # on the CPU, where snapshots are
         parts, log, states, best, seconds = (progress[key] for key in keys)
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
@@ -856,6 +857,7 @@ def load_pictures(args):
     names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     names += " train_share batch_size out"
     more = {name: getattr(args, name, None) for name in names.split()}
+    more |= {"batch_size": 1} if args.describe else {}  # to look at few pictures is no training
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 
@@ -898,9 +900,10 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
-    where = "" if args.out == "runs" else f" --results {args.out}"
+    where = "" if args.out == "runs" else f" --results {shlex.quote(args.out)}"
     then = "" if args.smoke else f"\n      python report.py{where}"  # which leaves out smoke runs
-    print(f"\nnext: python predict.py {folder} PICTURE{then}")
+    code = f" --student-module {shlex.quote(args.student)}" if ".py:" in args.student else ""
+    print(f"\nnext: python predict.py {shlex.quote(str(folder))} PICTURE{code}{then}")
 
 
 def train_and_test(args, data, folder, about):

@@ -22,8 +22,8 @@ f, f': features of student and teacher (B, D'), f after the regressor; a: groups
 
 DIFFERENCES FROM THE PAPER. We follow the authors' code, which we could check, not the text.
     1. Their teacher has the student's architecture. Where our widths differ, a linear map, trained
-       with the student and only for L_MMD, leads from one to the other. It may hide what the
-       features tell of the group. (Jung and Moon, 2021, also add a regressor: MFD-R.)
+       with the student and only for L_MMD, leads from one to the other. This map may hide what the
+       features tell of the group.
     2. f is what the classifier sees, as in their CIFAR network; for ResNet-18 they take the map
        before pooling. Two architectures need not have a map of the same size.
 DIFFERENCES FROM PUBLIC CODE (DQle38/Fair-Feature-Distillation-for-Visual-Recognition).
@@ -53,6 +53,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -116,7 +117,7 @@ def settings():
     sees = "its input; flips: mean answer"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--views", choices=VIEWS, help="in training")
+    add("--views", choices=VIEWS, help="in training [mirrored]")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
@@ -354,7 +355,7 @@ class Method(PlainTraining):
         """One batch: forward, losses, backward, update. Returns the losses by name."""
         feats_s, logits_s = self.student(batch.images)  # (B, D), (B, C)
         feats_t, logits_t = self.teacher(batch)  # (B, D'), (B, C), without gradient
-        loss_ce = label_loss(logits_s, batch.labels).mean()  # matched without temperature
+        loss_ce = label_loss(logits_s, batch.labels).mean()  # labels are not softened: no T
         loss_kd = kd_loss(logits_s, logits_t, self.args.temperature)
         sigma, groups = self.args.sigma, batch.groups
         loss_fair = mmd_loss(self.regressor(feats_s), feats_t, batch.labels, groups, sigma)
@@ -454,7 +455,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
-        progress = restore(checkpoint, args.device, keys)
+        progress = restore(checkpoint, keys=keys)  # on the CPU, where snapshots are
         parts, log, states, best, seconds = (progress[key] for key in keys)
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
@@ -671,6 +672,7 @@ def load_pictures(args):
     names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     names += " train_share batch_size out"
     more = {name: getattr(args, name, None) for name in names.split()}
+    more |= {"batch_size": 1} if args.describe else {}  # to look at few pictures is no training
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 
@@ -713,9 +715,10 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
-    where = "" if args.out == "runs" else f" --results {args.out}"
+    where = "" if args.out == "runs" else f" --results {shlex.quote(args.out)}"
     then = "" if args.smoke else f"\n      python report.py{where}"  # which leaves out smoke runs
-    print(f"\nnext: python predict.py {folder} PICTURE{then}")
+    code = f" --student-module {shlex.quote(args.student)}" if ".py:" in args.student else ""
+    print(f"\nnext: python predict.py {shlex.quote(str(folder))} PICTURE{code}{then}")
 
 
 def train_and_test(args, data, folder, about):

@@ -25,8 +25,9 @@ DIFFERENCES FROM THE PAPER.
 DIFFERENCES FROM PUBLIC CODE (the authors' RKD, for metric learning only; RepDistiller).
     1. λ_D = 25, λ_A = 50 are RepDistiller's: the authors' code for classifiers is not public.
     2. Edges shorter than 1/10,000 of the usual get the cosine 0. There they are divided by at least
-       1e-12, and two equal pictures in a batch give a gradient of 1e9.
-    3. Float64: rounding in float32 puts equal features of norm 10 up to 0.005 apart; float16: NaN.
+       1e-12: two pictures with equal features of one network alone give a gradient of 1e9.
+    3. Losses are computed in float64: in float32, rounding puts equal features of norm 10 up to
+       0.005 apart, and in float16 L_A is NaN.
     4. A batch of one picture costs 0, there NaN. Learning rate and batches are those of ckd.py.
 
 RUN.  python methods/rkd.py                      the toy data, two CPU cores: 2 minutes
@@ -46,6 +47,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -109,7 +111,7 @@ def settings():
     sees = "its input; flips: mean answer"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--views", choices=VIEWS, help="in training")
+    add("--views", choices=VIEWS, help="in training [mirrored]")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
@@ -350,7 +352,7 @@ class Method(PlainTraining):
         """One batch: forward, losses, backward, update. Returns the losses by name."""
         feats_s, logits_s = self.student(batch.images)  # (B, D), (B, C)
         feats_t, logits_t = self.teacher(batch)  # (B, D'), (B, C), without gradient
-        loss_ce = label_loss(logits_s, batch.labels).mean()  # matched without temperature
+        loss_ce = label_loss(logits_s, batch.labels).mean()  # labels are not softened: no T
         loss_kd = kd_loss(logits_s, logits_t, self.args.temperature)
         loss_d = rkd_distance_loss(feats_s, feats_t)
         loss_a = rkd_angle_loss(feats_s, feats_t)
@@ -451,7 +453,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
-        progress = restore(checkpoint, args.device, keys)
+        progress = restore(checkpoint, keys=keys)  # on the CPU, where snapshots are
         parts, log, states, best, seconds = (progress[key] for key in keys)
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
@@ -668,6 +670,7 @@ def load_pictures(args):
     names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     names += " train_share batch_size out"
     more = {name: getattr(args, name, None) for name in names.split()}
+    more |= {"batch_size": 1} if args.describe else {}  # to look at few pictures is no training
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 
@@ -710,9 +713,10 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
-    where = "" if args.out == "runs" else f" --results {args.out}"
+    where = "" if args.out == "runs" else f" --results {shlex.quote(args.out)}"
     then = "" if args.smoke else f"\n      python report.py{where}"  # which leaves out smoke runs
-    print(f"\nnext: python predict.py {folder} PICTURE{then}")
+    code = f" --student-module {shlex.quote(args.student)}" if ".py:" in args.student else ""
+    print(f"\nnext: python predict.py {shlex.quote(str(folder))} PICTURE{code}{then}")
 
 
 def train_and_test(args, data, folder, about):

@@ -40,8 +40,9 @@ DIFFERENCES FROM PUBLIC CODE (SWAD, the authors' own; MEDFAIR's copy has the sam
 RUN.  python methods/swad.py                     the toy data, two CPU cores: 1 minute
       python methods/swad.py --epochs 24         a shorter path
 EXPECT. Only "last" is the average: the rules best_overall and best_worst_group look at single
-epochs of the path, at its high rate. The average is better than the end of the path, but not always
-than ERM, whose rate falls to 0: an early epoch with a lucky v can let the average begin too soon.
+epochs of the path, at its high rate. The average is better than the end of the path, but its AUROC
+is below that of ERM, whose rate falls to 0, on all five data sets (README): one of the toy's causes
+is an early epoch with a lucky v, which lets the average begin too soon.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
@@ -54,6 +55,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -117,7 +119,7 @@ def settings():
     sees = "its input; flips: mean answer"
     add("--teacher-sees", default="view", choices=["view", "picture", "flips"], help=sees)
     add = parser.group("training")
-    add("--views", choices=VIEWS, help="in training")
+    add("--views", choices=VIEWS, help="in training [mirrored]")
     add("--epochs", type=count, help="passes over the pictures")
     add("--batch-size", type=number(2, kind=int), help="pictures in a step")
     add("--lr", type=number(1e-12), help="highest learning rate (of adamw 5e-4)")
@@ -145,7 +147,7 @@ def settings():
     # ----- the method's own -----------------------------------------------------------------------
     add("--converge", type=count, default=3, help="N: epochs that show that v is settled (SWAD: 3)")
     add("--tolerance", type=count, default=6, help="P: epochs above θ end the valley (SWAD: 6)")
-    add("--threshold", type=weight, default=0.3, help="r: θ is 1 + r times the mean v (SWAD: 0.3)")
+    add("--threshold", type=weight, default=0.3, help="r: θ is the mean v, times 1 + r (SWAD: 0.3)")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 
@@ -301,7 +303,7 @@ def valley(values, converge, tolerance, ratio):
         return range(len(values) - 1, len(values))
     # Eq. (4)
     ## One bad epoch does not end the valley, `tolerance` in a row do, and none of them is averaged.
-    ## After the last epoch fewer will do: there is no later one to say that it was a passing dip.
+    ## After the last epoch fewer will do: there is no later one to say that it was a passing peak.
     above = (min(values[t : t + tolerance]) > highest for t in range(start, len(values)))
     return range(start, next((t for t, ends in enumerate(above, start) if ends), len(values)))
 
@@ -355,7 +357,7 @@ class Method(PlainTraining):
         now = self.averaging
         masks = self.student.segment
         now.values.append(1 - validation["dice_worst_group"] if masks else validation["loss"])
-        now.segments[epoch] = now.mean
+        now.segments[epoch] = [mean.cpu() for mean in now.mean]  # as a killed run finds them again
         now.mean, now.count = [], 0
         first = min(self.averaged().start, epoch + 2 - self.args.converge)  # a start still to come
         now.segments = {e: weights for e, weights in now.segments.items() if e >= first}
@@ -465,7 +467,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
     rules = RULES[args.task] if rules is None else rules
     if checkpoint and checkpoint.exists():
         keys = "parts log states best seconds".split()
-        progress = restore(checkpoint, args.device, keys)
+        progress = restore(checkpoint, keys=keys)  # on the CPU, where snapshots are
         parts, log, states, best, seconds = (progress[key] for key in keys)
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
@@ -682,6 +684,7 @@ def load_pictures(args):
     names = "task target sensitive fold skew subject file_column device download skip_bad smoke"
     names += " train_share batch_size out"
     more = {name: getattr(args, name, None) for name in names.split()}
+    more |= {"batch_size": 1} if args.describe else {}  # to look at few pictures is no training
     return load(args.dataset, args.data_dir, args.image_size, **more)
 
 
@@ -724,9 +727,10 @@ def main():
         train_and_test(args, data, folder, {"settings": everything, "changed": changed})
     (folder / "checkpoint.pt").unlink(missing_ok=True)  # no longer needed
     print("\n" + metrics.summary(restore(path, keys=("last", "classes", "group_names"))))
-    where = "" if args.out == "runs" else f" --results {args.out}"
+    where = "" if args.out == "runs" else f" --results {shlex.quote(args.out)}"
     then = "" if args.smoke else f"\n      python report.py{where}"  # which leaves out smoke runs
-    print(f"\nnext: python predict.py {folder} PICTURE{then}")
+    code = f" --student-module {shlex.quote(args.student)}" if ".py:" in args.student else ""
+    print(f"\nnext: python predict.py {shlex.quote(str(folder))} PICTURE{code}{then}")
 
 
 def train_and_test(args, data, folder, about):

@@ -51,7 +51,7 @@ def official(dtype):
     """The published adversaries (one per class, two layers), their inputs and λ."""
     P = {k.removeprefix("ad/"): PARITY[k] for k in PARITY if k.startswith("ad/")}
     classes, hidden, _ = P["W1"].shape
-    adversary = adv.Adversary(classes, P["W2"].shape[1], hidden).to(dtype)
+    adversary = adv.Adversary(classes, classes, P["W2"].shape[1], hidden).to(dtype)
     weights = (P["W1"].reshape(-1, classes), P["b1"].ravel(), P["W2"].reshape(-1, hidden))
     for parameter, value in zip(adversary.parameters(), (*weights, P["b2"].ravel())):
         parameter.data = torch.tensor(value, dtype=dtype)
@@ -248,7 +248,7 @@ def test_the_adversary_learns():
     labels, groups = torch.arange(256) % 2, torch.arange(256) // 2 % 2
     logits = 0.3 * torch.randn(256, 2)
     logits[:, 0] += (2.0 * groups - 1) * (2.0 * labels - 1)  # the sign depends on the class
-    adversary = adv.Adversary(2, 2)
+    adversary = adv.Adversary(2, 2, 2)
     optimizer = torch.optim.Adam(adversary.parameters(), 1e-2)
     for _ in range(60):
         loss = adv.adversary_loss(adversary(logits, labels), labels, groups, torch.ones(2, 2))

@@ -346,6 +346,11 @@ FAULTS = {  # data set: name of the fault: (what is wrong, more arguments, words
             CSV,
         ),
         "capitals": (cell(CSV, 10, "label", "Cat"), "", "'Cat' and 'cat' of csv | write them"),
+        "another space": (
+            both(cell(CSV, 10, "group", "in door"), cell(CSV, 11, "group", "in\u00a0door")),
+            "",
+            "of csv say the same: write them alike",
+        ),
         "empty label": (cell(CSV, 10, "label", ""), "", "1 of 96 | line 10: label | --skip-bad"),
         "blank group": (cell(CSV, 10, "group", "  "), "", "1 of 96 | line 10: group | --skip-bad"),
         "no group at all": (column(CSV, "group", "NaN"), "", "no row has both a label and a group"),

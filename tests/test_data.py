@@ -669,6 +669,25 @@ def test_train_share_keeps_whole_subjects_and_all_other_splits(originals, tmp_pa
 # ----- from a file to pixels, once ---------------------------------------------------------------
 
 
+def test_pictures_larger_than_memory_are_only_read(originals, tmp_path, monkeypatch, recwarn):
+    """Where the system does not promise a writable copy of all pixels, and without a warning."""
+    folder = shutil.copytree(originals / "csv", tmp_path / "csv")
+    modes, opened = [], np.lib.format.open_memmap
+
+    def too_large(path, mode, *more):
+        modes.append(mode)
+        if mode == "c":
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return opened(path, mode, *more)
+
+    whole = load("csv", folder, 16, out=tmp_path)
+    monkeypatch.setattr(np.lib.format, "open_memmap", too_large)
+    read = load("csv", folder, 16, out=tmp_path)
+    assert modes == ["c", "r"] and not recwarn
+    for one, other in zip(*(batches(d["train"], 8, 0, views="turned") for d in (whole, read))):
+        assert torch.equal(one.images, other.images)
+
+
 def test_pictures_are_decoded_once(pictures, tmp_path, monkeypatch, capsys):
     load = functools.partial(data.load, out=tmp_path)
     first = load("csv", pictures, 16)

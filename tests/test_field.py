@@ -241,6 +241,45 @@ def test_missing_values():
 
 
 @pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("0", "0.0", True),
+        ("1", "01", True),
+        ("age 1, m", "Age 1.0,  M", True),
+        ("b\u00f6s", "bo\u0308s", True),
+        ("very bad", "very\u00a0bad", True),
+        ("1", "10", False),
+        ("-1", "1", False),
+        ("ab", "a b", False),
+        ("2019", "2019-01", False),
+    ],
+)
+def test_what_two_texts_say(one, other, same):
+    assert (_tables.meaning(one) == _tables.meaning(other)) == same
+
+
+def test_a_subject_in_two_ways_of_writing_is_one(tmp_path):
+    """As after a join that made numbers of one half of the table 1.0."""
+    root = folder(tmp_path, "clinic.csv", lambda n: f"{n}.png")
+    rows = read_table(root / "labels.csv")
+    choices = {"file_column": "image", "target": "finding", "sensitive": "age:40"}
+    spellings = {}
+    for way in (["{}"], ["{}", "{}.0", "0{}"]):
+        for n, row in enumerate(rows):
+            row["patient_id"] = way[n % len(way)].format(n // 3)
+        write_table(root / "labels.csv", rows)
+        data = load("csv", root, 16, **choices)
+        assert data.notes["subjects"] == "16 of the column 'patient_id' (see --subject)"
+        spellings[len(way)] = [data[part].ids for part in data.splits]
+    assert spellings[1] == spellings[3]
+    for n, row in enumerate(rows):
+        row["split"] = ["train", "val", "test"][n % 3]
+    write_table(root / "labels.csv", rows)
+    with pytest.raises(InputError, match="subject '0' is in train and in val"):
+        load("csv", root, 16, **choices)
+
+
+@pytest.mark.parametrize(
     ("header", "column"),
     [
         ("file Patient_ID label", "patient_id"),
@@ -253,6 +292,8 @@ def test_missing_values():
         ("lesion_id SUBJID patient_no", "subjid"),
         ("anon_patient_id study_id", "anon_patient_id"),
         ("label StudyID", "studyid"),
+        ("file Patienten-Nr.", "patienten-nr."),
+        ("file subject_name", "subject_name"),
         *(
             (name, name.lower())
             for name in "patient_number Pat.-Nr. patient_code patient.id".split()

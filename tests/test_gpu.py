@@ -3,9 +3,12 @@
 import importlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import gpu as measures
@@ -38,7 +41,7 @@ def test_a_rehearsal_leaves_every_file_and_a_second_one_does_nothing_again(cifar
     parts = sorted(path.stem for path in out.glob("*.done"))
     kinds = ("b3-b0-224", "resnet18-224", "resnet18-32")
     loops = [f"{kind}-{precision}" for kind in kinds for precision in ("bf16", "float32")]
-    assert parts == sorted(["cifar10s-0", "correct", "masks", "rates", *loops])
+    assert parts == sorted(["cifar10s-0", "compiled", "correct", "masks", "rates", "whole", *loops])
     rows = json.loads((out / "correct.json").read_text())["rows"]
     scripts = {path.stem for path in (ROOT / "methods").glob("*.py")}
     assert {name.split()[0] for name in rows} == scripts
@@ -46,11 +49,32 @@ def test_a_rehearsal_leaves_every_file_and_a_second_one_does_nothing_again(cifar
     results = list((out / "runs" / "smoke" / "cifar10s").rglob("result.json"))
     lines = (out / "commands-0").read_text().splitlines()
     assert len(results) == 2 and len({*lines}) == 17  # all rows are listed, two of them rehearsed
+    with tarfile.open(out / "results.tgz") as packed:
+        names = packed.getnames()
+    assert {Path(name).suffix for name in names} == {".json", ".log", ".done"}
+    assert sum(name.endswith("/result.json") for name in names) == 5  # of two parts and masks
     for line in lines:
         _, script, *settings = shlex.split(line)
         importlib.import_module(Path(script).stem).parse(settings)
     again = gpu(*flags)
     assert again.returncode == 0 and "==" not in again.stdout
+
+
+def test_what_is_over_time_ends_and_goes_on(cifar10, tmp_path):
+    """No row outlives the time that was given, and none begins after it."""
+    flags = ["--device", "cpu", "--smoke", "--out", tmp_path / "out", "--cifar", cifar10]
+    done = gpu(*flags, "--minutes", "0")
+    assert done.returncode == 0 and done.stdout.count("no time was left for ") == 12, done.stdout
+    code = (
+        'end=$(($(date +%s) + 8)); export end; xargs -d "\\n" -P 2 -I{} bash -c \'line "$1"\' _ {}'
+    )
+    lines = re.search(r"^line\(\) .*?^}\n", (ROOT / "tests" / "gpu.sh").read_text(), re.M | re.S)[0]
+    command = ["bash", "-c", f"{lines}export -f line\n{code}"]
+    work = "".join(f"touch {tmp_path}/{n}; sleep 30\n" for n in range(6)) + "true\n"
+    begun = time.monotonic()
+    done = subprocess.run(command, input=work, text=True)
+    assert done.returncode == 124 and time.monotonic() - begun < 20
+    assert len(list(tmp_path.glob("[0-9]"))) == 2
 
 
 def test_what_cifar_10_is_not_is_said_before_anything_is_measured(tmp_path):

@@ -218,6 +218,41 @@ def test_auroc_matches_scikit_learn_with_ties_and_weights(seed):
         )
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_auroc_of_folds_compares_inside_them(seed):
+    """Pairs inside a fold count alike; a fold's scale and shift, and its order, change nothing."""
+    labels, _, groups, probs, _ = sample(seed, num_classes=2)
+    rng, score = np.random.default_rng(seed), probs[:, 1]
+    folds, weights = rng.integers(0, 3, len(labels)), rng.integers(0, 4, len(labels)).astype(float)
+    given = {"labels": labels, "strata": folds}
+    for inside in (slice(None), *(groups == g for g in range(3))):
+        won = pairs = 0.0
+        for fold in range(3):
+            rows = np.flatnonzero(folds[inside] == fold)
+            y, s, w = (values[inside][rows] for values in (labels, score, weights))
+            count = w[y == 1].sum() * w[y == 0].sum()
+            if count:  # a fold without one of the classes says nothing
+                won += count * sk.roc_auc_score(y, s, sample_weight=w)
+                pairs += count
+        own = {"labels": labels[inside], "strata": folds[inside], "weights": weights[inside]}
+        expected = won / pairs if pairs else np.nan
+        assert metrics.auroc(probs=score[inside], **own) == pytest.approx(expected, nan_ok=True)
+    shifted = (score + 5 * folds) / (1 + folds) / 20  # as by another network in each fold
+    for metric, more in (
+        (metrics.auroc, {}),
+        (metrics.auroc_per_group, {"groups": groups, "num_groups": 3}),
+    ):
+        inside = metric(probs=score, **given, **more)
+        np.testing.assert_allclose(metric(probs=shifted, **given, **more), inside)
+    mixed = metrics.auroc(labels=labels, probs=shifted)
+    assert abs(mixed - metrics.auroc(probs=shifted, **given)) > 1e-3
+    told = {"labels": labels, "groups": groups, "num_groups": 3, "logits": 30 * (probs - 0.5)}
+    drawn = metrics.headline(**told, strata=folds, weights=np.stack([weights, 1 + 0 * weights]))
+    assert drawn["auroc"][1] == pytest.approx(metrics.auroc(probs=score, **given))
+    areas = metrics.auroc_per_group(probs=score, groups=groups, num_groups=3, **given)
+    np.testing.assert_allclose(drawn["group_auroc"][1], areas)
+
+
 def test_undefined_auroc_is_nan_and_a_constant_score_is_half():
     labels, groups = np.array([0, 0, 1, 1, 1, 1]), np.array([0, 0, 0, 1, 1, 1])
     scores = np.array([0.1, 0.2, 0.9, 0.4, 0.5, 0.6])

@@ -4,6 +4,8 @@ import copy
 import importlib
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -95,7 +97,9 @@ def sentence(folder, *flags, script="ckd"):
 # ----- networks -----------------------------------------------------------------------------------
 def test_student_and_teacher_of_ones_own(folder, monkeypatch):
     flags = ["--student-module", "nets.py:tiny", "--teacher", "nets.py:tiny"]
-    path, result, _ = run(folder, *flags)
+    path, result, printed = run(folder, *flags)
+    following = shlex.split(re.search(r"next: python predict.py (.*)", printed)[1])
+    assert following == [str(path.relative_to(folder)), "PICTURE", *flags[:2]]
     assert result["last"]["network"] == result["teacher"]["network"] == "nets.py:tiny"
     assert result["last"]["parameters"] == 3 * 4 * 9 + 4 + 8 + 4 * 3 + 3  # a head for three classes
     assert ":" not in path.name and not list(folder.rglob("*:*"))  # Windows has no such names
@@ -142,6 +146,11 @@ def test_what_is_no_network_is_said(folder, monkeypatch, name, words):
         (["--task", "segment", "--student", "convnet4"], "convnet4 is not for --task segment"),
         (["--weights", "none.pt"], "none.pt gives no weights"),
         (["--teacher-weights", "none.pt"], "none.pt gives no weights"),
+        pytest.param(
+            ["--teacher", "timm:resnet10", "--alpha", "0"],
+            "timm has no network 'resnet10': did you mean resnet10t",
+            marks=needs_timm,
+        ),
     ],
 )
 def test_names_are_checked_before_pictures_are_read(folder, flags, words):
@@ -420,6 +429,8 @@ def test_foundation_teachers_by_the_path_of_their_files(name, size, kind, tmp_pa
     said = capsys.readouterr().out
     total = len(networks.bare(source.state_dict()))
     assert f"{total} of {total} tensors taken by name" in said and "random" not in said
+    assert ("positions are resampled" in said) == (size == 64 and "vit" in name)
+    assert "QuickGELU" not in said
     for (key, ours), theirs in zip(network.body.state_dict().items(), source.state_dict().values()):
         assert ours.shape != theirs.shape or torch.equal(ours, theirs), key
     ours = [tuple(round(v, 4) for v in values) for values in network.statistics]
@@ -435,6 +446,55 @@ def test_foundation_teachers_by_the_path_of_their_files(name, size, kind, tmp_pa
     with torch.no_grad():
         expected = source.eval()(pixels)
         torch.testing.assert_close(whole.eval()(images)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_timm
+def test_the_same_file_in_a_network_of_another_gelu_is_told(tmp_path, capsys):
+    """What fits by all its shapes and would be nearly right."""
+    timm = importlib.import_module("timm")
+    source = timm.create_model("vit_base_patch32_clip_quickgelu_224.openai", num_classes=0)
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    flags = ["--weights", tmp_path / "w.pt"]
+    started("timm:vit_base_patch32_clip_224.openai", *flags, size=224)
+    said = capsys.readouterr().out
+    assert "want QuickGELU: take the network with it in its name" in said
+    assert "positions" not in said
+
+
+@needs_timm
+def test_weights_that_cannot_be_fetched(monkeypatch):
+    """It is not the network's name that is wrong."""
+    timm, advice = importlib.import_module("timm"), "cannot be had.*connect once, or download"
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: 1 / 0)
+    with pytest.raises(InputError, match=f"timm:resnet10t {advice}"):
+        started("timm:resnet10t", "--pretrained")
+    with pytest.raises(InputError, match="flava's weights are not fetched: name their file"):
+        started("flava", "--pretrained", size=224)
+
+
+def test_torchvisions_own_older_names(tmp_path, capsys):
+    """Its published vit_b_16 has other names of the MLPs than the network."""
+    source = torchvision.models.vit_b_16()
+    state = {
+        k.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): v
+        for k, v in source.state_dict().items()
+    }
+    assert "encoder.layers.encoder_layer_0.mlp.linear_2.bias" in state
+    torch.save(state, tmp_path / "w.pt")
+    started("vit_b_16", "--weights", tmp_path / "w.pt", size=224)
+    assert "150 of 150 tensors taken by name" in capsys.readouterr().out
+    with pytest.raises(InputError, match="write NETWORK@224"):
+        started("vit_b_16", "--weights", tmp_path / "w.pt", size=64)
+
+
+def test_code_instead_of_tensors_is_no_reason_to_run_it(tmp_path):
+    """PyTorch's own sentence advises weights_only=False."""
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "w.pt")
+    (tmp_path / "page.bin").write_text("<!DOCTYPE html>")
+    for name in ("w.pt", "page.bin"):
+        with pytest.raises(InputError, match="gives no weights") as error:
+            started("convnet4", "--weights", tmp_path / name)
+        assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
 
 
 @needs_timm

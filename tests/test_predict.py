@@ -206,6 +206,54 @@ def test_labels_may_be_the_folders_as_in_training(lively, originals, main, tmp_p
         write_table(folder / "labels.csv", named)
         printed = main(lively, "--labels", folder / "labels.csv")
         assert "96 of 96 pictures have a label and a group" in printed
+    table = [row | {"file": Path(row["file"]).name} for row in rows]  # found by search
+    write_table(folder / "labels.csv", table)
+    searched = main(lively, "--labels", folder / "labels.csv")
+    assert cells_of(searched) == cells_of(printed)
+
+
+def test_names_of_the_training_are_known_in_any_writing(run, originals, main, tmp_path):
+    folder = shutil.copytree(originals / "csv", tmp_path / "pictures")
+    rows, known = (
+        read_table(folder / "labels.csv"),
+        len(torch.load(run / "student.pt")["trained_on"]),
+    )
+    (folder / "pictures").rename(folder / "PICTURES")
+    for name in (lambda f: f, lambda f: f.replace("/", "\\"), str.upper):
+        table = [row | {"file": name(row["file"])} for row in rows]
+        write_table(folder / "labels.csv", table)
+        printed = main(run, "--labels", folder / "labels.csv")
+        assert f"{known} of them have names of pictures that this student" in printed
+    inside = [row | {"file": Path(row["file"]).name} for row in rows]
+    write_table(folder / "PICTURES" / "inside.csv", inside)
+    printed = main(run, "--labels", folder / "PICTURES" / "inside.csv")
+    assert f"{known} of them have names" in printed and 0 < known < 96
+
+
+def test_what_is_printed_can_be_run(run, originals, main, tmp_path):
+    """Also where some rows have no label."""
+    folder = shutil.copytree(originals / "csv", tmp_path / "my pictures")
+    rows = read_table(folder / "labels.csv")
+    rows[3]["label"] = ""
+    write_table(folder / "labels.csv", rows)
+    printed = main(run, "--labels", folder / "labels.csv", "--csv", tmp_path / "my answers.csv")
+    assert "95 of 96 pictures have a label" in printed
+    command = shlex.split(re.search(r"python metrics.py (.*)", printed)[1])
+    again = run_script(ROOT / "metrics.py", *command, cwd=tmp_path)
+    assert again.returncode == 0 and command[-1] == "--skip-bad", again.stderr
+
+
+def test_groups_are_in_the_order_of_the_training(lively, originals, main, tmp_path):
+    """Bins in rising order, so that a difference has the same sign."""
+    folder = shutil.copytree(originals / "csv", tmp_path / "pictures")
+    rows = read_table(folder / "labels.csv")
+    ages = [row | {"years": "1" if row["group"] == "indoor" else "30"} for row in rows]
+    write_table(folder / "labels.csv", ages)
+    saved = torch.load(lively, weights_only=True)
+    saved["settings"]["sensitive"] = "years:18,60"
+    torch.save(saved, tmp_path / "other.pt")
+    printed = main(tmp_path / "other.pt", "--labels", folder / "labels.csv")
+    assert "18<years<=60 minus years<=18" in printed
 
 
 def test_pictures_find_their_rows_by_the_end_of_their_paths(run, originals, main, tmp_path):
@@ -247,6 +295,15 @@ def test_the_table_of_the_training_is_read_by_the_settings_of_the_training(
     assert after.partition("\n")[2] == before.partition("\n")[2]  # patients are clusters, too
     assert read_table(tmp_path / "after.csv") == read_table(tmp_path / "before.csv")
     assert read_table(tmp_path / "after.csv")[3]["subject"] == "p1"
+    saved["settings"]["subject"] = "patient-NO."  # as it was written for the training
+    torch.save(saved, tmp_path / "third.pt")
+    rows = read_table(folder / "labels.csv")
+    renamed = [{k.replace("Patient No", "The Patient No"): v for k, v in r.items()} for r in rows]
+    for table, column in ((rows, "patient no"), (renamed, None)):
+        write_table(folder / "labels.csv", table)
+        said = main(tmp_path / "third.pt", "--labels", folder / "labels.csv").splitlines()[0]
+        assert ("subject is" in said) == bool(column) and said.endswith(column or "place")
+    write_table(folder / "labels.csv", rows)
     decoys = {"label": "dog", "group": "elsewhere"}  # which this student was not trained by
     rows = read_table(folder / "labels.csv")
     write_table(folder / "labels.csv", [row | decoys for row in rows])

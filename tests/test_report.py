@@ -1,11 +1,13 @@
 """Tables come from result files alone and refuse to mix runs that cannot be compared."""
 
 import contextlib
+import copy
 import csv
 import gzip
 import importlib
 import itertools
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -434,6 +436,22 @@ def test_rows_without_a_run_in_common_are_not_compared(tmp_path):
         results.change(rows["RKD"], rows["CKD"], "accuracy")
 
 
+def test_a_difference_of_teachers_is_told(folder):
+    """Students are compared; where one had another teacher, trained alike, a note says so."""
+    rows = toy_rows(folder)
+    assert not [n for n in report.layout_table("overview", rows).notes if "teachers" in n]
+    for seed in (0, 2):
+        other = copy.deepcopy(rows["RKD"][0, seed])
+        counts = np.array(other["teacher"]["test"]["counts"])
+        other["teacher"]["test"]["counts"] = counts[..., ::-1].tolist()
+        rows["RKD"][0, seed] = other
+    told = "RKD: not the teachers of CKD in seeds 0, 2"
+    assert told in report.layout_table("overview", rows).notes
+    for seed in (0, 2):  # on purpose
+        rows["RKD"][0, seed]["settings"]["teacher_balance"] = "cells"
+    assert told not in report.layout_table("overview", rows).notes
+
+
 def test_every_table_has_a_title_on_its_page(of_masks, folded, folder):
     """Also of second trainings, of masks too, so that none is made and shown nowhere."""
     every = of_masks | results.collect(folded) | results.collect(folder)
@@ -446,16 +464,25 @@ def test_every_table_has_a_title_on_its_page(of_masks, folded, folder):
         assert f"## {report.ACROSS[kind]}" in text, kind
 
 
+def inside_folds(lesions, script, rows):
+    """AUROC of some pictures (N,), True or False, from pairs of pictures of one fold."""
+    score, won, pairs = lesions[script].astype(float) @ [-1, 1], 0, 0
+    for fold in np.unique(lesions["fold"][rows]):
+        here = rows & (lesions["fold"] == fold)
+        count = math.prod(np.bincount(lesions["labels"][here], minlength=2).tolist())
+        won += count * roc_auc_score(lesions["labels"][here], score[here]) if count else 0
+        pairs += count
+    return won / pairs
+
+
 def test_pooled_folds_test_every_picture_once(folded, lesions):
     made = pooled_tables(folded)
     table, differences = made[""], made["-differences"]
     assert [row[:2] for row in table.rows] == [["ERM", "600"], ["GroupDRO", "600"]]
     want = {}
     for script in ("ckd", "groupdro"):
-        score = lesions[script].astype(float) @ [-1, 1]
-        inside = [lesions["groups"] == g for g in (0, 1)]
-        each = [roc_auc_score(lesions["labels"][g], score[g]) for g in inside]
-        whole = roc_auc_score(lesions["labels"], score)
+        each = [inside_folds(lesions, script, lesions["groups"] == g) for g in (0, 1)]
+        whole = inside_folds(lesions, script, lesions["groups"] >= 0)
         es = whole / (1 + sum(abs(a - whole) for a in each))
         want[script] = 100 * np.array([whole, min(each), max(each) - min(each), es])
     # percent: scores that tie here may differ in the last bit as probabilities
@@ -481,10 +508,7 @@ def test_incomplete_folds_are_compared_on_the_same_pictures(folded, lesions):
     names = [row[:2] for row in made[""].rows]
     assert names == [["ERM", "600"], ["GroupDRO (folds 0, 1)", "240"]]
     here = lesions["fold"] < 2
-    area = [
-        roc_auc_score(lesions["labels"][here], lesions[s][here].astype(float) @ [-1, 1])
-        for s in ("ckd", "groupdro")
-    ]
+    area = [inside_folds(lesions, script, here) for script in ("ckd", "groupdro")]
     assert np.isclose(made[""].rows[1][2].point, 100 * area[1])
     assert len(made["-differences"].rows) == 1
     assert np.isclose(made["-differences"].rows[0][1].point, 100 * (area[1] - area[0]))

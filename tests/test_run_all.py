@@ -17,17 +17,19 @@ import results
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(folder, *flags, programs=None):
-    """run_all.sh of `folder` in a process group of its own; `programs`: where its python is."""
+def start(folder, *flags, programs=None, cwd=None):
+    """run_all.sh of `folder`, started there or in `cwd`, in a process group of its own; `programs`:
+    where its python is."""
     programs = programs or Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
     command = ["bash", str(folder / "run_all.sh"), *flags]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    streams |= {"cwd": cwd or folder}
     return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
 
-def run(folder, *flags, programs=None):
-    process = start(folder, *flags, programs=programs)
+def run(folder, *flags, programs=None, cwd=None):
+    process = start(folder, *flags, programs=programs, cwd=cwd)
     out, error = process.communicate()
     return subprocess.CompletedProcess(flags, process.returncode, out, error)
 
@@ -116,6 +118,14 @@ def test_another_table_is_another_command(tmp_path, stand_in):
     assert not {*listed[0]} & {*listed[2]} and not {*listed[1]} & {*listed[3]}
     own = ("--folds", "--dataset", "csv", "--data-dir", str(table))
     assert len(lines_of(stand_in, *flags, *own)) == 5 * len(listed[0])
+
+
+def test_a_relative_folder_is_that_of_who_starts_it(tmp_path, stand_in):
+    flags = ("--list", "--dataset", "csv", "--only", "at", "--seeds", "1", "--data-dir")
+    for given, told in (("my data", f"{tmp_path}/bin/my data"), ("/my data", "/my data")):
+        done = run(tmp_path, *flags, given, programs=tmp_path / "bin", cwd=tmp_path / "bin")
+        words = shlex.split(done.stdout.splitlines()[0])
+        assert words[words.index("--data-dir") + 1] == told
 
 
 def test_real_data_sets_get_their_folder_and_folds(stand_in):

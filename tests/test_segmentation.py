@@ -485,14 +485,41 @@ def test_any_one_value_besides_0_is_inside(tmp_path):
             255 * inside.astype(np.uint8),
             inside,
             65535 * inside.astype(np.uint16),
+            300 * inside.astype(np.uint16),
+            np.float32(0.4) * inside,
+            np.float32(-1) * inside,
         ]
     ):
-        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
-        mask = decode_mask(tmp_path / f"{n}.png", 20, tmp_path / "picture.png")
+        kind = "tif" if pixels.dtype == np.float32 else "png"
+        Image.fromarray(pixels).save(tmp_path / f"{n}.{kind}")
+        mask = decode_mask(tmp_path / f"{n}.{kind}", 20, tmp_path / "picture.png")
         assert np.array_equal(mask > 0, inside), n
     for value in (0, 255):
         Image.new("L", (20, 20), value).save(tmp_path / "flat.png")
         assert (decode_mask(tmp_path / "flat.png", 20, tmp_path / "picture.png") == value).all()
+
+
+def test_three_values_of_more_than_8_bits_are_not_two(tmp_path):
+    """As 8 bits both would be white, and a soft edge inside."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "picture.png")
+    inside = mask_of(1, (20, 20))
+    pixels = 300 * inside.astype(np.uint16) + 400 * (inside & (np.arange(20) > 9))
+    Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="it has the grey values 0, 300, 700: 0 must be outside"):
+        decode_mask(tmp_path / "mask.png", 20, tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_masks_of_which_all_are_empty_or_full(masked, value):
+    """Their Dice would be 100 %, or 0, whatever was learnt."""
+    test = {*load("csv", masked, 16, task="segment")["test"].ids}
+    for row in read_table(masked / "labels.csv"):
+        if row["file"] in test:
+            with Image.open(masked / row["mask"]) as mask:
+                Image.new("L", mask.size, value).save(masked / row["mask"])
+    words = f"all {len(test)} masks of the test split of csv are empty, or full"
+    with pytest.raises(InputError, match=words):
+        load("csv", masked, 16, task="segment", skip_bad=True)
 
 
 def test_a_mask_that_is_cut_out_is_refused(tmp_path):
