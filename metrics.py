@@ -490,6 +490,7 @@ def evaluate(
     replicates=1000,
     seed=0,
     drawn=None,
+    strata=None,
 ):
     """One model on one split as a dict for JSON. labels, groups, clusters (N,), logits (N, C).
 
@@ -502,12 +503,13 @@ def evaluate(
     "main_rule"          see there
     "subjects"           number of clusters, over which intervals are; of one there is none
 
-    drawn: a dict that gets the metrics of all resamples, (R, ...), for `differences`.
+    drawn: a dict that gets the metrics of all resamples, (R, ...), for `differences`. strata (N,):
+    see `auroc`.
     """
     if np.shape(logits)[1:] != (num_classes,):
         raise ValueError(f"logits must be (N, {num_classes}), not {np.shape(logits)}.")
     data = {"labels": labels, "groups": groups, "logits": logits, "num_groups": num_groups}
-    data["class_shares"] = class_shares
+    data |= {"class_shares": class_shares, "strata": strata}
     out = headline(**data)  # before the resamples, because it checks the arguments
     draws, subjects = _resampled(data, clusters, replicates, seed, drawn)
     tables = {end: out.pop(f"counts{end}") for end in ENDS}

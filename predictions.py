@@ -25,9 +25,10 @@ from datasets._tables import missing, place, read_rows, refuse_repeated, subject
 def read(path, skip_bad=False):
     """The arguments of `headline` from a table, its subjects, and names: classes, groups, files.
 
-    Columns are label, group, scores and, if there, file and one of subjects, as datasets/csv.py
-    finds it. Scores are logits or probabilities: score_NAME for each class, or one column score, of
-    the last of two classes. How all this is read is printed.
+    Columns are label, group, scores and, if there, file, fold (of which each has a model of its
+    own, so that scores are compared inside it) and one of subjects, as datasets/csv.py finds it.
+    Scores are logits or probabilities: score_NAME for each class, or one column score, of the last
+    of two classes. How all this is read is printed.
     """
     lines = read_rows(path, ["label", "group"], unique=False)
     if files := [row["file"] for row in lines.values() if row.get("file")]:
@@ -103,6 +104,11 @@ def read(path, skip_bad=False):
     data = {"labels": np.array([classes.index(row["label"]) for row in rows]), "logits": scores}
     data |= {"groups": np.array([groups.index(row["group"]) for row in rows])}
     data["num_groups"] = len(groups)
+    if "fold" in header:
+        data["strata"] = np.array([row["fold"] for row in rows])
+        print(
+            f"{path}: AUROC compares rows of one fold: each of {len({*data['strata']})} is a model"
+        )
     return data, subjects, [classes, groups, [row.get("file") for row in rows]]
 
 
@@ -121,7 +127,7 @@ def compare(tables, skip_bad=False, shares=None):
         truths[path] |= dict(zip(("classes", "groups", "files"), names))
         truths[path] |= {"labels": [names[0][k] for k in data["labels"]]}
         truths[path] |= {"groups of rows": [names[1][k] for k in data["groups"]]}
-        truths[path] |= {"subjects": subjects.tolist()}
+        truths[path] |= {"subjects": subjects.tolist(), "folds": [*data.get("strata", ())]}
         for what, own in truths[path].items():
             if own != (first := truths[a][what]):
                 pairs = ((x, y) for x, y in zip(own, first) if x != y)
@@ -151,7 +157,8 @@ def main():
     columns = (
         "columns label, group and, of each class, score_NAME: logits, or probabilities that sum to "
         "1; of two classes score is enough, of the label that is last when both are sorted. If you "
-        "have them: file, and subject, patient_id or the like, who may have several rows"
+        "have them: file, fold (if each was tested by a model of its own), and subject, patient_id "
+        "or the like, who may have several rows"
     )
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=columns)
     skip = "leave out rows that have no label or no group"

@@ -126,6 +126,27 @@ def test_the_label_of_a_single_score_is_named(main, pair):
     assert f"read as logits of {pair[1]!r}, the last of both labels;" in main(rows)
 
 
+def test_rows_of_folds_are_compared_inside_them(main):
+    """Each fold has a model, whose logits are on a scale of its own."""
+    rows, data, clusters = table()
+    folds = np.arange(150) % 3
+    scaled = {**data, "logits": data["logits"] * (1 + 4 * folds[:, None])}
+    for row, z in zip(rows, scaled["logits"].round(6)):
+        row |= {f"score_{name}": z[c] for c, name in enumerate(NAMES)}
+    mixed = cells_of(main(rows))
+    said = main([row | {"fold": f"f{fold}"} for row, fold in zip(rows, folds)])
+    assert "a.csv: AUROC compares rows of one fold: each of 3 is a model" in said
+    inside = metrics.evaluate(**scaled, num_classes=3, clusters=clusters, strata=folds)
+    assert metrics.show({"a.csv": inside}, NAMES, ["f", "m"]) in said
+    name = "utility", "AUROC", ""
+    assert cells_of(said)[name] != mixed[name]
+    for key in (("utility", "top-1", ""), ("fairness of decisions", "mean-DEO", "")):
+        assert cells_of(said)[key] == mixed[key]
+    other = [row | {"fold": "f0"} for row in rows]
+    with pytest.raises(ValueError, match="b.csv differs from a.csv in its folds, f0 for f1"):
+        main([row | {"fold": f"f{fold}"} for row, fold in zip(rows, folds)], other)
+
+
 def test_rows_without_a_label_or_a_group_are_left_out_on_request(main):
     rows, _, _ = table()
     few = main(rows[:140])
