@@ -168,17 +168,10 @@ def test_help_is_two_screens_and_about_is_the_header(name, capsys, monkeypatch):
             assert f"[{default}]" in own, flag
 
 
-def pairs():
-    """ckd on every data set, and every other script on two of them: what reads a data set is the
-    same in all scripts, which side_by_side.py checks."""
-    for n, name in enumerate(SCRIPTS):
-        step = 1 if name == "ckd" else len(KINDS) // 2
-        yield from ((name, kind) for kind in [*KINDS[n % step :: step]])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name, kind", [*pairs()])
-def test_scripts_on_data_sets(name, kind, copies, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_on_every_data_set(name, kind, copies, tmp_path):
     run(name, *miniature(name, kind, copies), "--out", tmp_path)
     result = result_of(tmp_path)
     assert result["settings"]["dataset"] == kind and result["method"] == name
