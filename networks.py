@@ -356,14 +356,18 @@ def body(name, size, started=False, pretrained=False, segment=False):
 # ===== WEIGHTS ====================================================================================
 
 
+def by_timm(net):
+    """What timm says of the weights it has for a network, or for an encoder of masks; else {}."""
+    return getattr(getattr(net, "encoder", net), "pretrained_cfg", {})
+
+
 def usual_statistics(name, net):
     """Mean and deviation of the pixels that the weights of others expect, or None: the data's."""
     if SMALL.fullmatch(name) or name == "vit_tiny":  # others have no weights for these
         return None
     if name == "flava":
         return STATISTICS["clip"]
-    timm = getattr(getattr(net, "encoder", net), "pretrained_cfg", {})
-    if timm:
+    if timm := by_timm(net):
         return tuple(timm["mean"]), tuple(timm["std"])
     if ":" in name:
         return STATISTICS["imagenet"]
@@ -375,7 +379,7 @@ def usual_statistics(name, net):
 
 def beware(name, net, size):
     """Print what a network of timm needs for its weights to be what they were."""
-    theirs = getattr(getattr(net, "encoder", net), "pretrained_cfg", {})
+    theirs = by_timm(net)
     if "QuickGELU" in str(theirs.get("notes")) and "quickgelu" not in name:
         print(f"beware: weights of {name} want QuickGELU: take the network with it in its name")
     if hasattr(net, "pos_embed") and theirs and theirs["input_size"][-1] != size:
@@ -511,8 +515,9 @@ class Network(nn.Module):
         if args.pretrained and not args.weights and not offered(name):
             print(f"nobody offers weights of {name}: it starts from random ones")
         ours = args.weights and load and start_from(self.body, args.weights)
-        self.statistics = usual_statistics(name, self.body) if started and not ours else None
-        if started and not ours and load:
+        foreign = started and not ours  # weights that others have trained
+        self.statistics = usual_statistics(name, self.body) if foreign else None
+        if foreign and load:
             beware(name, self.body, self.size)
         if args.statistics:
             self.statistics = STATISTICS[args.statistics]

@@ -148,6 +148,12 @@ def pictures_in(path):
     return inside or [path]
 
 
+def ends_of(path):
+    """All ends of where a picture is, the longest first: data/new/1.png, new/1.png, 1.png."""
+    steps = Path(path).resolve().parts
+    return ["/".join(steps[k:]) for k in range(1, len(steps))]
+
+
 def label_rows(table, files, saved):
     """{picture: its row in the table of labels, or None}; without files, all of the table. And the
     names of groups, in order.
@@ -193,8 +199,7 @@ def label_rows(table, files, saved):
         for key in enumerate(forms(name)):
             index.setdefault(key, []).append(name)
     for file in files:  # the longest end of its path that the table names, if need be in a lax form
-        steps = file.resolve().parts
-        ends = [str(file), *("/".join(steps[k:]) for k in range(1, len(steps)))]
+        ends = [str(file), *ends_of(file)]
         exact = [end for end in ends if end in rows]
         laxer = ((how, form) for how, each in enumerate(zip(*map(forms, ends))) for form in each)
         names = exact[:1] or next((index[key] for key in laxer if key in index), [None])
@@ -402,7 +407,7 @@ def main():
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
     csv.writer(table := io.StringIO()).writerow(header)
-    known, logits, bad, ranges = [], [], [], {}
+    known, places, logits, bad, ranges = [], [], [], [], {}
     for file, pixels in pixels_of(files, saved, bad, ranges):
         row = files[file]
         z = student(pixels[None])[0]  # (C,)
@@ -415,6 +420,7 @@ def main():
         print(f"{file}: {likely}, corrected {corrected} ({each})")
         if row:
             known.append(row)
+            places.append(file)
             logits.append(z.numpy())
     if args.csv:
         save(args.csv, table.getvalue())
@@ -427,11 +433,7 @@ def main():
             print(f"\nto compare it with others: python metrics.py {file} --shares {told}")
     if args.labels and known:
         print(f"\n{len(known)} of {len(files)} pictures have a label and a group")
-        names = []  # of each picture: in the table, and all ends of the path where it is
-        for file, row in files.items():
-            steps = Path(file).resolve().parts
-            ends = ["/".join(steps[k:]) for k in range(1, len(steps))]
-            names += [[row["file"], *ends]] if row and row in known else []
+        names = [[row["file"], *ends_of(file)] for row, file in zip(known, places)]
         again = sum(torch.isin(name_codes(each), saved["trained_on"]).any() for each in names)
         if again:
             print(

@@ -66,9 +66,8 @@ README = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "RKD", "CTKD", "KD
 README += ["adversarial KD", "MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi"]
 ## The same at its top, in short.
 FIRST = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "adversarial KD", "FairDi"]
-BOTH = "CKD, both balanced"
 ## Rows that are ranked, of classes and of masks: what else stands behind a comma is a variant.
-RANKED = [name for name in NAMES.values() if name == BOTH or "," not in name]
+RANKED = [name for name in NAMES.values() if "," not in name or name == "CKD, both balanced"]
 RANKED.remove(results.CEILING)
 
 
@@ -167,8 +166,9 @@ def runs_of(runs):
 
 def strangers(runs, base):
     """The seeds in which the teachers of two rows, trained alike, are not the same networks."""
-    found = []
-    for key, (own, other) in sorted({k: (runs[k], base[k]) for k in runs.keys() & base}.items()):
+    found, (runs, base) = [], results.in_both(runs, base)
+    for key, own in runs.items():
+        other = base[key]
         ways = {run["settings"].get("teacher_balance") or "" for run in (own, other)}
         if len(ways) == 1 and "teacher" in own.keys() & other.keys():
             tests = [run["teacher"]["test"] for run in (own, other)]

@@ -115,7 +115,7 @@ while [ $# -gt 0 ]; do case $1 in
     --seeds | --jobs | --dataset | --data-dir | --source-dir | --task)
         [ $# -gt 1 ] || fail "$1 needs a value"
         name=${1#--} value=$2
-        case $1$value in *-dir/*) ;; *-dir*) [ "$here" = "$PWD" ] || value=$here/$value ;; esac
+        case $1,$2 in *-dir,[!/]*) [ "$here" = "$PWD" ] || value=$here/$2 ;; esac  # a relative one
         printf -v "${name/-/_}" %q "$value" && shift ;;
     *) fail "unknown option $1" ;;
 esac; shift; done

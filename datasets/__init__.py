@@ -140,10 +140,10 @@ class Table:
         """Raise InputError where all masks of a split are in `flat`, ids of empty or full ones."""
         for part in ("train", "val", "test"):
             ids = [i for i, where in zip(self.ids, self.split) if where == part]
-            if flat.issuperset(ids):
+            if ids and flat.issuperset(ids):  # of a split without pictures refuse_gaps tells
                 raise InputError(
                     f"all {len(ids)} masks of the {part} split of {name} are empty, or full, so "
-                    "nothing can be learnt or tested: look at them with --describe"
+                    "nothing can be learnt or tested: look at their files"
                 )
 
 
@@ -370,9 +370,8 @@ def decode_all(table, size, folder, skip_bad, source="", masks=False):
 
     They are decoded once: 200,000 of 224 pixels take 30 GB on the disk. The name of the file that
     keeps them depends on the pictures' names, file sizes and times of change (mtime, which cp -p
-    keeps, and ctime), on `size`, the table's views
-    and CACHE_VERSION; it appears only when complete. An older file of the same `source` and size is
-    removed.
+    keeps, and ctime), on `size`, the table's views and CACHE_VERSION; it appears only when
+    complete. An older file of the same `source` and size is removed.
     Raises InputError, which names a picture that cannot be read, unless `skip_bad`.
     """
     files = [*table.files, *table.mask_files] if masks else table.files

@@ -15,7 +15,7 @@ EQUATIONS. θ₀: pre-trained weights; ω: a bit for each part; δ: what tuning 
     Eq. (3)  ω* = argmin over ω (and the learning rate) of L_fair(θ(ω))   search
 
 DIFFERENCES FROM THE PAPER. We could read its abstract, reviews and the code, not the full text.
-    1. Eq. (2) is a review's "largest loss of a subgroup"; the code's default is accuracy's lowest.
+    1. Eq. (2) is a review's "largest loss of a subgroup"; the code's default: the lowest accuracy.
     2. 20 trials; the paper had 50, says a student project. All sizes are for small computers.
     3. --mask all and none search the learning rate in as many trials from the same range, too.
     4. θ₀ is of ImageNet there and, by --pretrained or --weights, here. Twenty trainings of a ViT-B

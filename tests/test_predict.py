@@ -214,10 +214,8 @@ def test_labels_may_be_the_folders_as_in_training(lively, originals, main, tmp_p
 
 def test_names_of_the_training_are_known_in_any_writing(run, originals, main, tmp_path):
     folder = shutil.copytree(originals / "csv", tmp_path / "pictures")
-    rows, known = (
-        read_table(folder / "labels.csv"),
-        len(torch.load(run / "student.pt")["trained_on"]),
-    )
+    rows = read_table(folder / "labels.csv")
+    known = len(torch.load(run / "student.pt", weights_only=True)["trained_on"])
     (folder / "pictures").rename(folder / "PICTURES")
     for name in (lambda f: f, lambda f: f.replace("/", "\\"), str.upper):
         table = [row | {"file": name(row["file"])} for row in rows]

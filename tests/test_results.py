@@ -478,6 +478,14 @@ def test_no_picture_of_celeba_can_be_found_again():
     assert texts and all(re.fullmatch(r"\d{5}", text) for array in texts for text in array.tolist())
 
 
+def test_no_packed_setting_is_a_place_on_a_computer():
+    """A file of weights stands by its name: its folder would also make another table of it."""
+    for run in results.read(COMMITTED):
+        for part in ("settings", "changed"):
+            strange = {k: v for k, v in run[part].items() if "/" in str(v)}
+            assert not strange, (run["method"], strange)
+
+
 def test_results_stay_small():
     files = [path for path in COMMITTED.rglob("*") if path.is_file()]
     assert len(files) < 60 and sum(path.stat().st_size for path in files) < 12_000_000

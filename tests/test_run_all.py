@@ -122,7 +122,11 @@ def test_another_table_is_another_command(tmp_path, stand_in):
 
 def test_a_relative_folder_is_that_of_who_starts_it(tmp_path, stand_in):
     flags = ("--list", "--dataset", "csv", "--only", "at", "--seeds", "1", "--data-dir")
-    for given, told in (("my data", f"{tmp_path}/bin/my data"), ("/my data", "/my data")):
+    for given, told in (
+        ("my data", f"{tmp_path}/bin/my data"),
+        ("my-dir/x", f"{tmp_path}/bin/my-dir/x"),
+        ("/my data", "/my data"),
+    ):
         done = run(tmp_path, *flags, given, programs=tmp_path / "bin", cwd=tmp_path / "bin")
         words = shlex.split(done.stdout.splitlines()[0])
         assert words[words.index("--data-dir") + 1] == told
