@@ -3,7 +3,7 @@
 #
 #     bash run_all.sh                        the toy, three seeds, also masks
 #     bash run_all.sh --quick                a first look at the toy: one seed,
-#                                            six epochs each, the main rows,
+#                                            four epochs each, the main rows,
 #                                            no masks
 #     bash run_all.sh --dataset NAME --data-dir DIR
 #                                            real pictures; ham10000: five folds,
@@ -105,7 +105,7 @@ cd "$(dirname "$0")" && export -f run || exit 1
 jobs=$(getconf _NPROCESSORS_ONLN) dataset=toy parts=('') usual=3 seeds='' quick='' list='' task=''
 only='' data='' data_dir='' source_dir='' extra='' folds='' state=''
 while [ $# -gt 0 ]; do case $1 in
-    --quick) quick=quick usual=1 extra=' --epochs 6 --teacher-epochs 6' ;;
+    --quick) quick=quick usual=1 extra=' --epochs 4 --teacher-epochs 4' ;;
     --list) list=yes ;;
     --folds) folds=yes ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${0##*/}"; exit ;;

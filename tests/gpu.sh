@@ -53,12 +53,12 @@ export end PYTHONUNBUFFERED=1
 
 # Are the numbers right? Losses of all scripts beside those on the CPU, and whole runs
 part correct "$py" tests/gpu.py correct "$out/correct.json" --device $device $smoke
-scripts=(methods/*.py) jobs=8
-[ -z "$smoke" ] || scripts=(methods/{ckd,swad}.py) jobs=2
+scripts=(methods/*.py) jobs=8 threads=2
+[ -z "$smoke" ] || scripts=(methods/{ckd,swad}.py) jobs=2 threads=1
 for script in "${scripts[@]}"; do
     printf '%q %s --smoke --device %s --out %q\n' "$py" "$script" $device "$out/whole"
 done >"$out/commands"
-OMP_NUM_THREADS=2 lines whole $jobs "$out/commands"
+OMP_NUM_THREADS=$threads lines whole $jobs "$out/commands"
 
 loops() {  # NAME SETTINGS: the training loop beside others; five rounds, at 224 pixels three
     part "$1" "$py" tests/speed.py --device $device $smoke --batch-size 64 --rounds ${rounds:-5} \
@@ -92,7 +92,7 @@ cifar10s() {  # SEED
             "$py" "${row/ /.py }$([[ $row = *' '* ]] || echo .py)" "$cifar" $device "$few" $1 "$out/runs"
     done >"$out/commands-$1"
     head -n $first "$out/commands-$1" >"$out/commands"
-    OMP_NUM_THREADS=2 lines cifar10s-$1 $jobs "$out/commands"
+    OMP_NUM_THREADS=$threads lines cifar10s-$1 $jobs "$out/commands"
 }
 cifar10s 0
 
