@@ -189,16 +189,10 @@ def groups_of(rows):
     return next((run["group_names"] for runs in rows.values() for run in runs.values()), [])
 
 
-def source_of(result):
-    """The data set of a result; of one's own pictures with the name of their folder or table."""
-    dataset, own = result["settings"]["dataset"], result.get("notes", {}).get(OWN_NAME)
-    return f"{dataset}-{own}" if own else dataset
-
-
 def data_of(result):
-    """`source_of`, with its task if that is not to classify: what has pages of its own."""
-    source, task = source_of(result), task_of(result)
-    return source if task == "classify" else f"{source}-{task}"
+    """What has pages of its own: a data set, the name of one's own folder or table, and masks."""
+    own, masks = result.get("notes", {}).get(OWN_NAME), task_of(result) == "segment"
+    return "-".join(filter(None, (result["settings"]["dataset"], own, masks and "segment")))
 
 
 def first_of(rows):
@@ -241,9 +235,8 @@ def read(folder, smoke=False):
             result = json.loads(line)
             for part in tested(result).values():
                 part["test"] |= decided(**part) if "counts" in part["test"] else {}
-            runs.append(
-                result | {"arrays": (path.with_suffix("").with_suffix(".npz"), result["arrays"])}
-            )
+            place = path.with_suffix("").with_suffix(".npz"), result["arrays"]
+            runs.append(result | {"arrays": place})
     return runs
 
 
@@ -314,14 +307,12 @@ def lean(result, intervals):
         packed[name] = {k: part[k] for k in own}
         packed[name] |= {k: {m: part[k][m] for m in more[k] if m in part[k]} for k in more}
         ends = test["interval"] if intervals else {}
-        packed[name]["test"] = {
-            k: test[k] for k in (*soft, "counts", "pictures", "n", "collapsed") if k in test
-        } | {
-            "interval": {k: ends[k] for k in shown if k in ends},
-            "groups": [{score: group[score]} for group in test["groups"]],
-        }
+        told = {k: test[k] for k in (*soft, "counts", "pictures", "n", "collapsed") if k in test}
+        told["interval"] = {k: ends[k] for k in shown if k in ends}
+        told["groups"] = [{score: group[score]} for group in test["groups"]]
         if test.get("counts_corrected") != test.get("counts"):
-            packed[name]["test"]["counts_corrected"] = test["counts_corrected"]
+            told["counts_corrected"] = test["counts_corrected"]
+        packed[name]["test"] = told
     drawn = row_name(result) in TRAINING and score == "auroc"  # no figure has the logs of masks
     log = rounded(packed["log"], 5) if drawn else []
     return rounded(packed, 12) | {"log": log}
@@ -479,12 +470,6 @@ def pretrained(runs, rule="last"):
     return "pre-trained teacher" if taught else ""
 
 
-def pretrained_words(runs, rule="last"):
-    """`pretrained` in brackets, behind a name."""
-    words = pretrained(runs, rule)
-    return f" ({words})" if words else ""
-
-
 def marks(runs, rule="last"):
     """What tables say of a row behind its name: pre-trained, and how many runs have collapsed."""
     bad, words = number_collapsed(runs, rule), [pretrained(runs, rule)] if runs else []
@@ -506,7 +491,8 @@ def variant(rows, method):
 def label(name, runs, rule="last"):
     """A row's name with its weight, if that is not the usual one, and whether it is pre-trained."""
     name += "" if "," in name or rule == "teacher" else weight_of(runs)
-    return name + pretrained_words(runs, rule)
+    words = pretrained(runs, rule)
+    return f"{name} ({words})" if words else name
 
 
 SAID = {"not Male": "women", "Male": "men", "female": "women", "male": "men", "group": ""}
@@ -520,12 +506,10 @@ def said(name):
     """The name of a class, a group, an attribute or a data set as people say it."""
     if ", " in name:  # groups that are crossed
         return ", ".join(map(said, name.split(", ")))
-    years = re.fullmatch(r"(?:(\d+)<)?age(<=|>)(\d+)", name)
-    if years:
+    if years := re.fullmatch(r"(?:(\d+)<)?age(<=|>)(\d+)", name):
         low, sign, high = years.groups()
-        return (
-            f"over {high}" if sign == ">" else f"{low} to {high}" if low else f"{high} or younger"
-        )
+        bounded = f"{low} to {high}" if low else f"{high} or younger"
+        return f"over {high}" if sign == ">" else bounded
     plain = name.replace("_", " ").replace("<=", " up to ").replace(">", " over ")
     if name.startswith("csv-") and name not in SAID:  # a folder of one's own
         return name.removeprefix("csv-")
@@ -597,14 +581,14 @@ def collect(folder, smoke=False):
     by_place, homes = {}, {}  # homes: the places that differ in their networks alone
     for result in sorted(read(folder, smoke), key=lambda result: result["method"] in OWN_NETWORKS):
         settings, data = result["settings"], data_of(result)
-        place = home = data, conditions(result)
+        home = data, conditions(result)
         free = ("student", "teacher", "teacher_epochs", "teacher_lr")  # it has no teacher
         like = data, conditions(result, but=free)
+        places = [home]
         if result["method"] in OWN_NETWORKS:  # they stand in every table that is alike, or alone
-            places = homes.get(like, [place])
+            places = homes.get(like, places)
         else:
-            places = [place]
-            homes.setdefault(like, {})[place] = None
+            homes.setdefault(like, {})[home] = None
         for place, (name, run) in itertools.product(places, as_rows(result)):
             row = by_place.setdefault(place, {}).setdefault(name, {})
             if row and conditions(next(iter(row.values()))) != home[1]:
