@@ -55,7 +55,7 @@ import metrics
 import results
 import webpages
 from data import InputError, digest, save
-from results import MASKS, METRICS, NAMES, OWN_NETWORKS, RULES, UTILITY, Refused, Value, metric_of
+from results import CEILING, MASKS, METRICS, NAMES, OWN_NETWORKS, UTILITY, Refused, Value, metric_of
 
 ROOT = Path(__file__).resolve().parent
 ## Names of rows, in the order of a table.
@@ -68,7 +68,7 @@ README += ["adversarial KD", "MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi
 FIRST = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "adversarial KD", "FairDi"]
 ## Rows that are ranked, of classes and of masks: what else stands behind a comma is a variant.
 RANKED = [name for name in NAMES.values() if "," not in name or name == "CKD, both balanced"]
-RANKED.remove(results.CEILING)
+RANKED.remove(CEILING)
 
 
 class Table:
@@ -234,7 +234,7 @@ def layout_table(kind, rows, end=None):
             else:  # of groups
                 each = [results.cell(runs, score, rule, g).point for g in range(len(groups))]
                 row[column] = ", ".join(f"{name} {v:.1f}" for name, v in zip(groups, each))
-        competes = rule == "last" and name != results.CEILING and len(runs) == most
+        competes = rule == "last" and name != CEILING and len(runs) == most
         ## By decisions that do not count, others may be useless.
         if bad := results.number_collapsed(runs, rule, end) if other else 0:
             name, competes = f"{name} ({bad} of {len(runs)} useless by these decisions)", False
@@ -305,19 +305,16 @@ def weights_table(rows):
         best = results.choose(rows, row_of)
         for weight, row in row_of.items():
             first = {min(rows[row]): rows[row][min(rows[row])]}
-            areas = [
-                results.values(first, f"{score}{m}", split="val") for m in ("", "_worst_group")
-            ]
+            areas = [results.values(first, m, split="val") for m in (score, f"{score}_worst_group")]
             cells = [weight.strip(", "), *(Value(*area) for area in areas)]
             cells += [results.trained(first, "last", results.main_rule(rows))]
             cells += ["yes" if first[min(first)]["last"]["val"]["collapsed"] else ""]
             late = "" if row == method else ", but too few runs to be shown elsewhere"
             table.add(method, [*cells, f"chosen{late}" if weight == best else ""])
-    rule = (
+    table.notes.append(
         f"the best worst group of those within a point of the best {words}; a collapsed one only "
-        "where all are"
+        "where all are; trained with the first seed (and fold)"
     )
-    table.notes.append(f"{rule}; trained with the first seed (and fold)")
     return table
 
 
@@ -372,7 +369,7 @@ def pooled_tables(rows, rules, second):
     for name, rule, label in lines:
         runs, taught = rows[name], rule == "teacher"
         few = runs.keys() != most
-        competes = not (few or taught or name == results.CEILING)
+        competes = not (few or taught or name == CEILING)
         label += f" (folds {', '.join(str(fold) for fold, _ in sorted(runs))})" if few else ""
         more = {"runs": runs, "rule": rule, "ranked": competes}
         cells = [str(len(results.pool(runs, rule).ids))]
@@ -411,7 +408,7 @@ def gains_table(rows):
 
 # ----- tables across data sets --------------------------------------------------------------------
 
-PAPER = "Mohammadshahi and Ioannou"
+PAPER, SOFT = "Mohammadshahi and Ioannou", "CKD, T = 20"
 ## The claim; the row; against which row, or the student's own teacher; in which metric; 1 if it
 ## shall rise, -1 if it shall fall.
 CLAIMS = (
@@ -421,27 +418,15 @@ CLAIMS = (
     ("BIRD: AUROC not below CKD's", "BIRD", "CKD", "AUROC", 1),
     ("FairDi: higher AUROC in the worst group than ERM", "FairDi", "ERM", "worst group", 1),
     ("FairTune: smaller gap than full fine-tuning", "FairTune", "full fine-tuning", "gap", -1),
-    (f"{PAPER}: T = 20 fairer (parity) than T = 1", "CKD, T = 20", "CKD, T = 1", "parity", -1),
-    (
-        f"{PAPER}: at T = 20 fairer (parity) than the teacher",
-        "CKD, T = 20",
-        "teacher",
-        "parity",
-        -1,
-    ),
+    (f"{PAPER}: T = 20 fairer (parity) than T = 1", SOFT, "CKD, T = 1", "parity", -1),
+    (f"{PAPER}: at T = 20 fairer (parity) than the teacher", SOFT, "teacher", "parity", -1),
     ("masks: a student is less fair than its teacher", "CKD", "teacher", "Dice gap", 1),
     ("masks: FairDi has a higher worst Dice than ERM", "FairDi", "ERM", "worst Dice", 1),
     ("masks: FEBS has a higher ES-Dice than ERM", "FEBS", "ERM", "ES-Dice", 1),
     ("masks: GroupDRO has a smaller gap than ERM", "GroupDRO", "ERM", "Dice gap", -1),
     ("masks: re-balancing has a smaller gap than ERM", "re-balancing", "ERM", "Dice gap", -1),
     ("masks: BIRD has a smaller gap than CKD", "BIRD", "CKD", "Dice gap", -1),
-    (
-        "masks: own teachers have a higher worst Dice than ERM",
-        results.CEILING,
-        "ERM",
-        "worst Dice",
-        1,
-    ),
+    ("masks: own teachers have a higher worst Dice than ERM", CEILING, "ERM", "worst Dice", 1),
 )
 ## What one part of a method does: two rows that no other table puts side by side.
 PAIRS = (
@@ -464,7 +449,7 @@ PAIRS = (
     ("FairTune", "full fine-tuning"),
     ("linear probe", "full fine-tuning"),
     ("FEBS, mended", "FEBS"),
-    (results.CEILING, "FIS"),
+    (CEILING, "FIS"),
 )
 
 
@@ -489,9 +474,8 @@ def claims_table(by_place):
     table.notes.append("in its direction: the same with a sign, see `directed` in results.py")
     three = "confirmed and contradicted need three trainings, and all folds are one; what fewer "
     table.notes.append(f"{three}show is seen once, or twice")
-    for (claim, row, against, shown, sign), (place, rows) in itertools.product(
-        CLAIMS, by_place.items()
-    ):
+    for line, (place, rows) in itertools.product(CLAIMS, by_place.items()):
+        claim, row, against, shown, sign = line
         if (shown in MASKS) != results.of_masks(rows):
             continue
         runs = rows.get(row, {})
@@ -512,7 +496,7 @@ def claims_table(by_place):
             if bad := results.number_collapsed(side, end):
                 verdict += f", but {bad} of {len(side)} {who} collapsed"
         over = results.what_both_have(runs, base, pooled)
-        claim += results.weight_of(both) + results.pretrained_words(both)
+        claim += results.label("", both)
         table.add(claim, [ruled(place, rows), over, values[0], *(values[1:] or [""]), verdict])
     return table
 
@@ -525,9 +509,7 @@ def inflation_table(by_place):
     """
     taught = {}
     for place, rows in by_place.items():
-        students = {
-            n: runs for n, runs in rows.items() if all("teacher" in r for r in runs.values())
-        }
+        students = {n: r for n, r in rows.items() if all("teacher" in run for run in r.values())}
         taught |= {place: students} if students else {}
     table = Table(["student by", *(ruled(*item) for item in taught.items())])
     for name in NAMES.values():
@@ -561,9 +543,7 @@ def causes_table(by_place):
     header = ["CKD", "data set", "over", *(f"mean-DEO, {name}" for name in told)]
     header += ["CKD − teacher", "CKD − ERM", *(f"train worst cell, {name}" for name in told)]
     table = Table(header)
-    for name, (place, rows) in itertools.product(
-        ("CKD", "CKD, T = 1", "CKD, T = 20"), by_place.items()
-    ):
+    for name, (place, rows) in itertools.product(("CKD", "CKD, T = 1", SOFT), by_place.items()):
         runs, plain = results.in_both(rows.get(name, {}), rows.get("ERM", {}))
         if not runs or results.of_masks(rows):
             continue
@@ -585,10 +565,8 @@ def differences_table(first, shown, lines, by_place):
 
     Those of masks are a table of their own.
     """
-    shown = {
-        "": shown,
-        "-masks": ["Dice", "IoU", "worst Dice", "Dice gap", "Dice gap, standardised"],
-    }
+    masks = ["Dice", "IoU", "worst Dice", "Dice gap", "Dice gap, standardised"]
+    shown = {"": shown, "-masks": masks}
     tables = {kind: Table([first, "data set", "over", *s]) for kind, s in shown.items()}
     for name, place, runs, base in lines:
         if runs.keys() & base.keys():
@@ -608,20 +586,16 @@ def minus_erm_tables(by_place, repeated, least=6):
     what the poster of BIRD prints.
     """
     made, every = {}, {place: without_sweeps(rows) for place, rows in by_place.items()}
+    every = {p: rows for p, rows in every.items() if "ERM" in rows and len(rows) >= least}
     for metric in ("worst group", "mean-DEO", "worst Dice", "Dice gap"):
-        usual = {
-            place: rows
-            for place, rows in every.items()
-            if (metric in MASKS) == results.of_masks(rows) and "ERM" in rows and len(rows) >= least
-        }
+        usual = {p: r for p, r in every.items() if (metric in MASKS) == results.of_masks(r)}
         columns = {}
         for (place, rows), head in zip(usual.items(), heads(usual)):
             more = metric, results.in_folds(place), repeated.get(place, {})
             columns[head] = {n: minus_erm(rows, n, *more) for n in rows.keys() - {"ERM"}}
         for dataset, printed in of_the_poster(metric).items() if usual else ():
-            columns[f"{results.said(dataset)}, poster of BIRD"] = {
-                name: f"{value - printed['ERM']:.1f}" for name, value in printed.items()
-            }
+            changes = {name: f"{value - printed['ERM']:.1f}" for name, value in printed.items()}
+            columns[f"{results.said(dataset)}, poster of BIRD"] = changes
         table = Table(["method", *columns])
         for name in [name for name in NAMES.values() if name != "ERM"]:
             cells = [column.get(name, "") for column in columns.values()]
@@ -760,17 +734,14 @@ def made_table(by_place):
     return table
 
 
-NETWORKS = "teacher_convnet16-student_convnet8"
+NETWORKS, BY_RACE = "teacher_convnet16-student_convnet8", "target_gender-sensitive_race"
 MASKED = "teacher_unet8-student_unet4-epochs_20-teacher_epochs_20-train_share_0.1"
 HEADLINE = {  # the places whose results stand in the README
     "toy": ("toy", ""),
     "HAM10000, age": ("ham10000", f"folds-image_size_32-sensitive_age-{NETWORKS}"),
     "CIFAR10-S": ("cifar10s", f"{NETWORKS}-epochs_8-teacher_epochs_8"),
     "CelebA, attractive": ("celeba", f"image_size_32-{NETWORKS}"),
-    "FairFace, gender by race": (
-        "csv-fairface",
-        f"image_size_32-target_gender-sensitive_race-{NETWORKS}",
-    ),
+    "FairFace, gender by race": ("csv-fairface", f"image_size_32-{BY_RACE}-{NETWORKS}"),
 }
 PLACES = HEADLINE | {  # and others that figures and tests name
     "HAM10000, sex": ("ham10000", f"folds-image_size_32-{NETWORKS}"),
@@ -906,7 +877,7 @@ def tables(by_place, repeated):
             make(place, "pooled", pooled_tables, usual, {"last": ""}, repeated.get(place, {}))
             chosen, lost = figures.at_two_points(usual, pooled=True)
             if len(chosen) > 1:
-                words = {rule: f", {words}" for rule, words in RULES.items()}
+                words = {rule: f", {words}" for rule, words in results.RULES.items()}
                 make(place, "fairdi", pooled_tables, chosen, words, {})
                 if lost and (place, "fairdi") in made:
                     note = figures.listed(figures.LEFT_OUT, lost).strip()
