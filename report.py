@@ -184,7 +184,7 @@ def layout_table(kind, rows, end=None):
     """
     table, pair, gaps = Table(LAYOUTS[kind].split("|")), None, gap_columns(rows)
     main = results.main_rule(rows)
-    end, other = main if end is None else end, end not in (None, main)
+    end = main if end is None else end
     table.notes += [] if results.of_masks(rows) else [results.DECISIONS[end]]
     first = next(iter(rows.values()), {})
     if kind in SWEEPS and len(results.folds_of(first)) == 1:
@@ -201,11 +201,10 @@ def layout_table(kind, rows, end=None):
         results.comparable(results.complete(rows)[0])  # those with most runs have the same seeds
     lines = [(name, runs, "last") for name, runs in rows.items()]
     taught = {name: r for name, r in rows.items() if all("teacher" in run for run in r.values())}
-    if taught and kind in ("slides", "overview", "temperature", "masks"):
-        for runs in taught.values():  # a balanced teacher is another one
-            if "teacher_balance" not in next(iter(runs.values()))["changed"]:
-                lines.insert(0, (TEACHER, runs, "teacher"))
-                break
+    ## A balanced teacher is another one.
+    usual = [r for r in taught.values() if "teacher_balance" not in r[min(r)]["changed"]]
+    if usual and kind in ("slides", "overview", "temperature", "masks"):
+        lines.insert(0, (TEACHER, usual[0], "teacher"))
     most = max((len(runs) for _, runs, _ in lines), default=0)
     for name, runs, rule in lines:
         row, model = {}, next(iter(runs.values()))[rule]
@@ -224,8 +223,8 @@ def layout_table(kind, rows, end=None):
                 elif base != name and rule == "last" and runs.keys() & rows.get(base, {}).keys():
                     pair = runs, rows[base], metric_of(metric, end)
                     if seeds := strangers(*pair[:2]):
-                        told = f"{name}: not the teachers of {base} in seeds {', '.join(seeds)}"
-                        table.notes += [told] if told not in table.notes else []
+                        words = f"not the teachers of {base} in seeds {', '.join(seeds)}"
+                        table.notes.append(f"{name}: {words}")
                 row[column] = results.change(*pair) if pair else ""
             elif column.endswith("change in %"):
                 row[column] = results.relative(*pair) if pair else ""
@@ -236,7 +235,7 @@ def layout_table(kind, rows, end=None):
                 row[column] = ", ".join(f"{name} {v:.1f}" for name, v in zip(groups, each))
         competes = rule == "last" and name != CEILING and len(runs) == most
         ## By decisions that do not count, others may be useless.
-        if bad := results.number_collapsed(runs, rule, end) if other else 0:
+        if bad := results.number_collapsed(runs, rule, end) if end != main else 0:
             name, competes = f"{name} ({bad} of {len(runs)} useless by these decisions)", False
         name += f" ({runs_of(runs)}, not {most})" if len(runs) < most else ""
         table.add(name, row.values(), runs, rule, ranked=competes)
@@ -755,19 +754,16 @@ def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-
 
     sure    whether the last metric has its interval
     """
-    places = {title: place for title, place in HEADLINE.items() if place in by_place}
-    ends = {place: results.main_rule(by_place[place]) for place in places.values()}
-    words = [t + (", prior-corrected" if ends[place] else "") for t, place in places.items()]
-    table = Table(["method", *words])
-    most = {place: max(map(len, by_place[place].values())) for place in ends}
-    for row in names:
-        cells = [
-            headline_cell(
-                by_place[p].get(row, {}), [metric_of(s, end) for s in shown], p, most[p], sure
-            )
-            for p, end in ends.items()
-        ]
-        table.add(row, cells)
+    columns = {}
+    for title, place in HEADLINE.items():
+        if rows := by_place.get(place):
+            end, most = results.main_rule(rows), max(map(len, rows.values()))
+            keys, head = [metric_of(s, end) for s in shown], ", prior-corrected" if end else ""
+            cells = [headline_cell(rows.get(n, {}), keys, place, most, sure) for n in names]
+            columns[title + head] = cells
+    table = Table(["method", *columns])
+    for name, *cells in zip(names, *columns.values()):
+        table.add(name, cells)
     return table
 
 
@@ -861,9 +857,11 @@ def tables(by_place, repeated):
         for end in dict.fromkeys((main, "")):
             name = kind + (LARGEST if main != end else "")
             make(place, name, layout_table, kind, rows, end)
-            if few and (place, name) in made:
-                names = ", ".join(f"{row} ({n})" for row, n in few.items())
-                made[place, name].notes.append(f"left out, with fewer runs than others: {names}")
+            if (place, name) in made:
+                names = [f"{row} ({n})" for row, n in few.items()]
+                words = f"left out, with fewer runs than others: {', '.join(names)}"
+                made[place, name].notes += [words] if few else []
+                beside_published(made[place, name], place[0], kind)
 
     for place, rows in by_place.items():
         usual = without_sweeps(rows)
@@ -888,9 +886,6 @@ def tables(by_place, repeated):
         for kind in SWEEPS:
             layout(place, kind, swept(rows, kind))
         make(place, "weights", weights_table, rows)
-    for place, kind in made:
-        if kind.removesuffix(LARGEST) in ("slides", "poster"):
-            beside_published(made[place, kind], place[0], kind.removesuffix(LARGEST))
     every = sound(by_place), sound(repeated)
     for prefix, which in zip(("", "repeated-"), every):
         for kind in (claims_table, inflation_table, causes_table, pairs_table):
@@ -1052,9 +1047,8 @@ def number_of_runs(by_place):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("--results", default="runs", help="folder of results [runs]")
     parser.add_argument("--pack", action="store_true", help="add the results to those in results/")
     parser.add_argument("--data-dir", help="folder of the pictures, for a gallery of real ones")
