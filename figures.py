@@ -382,11 +382,8 @@ def per_class(rows, where, path):
 
 def fairer_than(runs, rows, metric, pooled):
     """The rows whose disparity is smaller than that of `runs`, and its size."""
-    sizes = {
-        name: results.point(other, metric, pooled=pooled)
-        for name, other in rows.items()
-        if not number_collapsed(other)
-    }
+    useful = [name for name, other in rows.items() if not number_collapsed(other)]
+    sizes = {name: results.point(rows[name], metric, pooled=pooled) for name in useful}
     least = results.point(runs, metric, pooled=pooled)
     return [f"{name} {size:.1f}" for name, size in sizes.items() if size < least]
 
@@ -400,16 +397,17 @@ def gallery(rows, data_dir, where, path):
     settings, words = rows["CKD"][min(common)]["settings"], f"seed {min(common)[1]}"
     words = words if settings["fold"] is None else f"fold {settings['fold']}, {words}"
     where += f"; in one run, {words}"
-    if results.of_masks(rows):
-        runs = {name: (rows[row][min(common)], rule) for name, (row, rule) in models.items()}
-        return outlines(runs, data, where, path)
-    test, answers, end = data["test"], {}, results.main_rule(rows)
-    for name, (row, rule) in models.items():
-        run = rows[row][min(common)]
-        logits, ids = results.arrays(run, (rule, "ids"))
+    test, found, answers, end = data["test"], {}, {}, results.main_rule(rows)
+    runs = {name: (rows[row][min(common)], rule) for name, (row, rule) in models.items()}
+    for name, (run, rule) in runs.items():
+        found[name], ids = results.arrays(run, (rule, "ids"))
         if ids.tolist() != test.ids:
             return None  # made from other pictures
-        answers[name] = (logits - (np.log(run[rule]["class_shares"]) if end else 0)).argmax(1)
+    if results.of_masks(rows):
+        return outlines(runs, found, data, where, path)
+    for name, (run, rule) in runs.items():
+        shares = run[rule]["class_shares"] if end else 1
+        answers[name] = (found[name] - np.log(shares)).argmax(1)
     labels, groups = test.labels.numpy(), test.groups.numpy()
     _, plain, fair = (answer == labels for answer in answers.values())  # (N,) right or not
     kinds = {"repaired": np.flatnonzero(fair & ~plain), "broken": np.flatnonzero(plain & ~fair)}
@@ -459,19 +457,16 @@ def pictures_of(run, data_dir):
     return load(run["settings"]["dataset"], data_dir, run["settings"]["image_size"], **choices)
 
 
-def outlines(models, data, where, path):
+def outlines(models, areas, data, where, path):
     """Masks of test pictures, as outlines: the truth, and what teacher and students find.
 
     models    {name: (run, network)}
+    areas     {name: those of its masks of all test pictures, (N, 3)}
 
     Results keep how large masks are, not the masks. So the networks are asked again, where the runs
     have left them, and there is no figure unless they give masks as large as those of the results.
     """
-    test, areas = data["test"], {}
-    for name, (run, rule) in models.items():
-        areas[name], ids = results.arrays(run, (rule, "ids"))
-        if ids.tolist() != test.ids:
-            return None  # made from other pictures
+    test = data["test"]
     dice = {name: 100 * metrics.dice(areas=found) for name, found in areas.items()}  # (N,)
     labels, groups = test.labels.numpy(), test.groups.numpy()
     places = at_shares(dice["CKD"], groups)
