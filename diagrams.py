@@ -192,9 +192,8 @@ def arrow(ends, given, back):
     dx, dy = apart * (y2 - y1), apart * (x1 - x2)
     drawn = f'<path d="M{x1 + dx:.0f} {y1 + dy:.0f}L{x2 + dx:.0f} {y2 + dy:.0f}"/>'
     if back is not None:
-        drawn += (
-            f'<path class="back" d="M{x2 - dx:.0f} {y2 - dy:.0f}L{x1 - dx:.0f} {y1 - dy:.0f}"/>'
-        )
+        line = f"M{x2 - dx:.0f} {y2 - dy:.0f}L{x1 - dx:.0f} {y1 - dy:.0f}"
+        drawn += f'<path class="back" d="{line}"/>'
     upright, labels = x1 == x2, ((given, "label", 0.35, -62), (back, "label red", 0.5, 8))
     for words, kind, part, aside in labels:
         if words and upright:

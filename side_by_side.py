@@ -154,10 +154,8 @@ def tags(root):
     for name, text in python_files(root, "methods").items():
         table = text.partition("\nEQUATIONS.")[2].partition("\nDIFFERENCES")[0]
         method = sections(text).get("4. THE METHOD", "")
-        rows, sources = (
-            re.findall(r"^ +Eq\. \((\w+)\)(?:.* (\S+))?$", table, re.M),
-            definitions(method),
-        )
+        rows = re.findall(r"^ +Eq\. \((\w+)\)(?:.* (\S+))?$", table, re.M)
+        sources = definitions(method)
         for tag, where in rows:
             if f"# Eq. ({tag})" not in sources.get(where, ""):
                 yield f"{name}: Eq. ({tag}) names {where or 'nothing'}, where no '# Eq. ({tag})' is"
@@ -220,9 +218,8 @@ def table(root):
     lines.append("|---|---|---|---|---|")
     for name, text in texts.items():
         (changed, ratio), (_, share) = difference(texts[HUB], text), code_lines(text)
-        lines.append(
-            f"| {name} | {len(text.splitlines())} | {share:.0%} | {changed} | {ratio:.2f} |"
-        )
+        number = len(text.splitlines())
+        lines.append(f"| {name} | {number} | {share:.0%} | {changed} | {ratio:.2f} |")
     return "\n".join(lines)
 
 
@@ -386,9 +383,8 @@ show();
 
 
 def main(argv=None, root=ROOT):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("--fix", action="store_true", help="copy ckd.py's shared sections")
     words = "write a page that shows two scripts side by side (default: side_by_side.html)"
     parser.add_argument("--html", nargs="?", const="side_by_side.html", metavar="FILE", help=words)

@@ -217,10 +217,9 @@ def training(run):
     val = {k: [epoch["val"][k] for epoch in log] for k in (log[0]["val"] if log else ())}
     losses = {k: [epoch[k] for epoch in log] for k in (log[0] if log else ())}
     shown = {"losses": {k: values for k, values in losses.items() if k.startswith("loss")}}
-    for title, names in (
-        ("use", "auroc auroc_worst_group dice dice_worst_group"),
-        ("unfairness", f"auroc_gap mean_deo{run.end} dice_gap dice_gap_standardised"),
-    ):
+    metrics_of = {"use": "auroc auroc_worst_group dice dice_worst_group"}
+    metrics_of["unfairness"] = f"auroc_gap mean_deo{run.end} dice_gap dice_gap_standardised"
+    for title, names in metrics_of.items():
         curves = {k: 100 * np.array(val[k], float) for k in names.split() if k in val}
         shown[f"{title}, validation (%)"] = curves
     figure, axes = panels(3)
@@ -322,10 +321,8 @@ def gallery(run, data_dir):
     for name, part in run.kept.items():
         if run.masks:
             dice = metrics.dice(areas=part)
-            said_of[name], good[name] = (
-                [f"Dice {100 * d:.0f}" for d in dice],
-                dice >= metrics.FAILED,
-            )
+            good[name] = dice >= metrics.FAILED
+            said_of[name] = [f"Dice {100 * d:.0f}" for d in dice]
         else:
             shares = run.parts[name]["class_shares"] if run.end else np.ones(len(run.classes))
             answers = (part - np.log(shares)).argmax(1)
@@ -345,11 +342,9 @@ def gallery(run, data_dir):
         words = [f"{run.classes[run.labels[n]]}, {run.names[run.groups[n]]}"]
         words += [f"{'✓' if good[m][n] else '✗'} {m}: {said_of[m][n]}" for m in run.kept]
         place.set_title("\n".join(words), fontsize=8, loc="left")
-    what = (
-        f"The student's Dice is below {metrics.FAILED:.0%} in"
-        if run.masks
-        else "The student is wrong about"
-    )
+    what = "The student is wrong about"
+    if run.masks:
+        what = f"The student's Dice is below {metrics.FAILED:.0%} in"
     words = f"{what} {len(wrong)} of {len(run.labels)} test pictures."
     if "teacher" in good:
         words += f" Of these its teacher gets {good['teacher'][wrong].sum()} right."
@@ -366,22 +361,16 @@ def confusions(run):
         for true, line in zip(run.classes, counts):
             rows += f"<tr><th>{html.escape(true)}"
             for count in line:  # the darker, the larger a share of its row
-                rows += (
-                    f'<td style="background:rgba(0,114,178,{count / max(sum(line), 1) / 2:.2f})">'
-                )
-                rows += str(count)
+                share = count / max(sum(line), 1)
+                rows += f'<td style="background:rgba(0,114,178,{share / 2:.2f})">{count}'
         tables += f'<table class="cells">{rows}</table>'
     return tables
 
 
 def by_group(run):
     """The numbers of each group, with the intervals of those that have one."""
-    words = {
-        "auroc": "AUROC",
-        f"recall{run.end}": "macro recall",
-        "dice": "Dice",
-        "failure": "failed",
-    }
+    words = {"auroc": "AUROC", f"recall{run.end}": "macro recall"}
+    words |= {"dice": "Dice", "failure": "failed"}
     groups = run.parts["student"]["test"]["groups"]
     shown = [*itertools.product([key for key in words if key in groups[0]], run.rules.items())]
     rows = [[name, groups[g]["n"]] for g, name in enumerate(run.names)]
@@ -471,9 +460,8 @@ def family(by_place, links):
                 lines.append([*start, words, *(f"{number:.4g}" for number in value[:3])])
         shared = results.shared_settings(results.first_of(rows))
         words = ", ".join(f"{name} {value}" for name, value in shared.items())
-        parts += [
-            f"<h2>{html.escape(results.scene(rows))}</h2><p>{html.escape(words)}</p>{refused}"
-        ]
+        title = html.escape(results.scene(rows))
+        parts.append(f"<h2>{title}</h2><p>{html.escape(words)}</p>{refused}")
         header = itertools.compress([with_arrow(name, column) for name, _, column in shown], kept)
         parts.append(table(["method", "pages", *header], body, "sort"))
     csv.writer(text := io.StringIO(), lineterminator="\n").writerows(lines)
