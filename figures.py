@@ -224,9 +224,9 @@ def gap_sentence(rows, groups, pooled):
     """
     what, score = results.score_of(rows)
     if len(groups) != 2:
-        gaps = {results.point(r, f"{score}_gap", "best_overall"): n for n, r in rows.items()}
-        gaps = {gap: name for gap, name in gaps.items() if not np.isnan(gap)}
-        smallest = f"is smallest with {gaps[min(gaps)]}" if gaps else "is undefined"
+        sizes = [results.point(r, f"{score}_gap", "best_overall", pooled) for r in rows.values()]
+        gaps = {name: size for name, size in zip(rows, sizes) if not np.isnan(size)}
+        smallest = f"is smallest with {min(gaps, key=gaps.get)}" if gaps else "is undefined"
         return f"The gap in {what} {smallest}"
 
     def signed(metric):

@@ -1064,7 +1064,7 @@ def main():
     every = results.collect(source)
     by_place, repeated = results.trainings(every)
     if more := number_of_runs(every) - number_of_runs(by_place) - number_of_runs(repeated):
-        print(f"third trainings of a fold, in no table: {more} run{'s' * (more > 1)}")
+        print(f"third trainings of a fold, in no table: {more} by rows")
     if not by_place:
         if (source / "smoke").is_dir():
             smoke = source / "smoke"

@@ -987,7 +987,7 @@ def change(runs, base, metric, rule="last", base_rule=None, pooled=False):
 
 def relative(runs, base, metric, rule="last", base_rule=None):
     """`change` in percent of the base's value; without an interval if the base's may be 0."""
-    base_rule = base_rule or rule
+    (runs, base), base_rule = in_both(runs, base), base_rule or rule
     if len(runs) > 1:
         return relative_change(values(runs, metric, rule), values(base, metric, base_rule))
     x, y = drawn(base, metric, base_rule), drawn(runs, metric, rule)

@@ -223,6 +223,17 @@ def test_the_gallery_shows_real_pictures_too(celeba, tmp_path, monkeypatch):
     assert f"repairs {repaired} of the {(plain != truth).sum()} errors" in titles[-1]
 
 
+def test_the_smallest_gap_of_many_groups_is_that_of_the_drawing(everything):
+    """Over all folds together: the mean of the folds would name another method here."""
+    places = results.trainings(everything)[0].items()
+    rows = next(v for p, v in places if p[0] == "ham10000" and "sex+age" in p[1])
+    rows, _ = figures.at_two_points(report.without_sweeps(rows), pooled=True)
+    rows.pop("re-balancing")
+    gaps = {n: results.point(r, "auroc_gap", "best_overall", True) for n, r in rows.items()}
+    sentence = figures.gap_sentence(rows, "abcd", True)
+    assert sentence == f"The gap in AUROC is smallest with {min(gaps, key=gaps.get)}"
+
+
 def titles_of(monkeypatch):
     """A list of the titles of all figures from now on."""
     titles, write = [], figures.plt.Figure.suptitle

@@ -275,6 +275,14 @@ def test_relative_change_is_fieller_s():
     assert np.isnan(unsure.low)
 
 
+def test_a_relative_change_is_over_the_seeds_that_both_rows_have(folder):
+    rows = toy_rows(folder)
+    base, runs = rows["CKD"], {key: run for key, run in rows["RKD"].items() if key[1] > 0}
+    both = {key: base[key] for key in runs}
+    want = results.relative(runs, both, "disparity")
+    assert len(base) > len(runs) > 1 and results.relative(runs, base, "disparity") == want
+
+
 def test_the_rows_of_a_sweep(tmp_path):
     accuracy = {0.0: 0.8, 1.0: 0.795, 5.0: 0.78, 150.0: 0.8}
     disparity = {0.0: 0.4, 1.0: 0.2, 5.0: 0.1, 150.0: 0.0}
@@ -1051,7 +1059,7 @@ def test_third_trainings_of_a_fold_are_told(folded, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(folded)])
     with contextlib.suppress(results.Refused):  # these have no answers
         report.main()
-    assert "third trainings of a fold, in no table: 1 run\n" in capsys.readouterr().out
+    assert "third trainings of a fold, in no table: 1 by rows\n" in capsys.readouterr().out
 
 
 def test_no_results_and_no_place_for_the_table_are_named(tmp_path, monkeypatch):
