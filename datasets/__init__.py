@@ -389,7 +389,7 @@ def decode_all(table, size, folder, skip_bad, source="", masks=False):
                 if old.stem != path.stem and old.suffix in (".npy", ".json"):
                     with contextlib.suppress(OSError):  # on Windows, while a process reads it
                         old.unlink()
-        found = restore(path.with_suffix(".json"))
+        found = restore(path.with_suffix(".json"), keys=("faults", "flat", "grey"))
         try:
             try:
                 images = np.lib.format.open_memmap(path, "c")  # who writes keeps it to himself
@@ -399,10 +399,9 @@ def decode_all(table, size, folder, skip_bad, source="", masks=False):
                 images = np.lib.format.open_memmap(path, "r")  # larger than memory and swap
             if images.shape != shape or images.dtype != np.uint8:
                 raise ValueError(f"it holds {images.dtype} {images.shape}")
-            faults, flat, grey = (found[name] for name in ("faults", "flat", "grey"))
-            if not {*faults, *flat} <= set(table.ids):
+            if not {*found["faults"], *found["flat"]} <= set(table.ids):
                 raise ValueError("the list of faults beside it names other pictures")
-        except (OSError, EOFError, ValueError, TypeError, KeyError) as error:  # cut, or not ours
+        except (OSError, EOFError, ValueError, TypeError) as error:  # cut, or not ours
             raise InputError(
                 f"{path} is damaged ({error}): delete it, the pictures are then decoded again"
             ) from None
@@ -449,10 +448,9 @@ def read_table(
     reader = reader_of(name)
     usual = defaults(name, task)
     target, sensitive = target or usual["target"], sensitive or usual["sensitive"]
-    for flag in [f for f, value in own.items() if value is not None and f not in usual]:
+    own = {flag: value for flag, value in own.items() if value is not None}
+    for flag in [flag for flag in own if flag not in usual]:
         raise InputError(f"--{flag.replace('_', '-')} is not for {name}: leave it out")
-    known = [flag for flag in ("skew", "subject", "file_column") if flag in usual]
-    own = {flag: usual[flag] if own.get(flag) is None else own[flag] for flag in known}
     if root and name.startswith("toy"):
         raise InputError(f"--data-dir needs a --dataset, such as csv: the {name} is not read")
     columns = columns_of(target) + columns_of(sensitive)
@@ -467,17 +465,14 @@ def read_table(
     what, total = "label or group missing", len(table.incomplete) + len(table.ids)
     refuse_faults(table.incomplete, total, skip_bad, f"rows have a {what}", "fill them in")
     table.leave_out(what, table.incomplete)
-    if table.images is None:
-        paths = dict(zip(table.ids, table.files))
-        lost = {i: f"no such file: {path}" for i, path in paths.items() if not os.path.isfile(path)}
-        refuse_faults(lost, len(table.ids), skip_bad, "pictures are missing", "put them there")
-        table.leave_out("no such file", lost)
-    if table.mask_files:
-        paths = dict(zip(table.ids, table.mask_files))
-        lost = {i: f"no such file: {p}" if p else "no mask is named" for i, p in paths.items()}
-        lost = {i: why for i, why in lost.items() if not (paths[i] and os.path.isfile(paths[i]))}
-        refuse_faults(lost, len(table.ids), skip_bad, "pictures have no mask", "put them there")
-        table.leave_out("no mask", lost)
+    for what, why, files in (
+        ("pictures are missing", "no such file", table.files if table.images is None else ()),
+        ("pictures have no mask", "no mask", table.mask_files or ()),
+    ):
+        lost = {i: f for i, f in zip(table.ids, files) if not (f and os.path.isfile(f))}
+        lost = {i: f"no such file: {f}" if f else "no mask is named" for i, f in lost.items()}
+        refuse_faults(lost, len(table.ids), skip_bad, what, "put them there")
+        table.leave_out(why, lost)
     if train_share < 1:
         table.keep_share(train_share)
     table.refuse_gaps(name)

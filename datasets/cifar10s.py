@@ -79,7 +79,7 @@ def official_batches(root, download):
     )
 
 
-def read(root, target, sensitive, fold, download, skew):
+def read(root, target, sensitive, fold, download, skew=DEFAULTS["skew"]):
     """The Table of CIFAR10-S, with its pictures where the official batches are read."""
     refuse_choices("cifar10s", fold, target, sensitive)
     if not 0 < skew < 1:
