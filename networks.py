@@ -210,9 +210,8 @@ def of_timm(name, size, pretrained, segment):
 
 def of_file(name, size):
     """What FUNCTION of FILE.py:FUNCTION makes of `size`."""
+    refuse_unknown([name], [])
     where, _, what = name.rpartition(":")
-    if not Path(where).is_file():
-        raise InputError(f"there is no network {name} (No such file): it is FILE.py:FUNCTION")
     sys.path.append(str(Path(where).resolve().parent))  # it may import its neighbours
     try:
         found = runpy.run_path(where)
@@ -246,8 +245,7 @@ def refuse_unknown(networks, files, segment=False):
         small = SMALL.fullmatch(name)
         if small and segment != (small[1] != "convnet"):
             raise InputError(f"{name} is {'not ' * segment}for --task segment")
-        ours = name in OWN or small
-        if not module and not ours:
+        if not (module or small or name in OWN):
             from torchvision import models  # takes 1.6 seconds: only where it is needed
 
             known = models.list_models(module=models.segmentation if segment else models)

@@ -320,14 +320,9 @@ By methods/{saved["method"]}.py. Settings that were changed: {changed}. All are 
 """
 
 
-def white_of(saved):
-    """The level that was white in training, of grey of more than 8 bits, or None."""
-    return saved.get("notes", {}).get(WHITE)
-
-
 def say_problems(files, bad, ranges, saved):
     """Print that grey pictures had no common white; InputError if pictures were left out."""
-    if ranges and not white_of(saved):
+    if ranges and not saved["notes"].get(WHITE):
         print(
             f"{len(ranges)} pictures are grey of more than 8 bits, as none was in training: white "
             "is the end of each one's own range, so that they may differ in brightness"
@@ -343,7 +338,7 @@ def pixels_of(files, saved, bad, ranges):
     """
     for file in files:
         try:
-            pixels = decode(file, saved["size"], white=white_of(saved), ranges=ranges)
+            pixels = decode(file, saved["size"], white=saved["notes"].get(WHITE), ranges=ranges)
         except Exception as why:  # decoders raise all kinds of errors
             bad.append(f"{file} cannot be read as a picture ({why})")
             print(bad[-1], file=sys.stderr)
@@ -361,7 +356,7 @@ def draw_masks(student, saved, files, folder):
     for file, pixels in pixels_of(files, saved, bad, ranges):
         width, height = upright_size(file)
         side = min(width, height)
-        square = Image.fromarray(decode(file, side, white=white_of(saved)))
+        square = Image.fromarray(decode(file, side, white=saved["notes"].get(WHITE)))
         left, top = (width - side) // 2, (height - side) // 2
         ## The logits are enlarged, not the answers: an outline of large squares would come of that.
         logits = nn.functional.interpolate(student(pixels[None]), side, mode="bilinear")[0]
