@@ -447,7 +447,7 @@ def main_rule(shares):
     return ENDS[bool(min(shares) < 0.5 / len(shares))]
 
 
-def _resampled(data, clusters, replicates, seed, drawn, measured=headline):
+def _resampled(data, clusters, replicates, drawn, measured=headline):
     """`bootstrap` of `measured`, which `drawn` gets, too: {} without resamples; and their subjects.
 
     One subject has none, because all of them would be the same. The subjects are {"subjects": n}.
@@ -455,15 +455,16 @@ def _resampled(data, clusters, replicates, seed, drawn, measured=headline):
     n = len(data["labels"])
     subjects = n if clusters is None else len(np.unique(clusters))
     number = replicates if subjects > 1 else 0
-    weights = bootstrap_weights(n=n, replicates=number, seed=seed, clusters=clusters)
+    weights = bootstrap_weights(n=n, replicates=number, clusters=clusters)
     draws = bootstrap(**data, weights=weights, measured=measured) if number else {}
     if drawn is not None:
         drawn.update(draws)
     return draws, {"subjects": subjects} if replicates else {}
 
 
-def _add_intervals(out, within, draws, sizes):
-    """Add to `out` the intervals of its metrics, and "groups", made of `within` {metric: (G,)}."""
+def _add_intervals(out, draws, sizes):
+    """Add to `out` the intervals of its metrics, and "groups", made of group_... (G,)."""
+    within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
     out["interval"] = {k: interval(draws=draws[k], point=out[k]) for k in out if draws}
     out["groups"] = []
     for g, n in enumerate(sizes):
@@ -488,7 +489,6 @@ def evaluate(
     class_shares=None,
     clusters=None,
     replicates=1000,
-    seed=0,
     drawn=None,
     strata=None,
 ):
@@ -511,18 +511,17 @@ def evaluate(
     data = {"labels": labels, "groups": groups, "logits": logits, "num_groups": num_groups}
     data |= {"class_shares": class_shares, "strata": strata}
     out = headline(**data)  # before the resamples, because it checks the arguments
-    draws, subjects = _resampled(data, clusters, replicates, seed, drawn)
+    draws, subjects = _resampled(data, clusters, replicates, drawn)
     tables = {end: out.pop(f"counts{end}") for end in ENDS}
-    within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
     of_class = {name[6:]: out.pop(name) for name in list(out) if name.startswith("class_")}
     samples = tables[""].sum(-1)  # (G, C), the same in both tables
     for end, counts in tables.items():
         recalls = recall_per_group(counts=counts)  # (G, C)
-        within[f"recall{end}"] = _mean(recalls)  # (G,)
+        out[f"group_recall{end}"] = _mean(recalls)  # (G,)
         of_class[f"recall{end}"] = _ratio(*_margins(counts.sum(0))[:2])  # (C,)
         of_class[f"recall_per_group{end}"] = recalls.T
         of_class[f"deo{end}"] = deo(counts=counts)[0]
-    _add_intervals(out, within, draws, samples.sum(-1))
+    _add_intervals(out, draws, samples.sum(-1))
     out |= {"n": len(labels)} | subjects
     out |= {f"counts{end}": counts.astype(int) for end, counts in tables.items()}
     out["classes"] = [{k: v[c] for k, v in of_class.items()} for c in range(num_classes)]
@@ -623,7 +622,6 @@ def evaluate_masks(
     num_groups,
     clusters=None,
     replicates=1000,
-    seed=0,
     drawn=None,
 ):
     """One model's masks of one split as a dict for JSON, as `evaluate`, with "pictures" (G, C)."""
@@ -631,11 +629,10 @@ def evaluate_masks(
     data = {"areas": areas, "labels": labels, "groups": groups}
     data |= {"num_classes": num_classes, "num_groups": num_groups}
     out = headline_masks(**data)
-    draws, subjects = _resampled(data, clusters, replicates, seed, drawn, headline_masks)
-    within = {name[6:]: out.pop(name) for name in list(out) if name.startswith("group_")}
+    draws, subjects = _resampled(data, clusters, replicates, drawn, headline_masks)
     size = np.zeros((num_groups, num_classes), int)
     np.add.at(size, (groups, labels), 1)
-    _add_intervals(out, within, draws, size.sum(-1))
+    _add_intervals(out, draws, size.sum(-1))
     values = dice(areas=areas)
     of_class = [values[np.asarray(labels) == c] for c in range(num_classes)]
     out["classes"] = [{"dice": v.mean() if len(v) else None, "n": len(v)} for v in of_class]
