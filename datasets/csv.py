@@ -148,10 +148,8 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     (labels, classes), (groups, group_names) = (attribute(table, rows, *c) for c in chosen)
     labels, groups = codes(labels, classes), codes(groups, group_names)
 
-    if subject:
-        subject = written(subject, rows[0])
-    else:
-        subject = subject_column(rows[0], target, sensitive)
+    guess = subject_column(rows[0], target, sensitive)
+    subject = written(subject, rows[0]) if subject else guess
     require(table, rows[0], [subject] if subject else [], "--subject")
     own = [subject is None or missing(row[subject]) for row in rows]
     subjects, first = [row[named if alone else subject] for row, alone in zip(rows, own)], {}

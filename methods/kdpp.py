@@ -689,9 +689,8 @@ def main():
     ## The folder's name tells what was changed, the method's own settings first; its digest covers
     ## all settings, the seed and the pictures. Another setting has another folder: no run
     ## overwrites another one.
-    same = ["--dataset", args.dataset, "--task", args.task]
-    usual = parse([*same, "--smoke" if args.smoke else "--no-smoke"])
-    settle(usual, len(data.outputs))
+    same = ["--dataset", args.dataset, "--task", args.task, *["--smoke"] * args.smoke]
+    usual = settle(parse(same), len(data.outputs))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
     words = [re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items()][::-1]  # its own first
     name = "-".join(words)[:100] or "default"
