@@ -320,11 +320,11 @@ def interval(*, draws, level=0.95, point=None):
     return (low, high) if point is None else (min(low, point), max(high, point))
 
 
-def paired_difference(*, point_a, point_b, draws_a, draws_b, level=0.95):
-    """a - b with its percentile interval; draws (R,) must come from the same resamples."""
+def paired_difference(*, point_a, point_b, draws_a, draws_b):
+    """a - b with its 95 % interval; draws (R,) must come from the same resamples."""
     ## Both models see the same resample, so its difficulty cancels in the difference. Two separate
     ## intervals may overlap although one model is better in nearly every resample.
-    low, high = interval(draws=np.subtract(draws_a, draws_b), level=level)
+    low, high = interval(draws=np.subtract(draws_a, draws_b))
     return {"difference": float(point_a - point_b), "low": low, "high": high}
 
 
