@@ -256,7 +256,7 @@ def refuse_unknown(networks, files, segment=False):
         if module == "timm" and find_spec("timm"):
             import timm  # takes seconds: only where it is needed
 
-            if ":" not in (what := name.removeprefix("timm:")) and not timm.is_model(what):
+            if not timm.is_model(what := name.removeprefix("timm:")):
                 similar = near(what, timm.list_models(), 0.3)
                 raise InputError(f"timm has no network {what!r}: did you mean {similar}?")
     for file in filter(None, files):
