@@ -139,6 +139,10 @@ def test_weights_of_the_cells():
     data.splits = {**data.splits, "train": train.subset(keep.nonzero()[:, 0])}
     emptied = adv.Method(method.args, data, method.student, method.teacher)
     assert emptied.weights.isfinite().all()
+    train = data["train"]  # the eleven cells that there are have equal shares
+    w = emptied.weights[train.labels, train.groups]
+    shares = torch.zeros(12).index_add(0, train.labels * 2 + train.groups, w) / len(train)
+    torch.testing.assert_close(shares[1:], torch.full((11,), 1 / 11))
 
 
 @pytest.mark.parametrize("flags", [["--balance"], ["--balance", "groups"], []])
@@ -173,6 +177,13 @@ def test_the_logged_accuracy_is_an_accuracy(flags, monkeypatch):
             adv.Adversary, "forward", lambda self, z, y, told=told: told + 0 * self.second.bias[:2]
         )
         torch.testing.assert_close(method.step(each)["accuracy_adv"].item(), 1.0)
+    always_0 = torch.tensor([9.0, 0.0]).expand(len(batch.groups), 2)  # right in group 0 alone
+    monkeypatch.setattr(
+        adv.Adversary, "forward", lambda self, z, y: always_0 + 0 * self.second.bias[:2]
+    )
+    w = method.weights[batch.labels, batch.groups]
+    expected = w[batch.groups == 0].sum() / w.sum()
+    torch.testing.assert_close(method.step(batch)["accuracy_adv"], expected)
 
 
 def test_zero_strength_is_ckd():
@@ -215,6 +226,38 @@ def test_the_student_gets_the_opposite_of_what_the_adversary_wants():
         torch.testing.assert_close(ours, updated)  # its own step: not reversed, not times λ
     bias = method.student.head.bias.grad - task.student.head.bias.grad
     torch.testing.assert_close(bias, -0.01 * wanted.sum(dim=0), rtol=1e-2, atol=1e-6)
+
+
+def test_nothing_of_one_step_is_left_in_the_next_one_of_the_adversary():
+    """Its gradient is that of the batch, without the student's pass of the step before."""
+    method, given = made("--adversary-weight", "10")
+    method.step(given[0])
+    adversary, optimizer = copy.deepcopy(method.adversary), method.optimizer_adv.state_dict()
+    own = torch.optim.Adam(adversary.parameters(), method.args.adversary_lr)
+    own.load_state_dict(copy.deepcopy(optimizer))
+    batch = given[1]
+    with torch.no_grad():
+        logits = copy.deepcopy(method.student)(batch.images)[1]
+    own.zero_grad()
+    cells = (batch.labels, batch.groups, method.weights)
+    adv.adversary_loss(adversary(logits, batch.labels), *cells).backward()
+    own.step()
+    method.step(batch)
+    for ours, updated in zip(method.adversary.parameters(), adversary.parameters()):
+        torch.testing.assert_close(ours, updated)
+
+
+def test_the_ramp_ends_at_half_time():
+    """Half of the pull at a quarter of the epochs, all of it from the middle on."""
+    pulls = []
+    for epoch in (0, 2, 4, 7):
+        method, given = made("--adversary-weight", "10")
+        method.args.epochs = 8
+        method.step(given[0]._replace(epoch=epoch))
+        pulls.append(method.student.head.bias.grad)
+    pulls = [pull - pulls[0] for pull in pulls[1:]]
+    assert pulls[1].norm() > 0 and torch.equal(pulls[1], pulls[2])
+    torch.testing.assert_close(pulls[0], pulls[1] / 2, rtol=1e-3, atol=1e-6)
 
 
 def test_every_strength_of_the_sweep_is_a_setting_of_its_own():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import arguments, load_toy
+from conftest import arguments, load_toy, method_of
 from torch import nn
 
 import metrics
@@ -257,6 +257,17 @@ def test_soft_deo_with_empty_cells():
     assert gap.item() == 0 and logits.grad.abs().max() == 0
 
 
+def test_the_weight_of_the_gap_counts_in_the_outer_loss():
+    """Eq. (7): linear in μ."""
+    student, mapped, images, feats_t, meta = small()
+    phi, lost = torch.zeros(8).double(), []
+    for weight in (0.0, 1.0, 3.0):
+        feats_s, settings = mapped(student(images)[0]), (0.5, (1.0, weight), tally())
+        lost.append(bird.outer_loss(phi, student, feats_s, feats_t, meta, *settings).item())
+    assert lost[1] - lost[0] > 1e-4
+    assert lost[2] - lost[0] == pytest.approx(3 * (lost[1] - lost[0]))
+
+
 # ----- the step -----------------------------------------------------------------------------------
 
 
@@ -311,6 +322,24 @@ def test_frozen_open_gates_are_plain_feature_distillation():
         torch.testing.assert_close(value, method.student.state_dict()[name], rtol=1e-5, atol=1e-6)
 
 
+def test_step_follows_equation_8():
+    """(1 - α) CE + α L_KD + γ L_feat + μ R, in the value and in the student's gradient."""
+    gradients = []
+    for weight in ("0", "1", "2"):
+        method, given = made("--alpha", "0.3", "--feature-weight", "3", "--fair-weight", weight)
+        losses = {name: value.item() for name, value in method.step(given[0]).items()}
+        expected = 0.7 * losses["loss_ce"] + 0.3 * losses["loss_kd"] + 3 * losses["loss_feat"]
+        expected += float(weight) * losses["loss_fair"]
+        assert losses["loss"] == pytest.approx(expected, rel=1e-6) and losses["loss_fair"] > 1e-3
+        gradients.append(method.student.head.bias.grad)
+    torch.testing.assert_close(gradients[1], (gradients[0] + gradients[2]) / 2)
+    batch, tallies = given[0], torch.zeros(2, 6, 2)
+    logits = made()[0].student(batch.images)[1]
+    gap = bird.soft_deo(logits, batch.labels, batch.groups, tallies)
+    (slope,) = torch.autograd.grad(gap, logits)  # down which the student goes
+    torch.testing.assert_close(gradients[1] - gradients[0], slope.sum(dim=0))
+
+
 def test_without_its_own_weights_it_is_ckd():
     own, given = made("--alpha", "0.9", "--feature-weight", "0", "--fair-weight", "0")
     hub, _ = made("--alpha", "0.9", module=ckd)
@@ -337,6 +366,19 @@ def test_meta_split():
     assert torch.equal(batch.images, method.meta_batch(given[1]).images)
     others = given[1]._replace(step=9), given[1]._replace(epoch=9)
     assert all(not torch.equal(batch.images, method.meta_batch(b).images) for b in others)
+
+
+def test_meta_batches_show_all_cells_equally_often():
+    """Also a cell that is rare in training."""
+    data = copy.copy(load_toy())
+    rare = ((data["train"].labels == 1) & (data["train"].groups == 0)).nonzero()[8:, 0]
+    kept = np.delete(np.arange(len(data["train"])), rare)
+    data.splits = data.splits | {"train": data["train"].subset(kept)}
+    method = method_of(bird, data)
+    batch = method.meta_batch(next(batches(data["train"], 32, seed=0)))
+    shown = torch.bincount(batch.labels * 2 + batch.groups, minlength=12)
+    assert (method.meta.labels * 2 + method.meta.groups == 2).sum() == 1 and len(batch.labels) > 50
+    assert shown.max() - shown.min() <= 1
 
 
 def test_stage_one_steps_at_the_rate_of_the_student():
@@ -381,6 +423,8 @@ def test_a_step_logs_the_gates():
 
 def test_a_student_with_hardsigmoid():
     """mobilenet_v3: the layer that PyTorch cannot derive twice is replaced by its equal."""
+    x = torch.linspace(-5, 5, 41)
+    torch.testing.assert_close(bird.hardsigmoid(x), F.hardsigmoid(x))
     args = arguments(bird)
     torch.manual_seed(0)
     student = bird.Network(args, "mobilenet_v3_small", 6).eval()

@@ -216,7 +216,7 @@ def test_the_weight_of_kd_warms_up(toy, epochs, flags, shares):
 def test_the_adapter_learns_and_stays_out_of_the_student(toy):
     method = method_of(kdpp, toy)  # features of width 8 and 16
     assert [type(m) for m in method.adapter] == [nn.BatchNorm1d, nn.Dropout, nn.Linear]
-    assert method.saved["adapter"] is method.adapter
+    assert method.saved["adapter"] is method.adapter and method.adapter[1].p == 0.5
     rest = [p for group in method.optimizer.param_groups[1:] for p in group["params"]]
     assert {id(p) for p in rest} == {id(p) for p in method.adapter.parameters()}
     assert method.optimizer.param_groups[1]["initial_lr"] == method.args.lr
