@@ -187,6 +187,21 @@ def test_disparity_of_three_groups_is_deo():
     )
 
 
+def test_disparities_of_either_sign_add_up():
+    """What one class loses in a group another one does not make good."""
+    counts = np.array([[[8, 2], [4, 6]], [[6, 4], [2, 8]]])
+    signed, mean_abs = metrics.disparity(counts=counts)
+    np.testing.assert_allclose(signed, [-0.2, 0.2])
+    assert mean_abs == pytest.approx(0.2)
+
+
+def test_odds_leave_out_a_class_that_one_group_lacks():
+    """Its false positive rates alone have a gap, 0, which would look fair."""
+    first, second = [[8, 1, 1], [2, 8, 0], [0, 0, 10]], [[9, 0, 1], [4, 6, 0], [0, 0, 0]]
+    odds = metrics.equalized_odds_difference(counts=np.array([first, second]))
+    assert odds == pytest.approx((0.3 + 0.2) / 2)  # of false positives, of true ones
+
+
 # ------------------------------------------------------------------ AUROC
 @pytest.mark.parametrize("seed", range(5))
 def test_auroc_matches_scikit_learn_with_ties_and_weights(seed):
@@ -281,6 +296,12 @@ def test_calibration_error():
         metrics.calibration_error(labels=np.array([1, 0]), probs=np.array([1.0, 0.0])) == 0
     )  # 1 is in bin 10
     assert metrics.calibration_error(labels=np.array([0, 0]), probs=np.array([0.75, 0.75])) == 0.75
+
+
+def test_a_confidence_on_the_edge_belongs_to_the_bin_below():
+    probs = np.array([[0.5, 0.5], [0.55, 0.45]])  # wrong, and right: in one bin they would cancel
+    error = metrics.calibration_error(labels=np.array([1, 0]), probs=probs)
+    assert error == pytest.approx((0.5 + 0.45) / 2)
 
 
 # ------------------------------------------------------------------ numbers of the authors' code
