@@ -212,6 +212,8 @@ def test_auroc_matches_scikit_learn_with_ties_and_weights(seed):
         expected = sk.roc_auc_score(labels, probs[:, 1], sample_weight=w)
         assert metrics.auroc(labels=labels, probs=probs, weights=w) == pytest.approx(expected)
         assert metrics.auroc(labels=labels, probs=probs[:, 1], weights=w) == pytest.approx(expected)
+        one_sided = np.stack([0 * probs[:, 1], probs[:, 1]], axis=1)  # of class 1 alone
+        assert metrics.auroc(labels=labels, probs=one_sided, weights=w) == pytest.approx(expected)
     labels, _, groups, probs, _ = sample(seed)
     one_hot = np.eye(4)[labels]
     for w in (None, weights):
@@ -266,6 +268,8 @@ def test_auroc_of_folds_compares_inside_them(seed):
     assert drawn["auroc"][1] == pytest.approx(metrics.auroc(probs=score, **given))
     areas = metrics.auroc_per_group(probs=score, groups=groups, num_groups=3, **given)
     np.testing.assert_allclose(drawn["group_auroc"][1], areas)
+    out = metrics.evaluate(**told, num_classes=2, strata=folds, replicates=0)
+    assert out["auroc"] == pytest.approx(drawn["auroc"][1])
 
 
 def test_undefined_auroc_is_nan_and_a_constant_score_is_half():
@@ -548,6 +552,9 @@ def test_interval():
     )
     assert np.isnan(metrics.interval(draws=np.r_[draws[:5], np.full(5, np.nan)])).all()
     assert metrics.interval(draws=draws, level=0.5)[0] == pytest.approx(np.nanpercentile(draws, 25))
+    low, high = metrics.interval(draws=draws)
+    for point, widened in ((9.0, (low, 9.0)), (-9.0, (-9.0, high)), (0.0, (low, high))):
+        assert metrics.interval(draws=draws, point=point) == widened  # it holds the measurement
 
 
 def test_coverage():
@@ -664,6 +671,29 @@ def test_evaluate_is_json_and_agrees_with_the_functions():
     quick = evaluate_sample(replicates=0)
     assert quick["interval"] == {} and quick["groups"][0]["interval"] == {}
     assert quick["f1"] == out["f1"]
+
+
+def test_intervals_of_what_is_measured_are_over_subjects():
+    """Three equal pictures of a subject say no more than one; one subject alone says nothing."""
+    labels, _, groups, _, logits = sample(0, num_groups=2)
+    once = evaluate_sample(logits=logits)
+    thrice = {"labels": labels, "groups": groups, "logits": logits}
+    thrice = {name: np.repeat(values, 3, axis=0) for name, values in thrice.items()}
+    out = evaluate_sample(**thrice, clusters=np.repeat(np.arange(240), 3))
+    assert (once["subjects"], out["subjects"], out["n"]) == (240, 240, 720)
+    for name, ends in once["interval"].items():
+        assert out["interval"][name] == pytest.approx(ends, abs=1e-9), name
+    lone = evaluate_sample(clusters=np.zeros(240, int))
+    assert lone["subjects"] == 1 and lone["interval"] == {}
+
+
+def test_every_interval_holds_its_measurement():
+    """Also where two resamples both lie beside it."""
+    out = evaluate_sample(replicates=2)
+    for part in (out, *out["groups"]):
+        assert part["interval"]
+        for name, (low, high) in part["interval"].items():
+            assert low <= part[name] <= high, name
 
 
 def test_evaluate_does_not_depend_on_the_scale_of_logits_overflowing():
@@ -932,10 +962,21 @@ def test_resamples_of_many_classes_are_counted_a_few_at_a_time():
         ([[[9, 1], [1, 9]], [[2, 0], [2, 0]]], False),  # which has so few that it may be chance
         ([[[5, 5], [5, 5]], [[5, 5], [5, 5]]], True),  # chance
         ([[[9, 1], [0, 0]], [[9, 1], [0, 0]]], False),  # one class only: there is no chance level
+        ([[[9, 1, 0], [1, 9, 0], [0, 0, 0]]] * 2, False),  # nobody is of the class never named
     ],
 )
 def test_collapse(counts, expected):
     assert metrics.has_collapsed(counts=np.array(counts)) is expected
+
+
+def test_a_collapse_of_the_corrected_decisions_counts_whatever_the_others_are():
+    good, one_answer = [[[9, 1], [1, 9]]] * 2, [[[10, 0], [10, 0]]] * 2
+    for shares, end in (([0.5, 0.5], ""), ([0.9, 0.1], "_corrected")):
+        assert metrics.main_rule(shares) == end
+        tables = {"": good, "_corrected": one_answer}
+        assert metrics.is_useless(tables=tables, class_shares=shares)
+        tables = {"": one_answer, "_corrected": good}  # counts where no class is rare
+        assert metrics.is_useless(tables=tables, class_shares=shares) == (end == "")
 
 
 def test_collapse_is_of_the_corrected_decision():
