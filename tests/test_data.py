@@ -459,6 +459,31 @@ def test_balance_gives_each_cell_an_equal_share(n, balance):
     assert (shown - data.times_shown(split, balance)).abs().max() < 1
 
 
+def test_cells_without_pictures_take_no_share():
+    """Group 0 lacks class 1 and nobody is of class 3: the other cells are shown equally often."""
+    split = picture_split(48)
+    split = split.subset((split.labels != 1) | (split.groups == 1))
+    cells = split.labels * 2 + split.groups
+    sizes = torch.bincount(cells)
+    there = int((sizes > 0).sum())
+    assert there < len(sizes)
+    shown = torch.zeros(len(sizes)).index_add(0, cells, data.times_shown(split, "cells").float())
+    torch.testing.assert_close(shown[sizes > 0], torch.full((there,), len(split) / there))
+    (batch,) = batches(split, len(split), 0, balance="cells")
+    drawn = torch.bincount(cells[batch.index], minlength=len(sizes))[sizes > 0]
+    assert drawn.max() - drawn.min() <= 1
+    shares = data.class_shares(split, 4)  # no logarithm of 0: it counts as one picture
+    expected = torch.tensor([*torch.bincount(split.labels, minlength=3), 1.0]) / (len(split) + 1)
+    torch.testing.assert_close(torch.tensor(shares), expected)
+
+
+def test_balanced_batches_hold_cells_by_chance():
+    """In another order in each epoch: a small batch is not the same few cells for ever."""
+    cells = np.arange(48) % 6
+    orders = [data.balanced_order(cells, np.random.default_rng(epoch)) for epoch in (0, 1)]
+    assert (cells[orders[0]] != cells[orders[1]]).any()
+
+
 def test_a_batch_larger_than_the_training_set_is_refused_and_evaluation_is_not():
     split = picture_split(20)
     with pytest.raises(InputError, match="batch of 32 .* there are 20"):

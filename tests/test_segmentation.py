@@ -182,12 +182,16 @@ def test_resamples_standardise_by_the_classes_of_the_measurement():
     assert out["dice_gap_standardised"][0] == whole == pytest.approx(0.4 * 3 / 7)
     assert np.isnan(out["dice_gap_standardised"][1]) and out["dice_standardised"][1] > 0
     assert np.isnan(out["group_dice_standardised"][1]).tolist() == [True, False]
+    alone = metrics.headline_masks(**given, weights=weights[1])
+    assert np.isnan(alone["dice_gap_standardised"])
 
 
 def test_a_perfect_model_has_not_collapsed_where_most_true_masks_are_empty():
     size = np.array([0, 0, 0, 0, 5, 9, 7])
     given = {"labels": 0 * size, "groups": np.arange(7) % 2, "num_classes": 1, "num_groups": 2}
-    for said, collapsed in ((size, False), (0 * size, True), (0 * size + 6, True)):
+    most, few = size * (size > 5), size * (size > 7)  # of the three masks two are found, or one
+    all_of_them = (size, False), (0 * size, True), (0 * size + 6, True), (most, False), (few, True)
+    for said, collapsed in all_of_them:
         areas = np.stack([said, size, np.minimum(said, size)], 1)
         out = metrics.evaluate_masks(**given, areas=areas, replicates=0)
         assert out["collapsed"] is collapsed
@@ -248,6 +252,12 @@ def test_what_is_reported_of_masks_is_json_and_a_table():
         "iou_standardised",
         "es_iou_standardised",
     }
+    pairs = given | {k: np.repeat(given[k], 2) for k in ("labels", "groups")}  # of one subject each
+    pairs |= {"areas": np.repeat(areas, 2, axis=0), "clusters": np.repeat(np.arange(40), 2)}
+    twice = metrics.evaluate_masks(**pairs, replicates=50)
+    assert (twice["subjects"], twice["n"]) == (40, 80)
+    for key, ends in out["interval"].items():
+        assert twice["interval"][key] == pytest.approx(ends, abs=1e-9), key
     alike = given | {"labels": 0 * given["labels"], "num_classes": 1}
     same = metrics.evaluate_masks(**alike, areas=areas, replicates=20)
     assert "standardised" not in metrics.show({"student": same}, ["a"], ["women", "men"])
