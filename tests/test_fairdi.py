@@ -140,6 +140,36 @@ def test_step_0_meets_groups_that_a_batch_lacks(toy, tmp_path):
     assert not torch.equal(after["head.weight"], before["head.weight"])
 
 
+def test_step_0_follows_equation_6(toy):
+    """Distances are those of pictures of each group to all that were drawn, by the student as it
+    is in evaluation; κ and t are those of the command line."""
+    args = arguments(fairdi, "--fusion", "0.3", "--fis-temperature", "0.5")
+    torch.manual_seed(0)
+    method = fairdi.FairScaling(args, toy, fairdi.Network(args, "convnet2", 6))
+    with torch.no_grad():
+        method.student.head.weight.mul_(30)  # losses that differ
+    train, batch = toy["train"], next(batches(toy["train"], 32, seed=0))
+    student, n = copy.deepcopy(method.student), args.batch_size
+    torch.manual_seed(1)
+    places = [(train.groups == g).nonzero()[:, 0] for g in (0, 1)]
+    drawn = torch.cat([own[torch.randint(len(own), (n,))] for own in places])
+    others = next(batches(train.subset(drawn), 2 * n))
+    logits = student.eval()(others.images)[1].detach()
+    every = F.cross_entropy(logits, others.labels, reduction="none")
+    distances = [fairdi.half_w2_squared(every[others.groups == g], every) for g in (0, 1)]
+    distances = torch.stack(distances)
+    logits = student.train()(batch.images)[1]
+    losses = F.cross_entropy(logits, batch.labels, reduction="none")
+    expected = fairdi.fis_loss(losses, batch.groups, distances, 0.3, 0.5)
+    torch.manual_seed(1)
+    method.student.train()
+    found = method.step(batch)
+    torch.testing.assert_close(found["loss"], expected)
+    torch.testing.assert_close(found["distance"], distances.max())
+    torch.testing.assert_close(found["loss_ce"], losses.mean())
+    assert distances.max() > 1e-4
+
+
 def test_every_picture_has_its_own_group_s_teacher(usual, toy, monkeypatch, tmp_path):
     """Heads that are told apart by their bias; the other group's says something else."""
 
