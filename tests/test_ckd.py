@@ -163,6 +163,19 @@ def test_learning_rate_warms_up_and_ends_near_zero(toy):
     assert rates[-1] < args.lr * 1e-3 and rates[steps:] == sorted(rates[steps:], reverse=True)
 
 
+def test_fit_logs_mean_losses_and_moves_each_rate_by_its_own_highest(toy):
+    args = arguments(ckd, "--batch-size", "32")
+    args.epochs = 1
+    method = ckd.PlainTraining(args, toy, ckd.Network(args, "convnet2", 6))
+    own = {"params": [torch.nn.Parameter(torch.zeros(1))], "initial_lr": args.lr / 4}
+    method.optimizer.add_param_group(own)
+    method.step = lambda batch: {"loss": torch.tensor(float(batch.step))}
+    _, log, _ = ckd.fit(args, toy, method, "test")
+    assert log[0]["loss"] == (len(toy["train"]) // 32 - 1) / 2
+    usual, other = (group["lr"] for group in method.optimizer.param_groups)
+    assert other == pytest.approx(usual / 4)
+
+
 def test_fit_keeps_the_epoch_of_each_rule(toy, monkeypatch, capsys):
     """Best overall and best worst group on validation are two different epochs here."""
     args = arguments(ckd)
@@ -171,6 +184,7 @@ def test_fit_keeps_the_epoch_of_each_rule(toy, monkeypatch, capsys):
     losses = iter([0.3, 0.2, 0.1])
 
     def pretend(model, data, part, shares):
+        assert part == "val" and shares == method.class_shares()  # for corrected decisions
         overall, worst = next(scores)
         none = dict.fromkeys(ckd.LOGGED)
         return None, none | {
