@@ -292,6 +292,7 @@ def test_stage_three_starts_from_the_original_weights():
     """A step with φ learnt equals a step with φ set to the same values and frozen."""
     learnt, given = made("--alpha", "0.5")
     start = learnt.gates["phi"].detach().clone()
+    assert (start.sigmoid() > 0.95).all()  # nearly open
     learnt.step(given[0])
     assert (learnt.gates["phi"] != start).all()
     frozen, _ = made("--alpha", "0.5", "--phi-lr", "0")
