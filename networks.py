@@ -239,7 +239,8 @@ def refuse_unknown(networks, files, segment=False):
         name = re.sub(r"@\d+$", "", name)
         module = name.rpartition(":")[0]
         if module not in ("", "timm") and not Path(module).is_file():
-            raise InputError(f"there is no network {name} (No such file): it is FILE.py:FUNCTION")
+            why = f"no such file: {module}); write FILE.py:FUNCTION, or timm:NAME by its short name"
+            raise InputError(f"there is no network {name} ({why}")
         if name.endswith(".py"):
             raise InputError(f"{name} alone is no network: write FILE.py:FUNCTION")
         small = SMALL.fullmatch(name)

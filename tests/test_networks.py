@@ -119,7 +119,7 @@ def test_student_and_teacher_of_ones_own(folder, monkeypatch):
     [
         ("nets.py:none", ["nets.py has no function none"]),
         ("nets.py:broken", ["nets.py:broken fails in line 18", "ZeroDivisionError"]),
-        ("none.py:tiny", ["there is no network none.py:tiny", "No such file"]),
+        ("none.py:tiny", ["there is no network none.py:tiny", "no such file: none.py"]),
         ("nets.py:number", ["nets.py:number returns no torch.nn.Module, but 3"]),
         ("nets.py:endless", ["does not end in a linear layer"]),
         ("nets.py:sideways", ["does not end in a linear layer"]),
@@ -141,6 +141,7 @@ def test_what_is_no_network_is_said(folder, monkeypatch, name, words):
         (["--student", "resnt18"], "no network is called 'resnt18': did you mean resnet18"),
         (["--teacher", "resnt18", "--alpha", "0"], "no network is called 'resnt18'"),
         (["--student", "none.py:tiny"], "no network none.py:tiny"),
+        (["--student", "timm:hf-hub:a/b"], "timm:NAME by its short name"),
         (["--student", "none.py"], "none.py alone is no network: write FILE.py:FUNCTION"),
         (["--student", "unet4"], "unet4 is for --task segment"),
         (["--task", "segment", "--student", "convnet4"], "convnet4 is not for --task segment"),
