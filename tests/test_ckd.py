@@ -176,6 +176,24 @@ def test_fit_logs_mean_losses_and_moves_each_rate_by_its_own_highest(toy):
     assert other == pytest.approx(usual / 4)
 
 
+def test_what_an_optimizer_and_the_corrected_decisions_are_given(toy):
+    for optimizer, kind in (("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)):
+        args = arguments(ckd, "--optimizer", optimizer, "--weight-decay", "0.03")
+        method = ckd.PlainTraining(args, toy, ckd.Network(args, "convnet2", 6))
+        (group,) = method.optimizer.param_groups
+        assert type(method.optimizer) is kind and (optimizer == "adamw" or group["momentum"] == 0.9)
+        assert group["weight_decay"] == 0.03 and group["initial_lr"] == group["lr"] == args.lr
+        assert len(group["params"]) == len([*method.student.parameters()])
+    rare = (toy["train"].labels != 1) | (torch.arange(len(toy["train"])) % 4 == 0)
+    data = copy.copy(toy)
+    data.splits = toy.splits | {"train": toy["train"].subset(rare.nonzero()[:, 0])}
+    sizes = torch.bincount(data["train"].labels, minlength=6)
+    for flags, expected in (([], sizes / sizes.sum()), (["--balance"], torch.full((6,), 1 / 6))):
+        args = arguments(ckd, *flags)
+        method = ckd.PlainTraining(args, data, ckd.Network(args, "convnet2", 6))
+        torch.testing.assert_close(torch.tensor(method.class_shares()), expected)
+
+
 def test_fit_keeps_the_epoch_of_each_rule(toy, monkeypatch, capsys):
     """Best overall and best worst group on validation are two different epochs here."""
     args = arguments(ckd)

@@ -2,6 +2,7 @@
 data set; the names of its folders; the teacher, which never moves, and its answers, which are kept.
 """
 
+import copy
 import importlib
 import json
 import math
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MAKERS, arguments, stopping
+import torch.nn.functional as F
+from conftest import MAKERS, arguments, method_of, stopping
 from forked import SCRIPTS, run_script, small
 from PIL import Image
 
@@ -226,6 +228,25 @@ def test_a_method_changes_its_student_and_nothing_else(name, here, tmp_path):
     assert vars(args) == settings and data.hash() == hashed
     for part, fields in splits.items():
         assert all(vars(data[part])[k] is v for k, v in fields.items()), part
+
+
+## Others have no teacher, or several, or learn their temperature.
+SOFTENED = sorted({*SCRIPTS} - {"ctkd", "fairdi", "fairtune", "groupdro", "swad"})
+
+
+@pytest.mark.parametrize("name", SOFTENED)
+def test_the_losses_that_all_have_are_those_of_the_batch(name, toy):
+    """CE of the labels, which no temperature softens, and L_KD at the temperature asked for."""
+    module = importlib.import_module(name)
+    method = method_of(module, toy, "--temperature", "3", "--alpha", "0.5")
+    batch = next(batches(method.split, 32, seed=0))
+    _, logits_s = copy.deepcopy(method.student).train()(batch.images)
+    with torch.no_grad():
+        _, logits_t = method.teacher.network(batch.images)
+    losses = method.step(batch)
+    expected = F.cross_entropy(logits_s, batch.labels)
+    torch.testing.assert_close(losses["loss_ce"], expected)
+    torch.testing.assert_close(losses["loss_kd"], module.kd_loss(logits_s, logits_t, 3.0))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
