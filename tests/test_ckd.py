@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import itertools
 import math
 import shutil
 from dataclasses import replace
@@ -194,6 +195,38 @@ def test_what_an_optimizer_and_the_corrected_decisions_are_given(toy):
         torch.testing.assert_close(torch.tensor(method.class_shares()), expected)
 
 
+def test_chance_in_steps_depends_on_seed_and_epoch_alone(toy):
+    """So that dropout is the same where a run goes on after a kill."""
+    drawn = {}
+    for seed, again in itertools.product((0, 1), (False, True)):
+        torch.manual_seed(100 + again)
+        args = arguments(ckd, "--seed", str(seed))
+        method, found = ckd.PlainTraining(args, toy, ckd.Network(args, "convnet2", 6)), []
+        method.step = lambda batch, found=found: {"loss": found.append(torch.rand(1)) or found[-1]}
+        ckd.fit(args, toy, method, "test")
+        drawn[seed, again] = torch.cat(found).view(2, -1)[:, 0].tolist()  # of both epochs the first
+    assert drawn[0, False] == drawn[0, True] and drawn[1, False] == drawn[1, True]
+    assert len({*drawn[0, False], *drawn[1, False]}) == 4
+
+
+def test_networks_are_measured_as_they_are_in_evaluation(toy):
+    """With batch norm at rest, and by decisions corrected by the shares that are given."""
+    args, shares = arguments(ckd), [0.5, 0.1, 0.1, 0.1, 0.1, 0.1]
+    torch.manual_seed(0)
+    network, (batch,) = ckd.Network(args, "convnet2", 6), batches(toy["val"], len(toy["val"]))
+    with torch.no_grad():
+        network.head.weight.mul_(30)
+        network.head.bias.sub_(copy.deepcopy(network).eval()(batch.images)[1].mean(dim=0))
+        expected = copy.deepcopy(network).eval()(batch.images)[1]
+    logits, found = ckd.measure(network, toy, "val", shares)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    said = (logits - np.log(shares)).argmax(1)
+    counts = np.zeros((2, 6, 6), int)
+    np.add.at(counts, (toy["val"].groups.numpy(), toy["val"].labels.numpy(), said), 1)
+    assert np.array_equal(found["counts_corrected"], counts)
+    assert not np.array_equal(found["counts_corrected"], found["counts"])
+
+
 def test_fit_keeps_the_epoch_of_each_rule(toy, monkeypatch, capsys):
     """Best overall and best worst group on validation are two different epochs here."""
     args = arguments(ckd)
@@ -222,6 +255,9 @@ def test_fit_keeps_the_epoch_of_each_rule(toy, monkeypatch, capsys):
     states, _, _ = ckd.fit(args, toy, method, "test")
     epochs = {rule: state["epoch"] for rule, state in states.items()}
     assert epochs == {"last": 2, "best_overall": 1, "best_worst_group": 1}
+    scores, losses = iter([(0.9, 0.4)] * 3), iter([0.3] * 3)  # and of these the first
+    states, _, _ = ckd.fit(args, toy, method, "test")
+    assert {states[rule]["epoch"] for rule in ckd.RULES["classify"]} == {0}
     ## Undefined in every epoch: the last one stands, and a line says so.
     scores, losses = iter([(0.7, None), (0.9, None), (0.8, None)]), iter([0.3, 0.1, 0.2])
     states, _, _ = ckd.fit(args, toy, method, "test")
