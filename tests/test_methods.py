@@ -455,8 +455,9 @@ def test_kept_answers_are_the_live_ones_bit_by_bit(name, flags, here, tmp_path, 
 
 
 @pytest.mark.parametrize("sees", ["picture", "flips"])
-def test_a_teacher_that_sees_pictures_answers_once(sees, here, tmp_path, asked):
-    """One answer a picture for all epochs, methods and seeds, the mean over its flips if asked."""
+def test_a_teacher_that_sees_pictures_answers_once(sees, here, tmp_path, asked, monkeypatch):
+    """One answer a picture for all epochs, methods and seeds, the mean over its flips if asked; a
+    step gets those to its own pictures."""
     flags = ["--teacher-sees", sees, "--views", "turned", "--out", tmp_path]
     for name in ("ckd", "fitnet", "rkd"):
         run(name, *small(name), *flags)
@@ -476,6 +477,12 @@ def test_a_teacher_that_sees_pictures_answers_once(sees, here, tmp_path, asked):
         expected = torch.stack([network(way)[0] for way in ways]).mean(0)
     same = [f.shape == expected.shape and torch.allclose(f, expected, atol=1e-5) for f in kept]
     assert sum(same) == 1
+    seen, step = [], ckd.Method.step
+    monkeypatch.setattr(ckd.Method, "step", lambda m, b: seen.append(b) or step(m, b))
+    run("ckd", *small("ckd"), *flags, "--restart")
+    for batch in seen:
+        torch.testing.assert_close(batch.answers[0], expected[batch.index])
+    assert len(seen) > 2 and seen[0].index.tolist() != [*range(len(seen[0].index))]
 
 
 def test_all_flips_are_the_eight_of_a_square():
