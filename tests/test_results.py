@@ -209,6 +209,21 @@ def test_no_row_serves_the_worse_served_sex_better(by_place, repeated):
         assert all(pooled(rows, n, "ERM", "auroc_worst_group").low <= 0 for n in names)
 
 
+def test_with_a_teacher_from_imagenet_no_row_serves_the_old_better_twice(by_place, repeated):
+    """One does once, and is fairer twice; three have a lower AUROC twice."""
+    (place,) = (p for p in repeated if "mobilenet_v3_small" in p[1])
+    names = repeated[place].keys() - {"ERM"}
+    assert names == {"re-balancing", "CKD", "adversarial KD", "GroupDRO", "SWAD", "FIS", "FairDi"}
+    for which, better in ((by_place, {"adversarial KD"}), (repeated, set())):
+        rows = which[place]
+        changes = {n: pooled(rows, n, "ERM", "auroc_worst_group") for n in names}
+        assert {n for n in names if changes[n].low > 0} == better
+        assert pooled(rows, "adversarial KD", "ERM", "mean_deo_corrected").high < -3
+        for name in ("GroupDRO", "SWAD", "FairDi"):
+            assert pooled(rows, name, "ERM", "auroc").high < 0
+    assert changes["FairDi"].high < 0
+
+
 def test_what_is_fairer_in_both_trainings(by_place, repeated):
     """HAM10000, mean-DEO of corrected decisions minus ERM's."""
     everywhere = {"AD", "BIRD", "GroupDRO by class"}
@@ -277,7 +292,7 @@ def test_groups_are_served_unequally_also_where_no_cell_is_rare(by_place):
 
 def test_training_again_moves_auroc_little(by_place, repeated):
     """HAM10000, five folds pooled, by less than a point; but two large weights by age by less than
-    2, and the gap of four groups by less than 1.5. The settings are those of the first time."""
+    2, and the gap of four groups, or with larger networks, by less than 1.6. The settings are those of the first time."""
     places = {place: rows for place, rows in repeated.items() if place[0] == "ham10000"}
     assert len(places) == 4  # by sex, by age and by both; and by age with larger networks
     for place, rows in places.items():
@@ -289,7 +304,8 @@ def test_training_again_moves_auroc_little(by_place, repeated):
                 assert result["changed"] == first[key]["changed"] or name == "FIS"
             for metric in ("auroc", "auroc_worst_group", "auroc_gap"):
                 now, before = (results.point(r, metric, pooled=True) for r in (runs, first))
-                most = 1.5 if metric == "auroc_gap" and "sex+age" in place[1] else 1
+                wide = "sex+age" in place[1] or "mobilenet" in place[1]
+                most = 1.6 if metric == "auroc_gap" and wide else 1
                 most = 2 if place == AGE and name in ("adversarial KD", "MFD") else most
                 assert 0 < abs(now - before) < most, (place, name, metric)
 
