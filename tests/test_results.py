@@ -292,7 +292,8 @@ def test_groups_are_served_unequally_also_where_no_cell_is_rare(by_place):
 
 def test_training_again_moves_auroc_little(by_place, repeated):
     """HAM10000, five folds pooled, by less than a point; but two large weights by age by less than
-    2, and the gap of four groups, or with larger networks, by less than 1.6. The settings are those of the first time."""
+    2, and the gap of four groups, or with larger networks, by less than 1.6. The settings are those
+    of the first time."""
     places = {place: rows for place, rows in repeated.items() if place[0] == "ham10000"}
     assert len(places) == 4  # by sex, by age and by both; and by age with larger networks
     for place, rows in places.items():
