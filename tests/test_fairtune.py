@@ -242,15 +242,18 @@ def test_pruning_saves_epochs_and_the_best_is_the_best(toy, tmp_path, pretend):
     best = dict(min(ended, key=lambda trial: trial["values"][-1])["params"])
     assert lr == best.pop("lr") and bits == "".join(str(best[name]) for name in sorted(best))
     assert fairtune.RATES[0] <= lr <= fairtune.RATES[1]
-    up = settings(tmp_path, "--objective", "auroc")
-    assert cost(fairtune.search(up, toy, start)[1]) > cost(lr)  # what is larger is better here
+    for goal in ("auroc", "auroc_worst_group"):  # what is larger is better here
+        up = settings(tmp_path, "--objective", goal)
+        assert cost(fairtune.search(up, toy, start)[1]) > cost(lr)
+    down = settings(tmp_path, "--objective", "auroc_gap")
+    assert fairtune.search(down, toy, start)[:2] == (bits, lr)
     again = fairtune.search(settings(tmp_path), toy, start)
     assert again[:3] == (bits, lr, trials) and again[3] > 0  # it is there: nothing is tried anew
     other = copy.deepcopy(start)
     other.head.bias.data += 1  # another θ₀ is another search
-    assert len(list(tmp_path.rglob("study.db"))) == 2
+    assert len(list(tmp_path.rglob("study.db"))) == 4
     fairtune.search(settings(tmp_path, trials=1), toy, other)
-    assert len(list(tmp_path.rglob("study.db"))) == 3
+    assert len(list(tmp_path.rglob("study.db"))) == 5
 
 
 def rates(out, data, *flags, trials):
