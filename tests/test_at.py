@@ -228,15 +228,16 @@ def test_copies_of_the_student_work():
     assert torch.isfinite(method.step(batch_of(32))["loss"])
 
 
-def test_maps_are_those_of_the_view_where_answers_are_kept():
+@pytest.mark.parametrize("module, layer", [(at, 2), (fitnet, 1)])
+def test_maps_are_those_of_the_view_where_answers_are_kept(module, layer):
     """Also of a teacher that answers by the mean of all flips, which goes on doing so."""
     first, second = batch_of(32), batch_of(32)._replace(images=batch_of(32).images.flip(3))
-    expected = make().teacher.network.body[:3](first.images)
+    expected = make(module=module).teacher.network.body[: layer + 1](first.images)
     for ways in (1, 8):
-        method = make(ways=ways)
+        method = make(module=module, ways=ways)
         for batch in (second, first):  # maps of another view are there before
             method.step(batch._replace(answers=method.teacher(batch)))
-        torch.testing.assert_close(method.maps_t["2"], expected)
+        torch.testing.assert_close(method.maps_t[str(layer)], expected)
         assert method.teacher.network.ways == ways
 
 

@@ -19,12 +19,11 @@ from data import Batch, InputError
 PARITY = dict(np.load(Path(__file__).parent / "parity" / "kd.npz"))
 
 
-def make(*flags, teacher="convnet4", student="convnet2", module=fitnet, ways=1):
+def make(*flags, teacher="convnet4", student="convnet2", module=fitnet):
     """A Method on three classes, its networks and its losses a function of the flags alone."""
     args = arguments(module, *flags)
     torch.manual_seed(0)
     teacher = module.Teacher(module.Network(args, teacher, 3))
-    teacher.network.ways = ways
     student = module.Network(args, student, 3)
     return module.Method(args, {"train": None}, student, teacher)
 
@@ -304,18 +303,6 @@ def test_copies_of_the_student_work():
     assert not any(maps.requires_grad for maps in method.maps_s.values())  # no graph is kept alive
     copy.deepcopy(method.student)
     assert torch.isfinite(method.step(batch_of(32))["loss"])
-
-
-def test_maps_are_those_of_the_view_where_answers_are_kept():
-    """Also of a teacher that answers by the mean of all flips, which goes on doing so."""
-    first, second = batch_of(32), batch_of(32)._replace(images=batch_of(32).images.flip(3))
-    expected = make().teacher.network.body[:2](first.images)
-    for ways in (1, 8):
-        method = make(ways=ways)
-        for batch in (second, first):  # maps of another view are there before
-            method.step(batch._replace(answers=method.teacher(batch)))
-        torch.testing.assert_close(method.maps_t[method.layer_t], expected)
-        assert method.teacher.network.ways == ways
 
 
 def test_layers_can_be_named():
