@@ -389,10 +389,10 @@ def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=N
     log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)  # (N, C)
     calibrated = {"labels": labels, "probs": np.exp(log_probs), "weights": weights}
     out["calibration_error"] = calibration_error(**calibrated)
-    losses = -weights * log_probs[np.arange(len(labels)), labels]  # cross-entropy, (..., N)
+    losses = -log_probs[np.arange(len(labels)), labels]  # cross-entropy, (N,)
     member = np.eye(num_groups)[groups]  # (N, G)
-    out["loss"] = _ratio(losses.sum(-1), weights.sum(-1))
-    out["group_loss"] = _ratio(losses @ member, weights @ member)
+    out["loss"] = _ratio(weights @ losses, weights.sum(-1))
+    out["group_loss"] = _ratio(weights @ (losses[:, None] * member), weights @ member)
     out["loss_worst_group"] = -worst_group(values=-out["group_loss"])  # the highest
     return out
 
@@ -599,7 +599,7 @@ def headline_masks(*, areas, labels, groups, num_classes, num_groups, weights=No
     scores = {"dice": dice(areas=areas), "iou": iou(areas=areas)}
     scores["failure"] = (scores["dice"] < FAILED).astype(float)
     for name, values in scores.items():
-        sums = ((weights * values) @ cells).reshape(shape)  # (..., G, C)
+        sums = (weights @ (values[:, None] * cells)).reshape(shape)  # (..., G, C)
         raw = _ratio(sums.sum((-1, -2)), size.sum((-1, -2))), _ratio(sums.sum(-1), size.sum(-1))
         overall = _ratio(sums[..., common].sum((-1, -2)), sizes.sum(-1))  # (...,)
         inside = _ratio(sums, size)[..., common] * sizes[..., None, :]  # (..., G, c)

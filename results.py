@@ -414,7 +414,11 @@ def pack(source, target):
             line = lean(result, fold is None and not over_seeds) | {"arrays": digests}
             lines.append(json.dumps(line, ensure_ascii=False, separators=(",", ":")))
         if kept:
-            np.savez_compressed(packed := io.BytesIO(), **kept)
+            ## A seventh smaller than what np.savez_compressed writes; np.load reads both.
+            with zipfile.ZipFile(packed := io.BytesIO(), "w", zipfile.ZIP_LZMA) as archive:
+                for name, array in kept.items():
+                    with archive.open(f"{name}.npy", "w") as file:
+                        np.save(file, array)
             save(Path(target) / f"{dataset}.npz", packed.getvalue())
         text = "\n".join(lines) + "\n"
         save(Path(target) / f"{dataset}.jsonl.gz", gzip.compress(text.encode(), mtime=0))
