@@ -809,15 +809,17 @@ def folds_of(runs):
 def trainings(by_place):
     """`by_place` with one training of each fold, and the second ones.
 
-    The first of a fold is that of the seed that most rows of a place have there, of several the
-    lowest. The second ones stand under the keys (fold, seed) of the first ones, so that the two are
-    pairs. Rows without folds stay as they are: several seeds are one table.
+    The first of a fold is that of the seed that most rows of a place with all folds have there, of
+    several the lowest. The second ones stand under the keys (fold, seed) of the first ones, so that
+    the two are pairs. Rows without folds stay as they are: several seeds are one table.
     """
     first, second = dict(by_place), {}
     for place, rows in by_place.items():
         if not in_folds(place):
             continue
-        common = collections.Counter(key for runs in rows.values() for key in runs)
+        most = max(len(folds_of(runs)) for runs in rows.values())
+        whole = [runs for runs in rows.values() if len(folds_of(runs)) == most]
+        common = collections.Counter(key for runs in whole for key in runs)
         ## The last of a fold stays: that of most rows, of these with the lowest seed.
         usual = {key[0]: key for key in sorted(common, key=lambda key: (common[key], -key[1]))}
         first[place] = {}

@@ -1447,6 +1447,18 @@ def test_one_lost_run_does_not_part_rows(tmp_path):
     assert {*second["CKD"]} == {*first["RKD"]} - {(2, 1)}
 
 
+def test_weights_that_were_tried_on_one_fold_do_not_part_it(tmp_path):
+    for fold, seed, name in itertools.product(range(5), range(2), ("ckd", "rkd", "kdpp")):
+        if (seed, name) != (0, "kdpp"):
+            put(tmp_path, result(name, seed, dataset="ham10000", fold=fold), f"fold_{fold}")
+    for step in (0.001, 0.1, 1.0):
+        made = result("groupdro", dataset="ham10000", fold=0, weight_step=step)
+        put(tmp_path, made, f"fold_0-step_{step}")
+    ((first,), _) = (part.values() for part in results.trainings(results.collect(tmp_path)))
+    for name in ("CKD", "RKD", "KD++"):
+        assert [*first[name]] == [(fold, 1) for fold in range(5)]
+
+
 def test_a_fold_with_another_seed_alone_is_not_lost(tmp_path):
     for fold, name in itertools.product(range(5), ("ckd", "rkd", "kdpp")):
         seed = int((fold, name) == (4, "ckd"))
