@@ -135,12 +135,13 @@ def test_by_class_gives_every_cell_its_weight(toy):
 
 
 def test_a_batch_of_one_group(toy):
-    """Nothing undefined, and the absent group's weight is finite and smaller."""
+    """Nothing undefined; the absent group's weight is finite, smaller, and no part of the loss."""
     method = method_of(groupdro, toy)
     batch = next(batches(toy["train"].subset(toy["train"].groups == 1), 32, seed=0))
     losses = method.step(batch)
     assert all(torch.isfinite(v) for v in losses.values())
-    assert 0 < method.weights.q[0] < 0.5 < method.weights.q[1]
+    assert 0 < method.weights.q[0] < 0.5 < method.weights.q[1] == losses["highest_weight"]
+    torch.testing.assert_close(losses["loss"], method.weights.q[1] * losses["loss_ce"])
 
 
 def test_no_teacher_and_the_weights_are_saved(toy):

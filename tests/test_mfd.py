@@ -183,10 +183,11 @@ def test_step_follows_equation_7(toy):
     """No L_KD by default, half of λ, and the loss is that of the batch's own cells."""
     batch = next(batches(toy["train"], 32, seed=0))
     assert arguments(mfd).alpha == 0 and arguments(mfd).mfd_weight == 1
-    for flags, alpha, weight in (((), 0, 1), (("--alpha", "0.3", "--mfd-weight", "7"), 0.3, 7)):
+    others = ("--alpha", "0.3", "--mfd-weight", "7", "--sigma", "0.5")
+    for flags, alpha, weight, sigma in (((), 0, 1, 1), (others, 0.3, 7, 0.5)):
         method = method_of(mfd, toy, *flags, networks=("convnet2", "convnet2"))
         feats_s, feats_t = method.student(batch.images)[0], method.teacher(batch)[0]
-        expected = sum(by_loop(feats_s, feats_t, batch.labels, batch.groups, 1.0).values())
+        expected = sum(by_loop(feats_s, feats_t, batch.labels, batch.groups, sigma).values())
         losses = {k: v.item() for k, v in method.step(batch).items()}
         assert losses["loss_fair"] == pytest.approx(expected.item(), rel=1e-3)
         expected = (1 - alpha) * losses["loss_ce"] + alpha * losses["loss_kd"]
@@ -207,6 +208,7 @@ def test_groups_move_the_student(toy):
 def test_the_regressor_learns_and_stays_out_of_the_student(toy):
     method = method_of(mfd, toy)  # features of width 8 and 16
     assert isinstance(method.regressor, nn.Linear) and method.regressor.weight.shape == (16, 8)
+    assert len(method.regressor.bias) == 16
     assert method.saved["regressor"] is method.regressor
     rest = [p for group in method.optimizer.param_groups[1:] for p in group["params"]]
     assert {id(p) for p in rest} == {id(p) for p in method.regressor.parameters()}
