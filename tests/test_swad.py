@@ -90,6 +90,13 @@ def test_valley_is_its_definition_on_random_paths():
     assert len(ends) == 4  # all kinds of valleys were met
 
 
+def test_n_p_and_r_are_those_of_the_command_line(toy):
+    """Each of them decides here."""
+    method = method_of(swad, toy, "--converge", "2", "--tolerance", "1", "--threshold", "0.1")
+    method.averaging.values = [0.7, 0.72, 0.5, 0.6, 0.55, 0.9, 0.5]
+    assert list(method.averaged()) == [0, 1, 2, 3, 4]
+
+
 def test_running_mean():
     path, mean = random(7, 3, 2), torch.zeros(3, 2, dtype=torch.float64)
     for count, new in enumerate(path, 1):
