@@ -367,6 +367,10 @@ def test_meta_split():
     assert torch.equal(batch.images, method.meta_batch(given[1]).images)
     others = given[1]._replace(step=9), given[1]._replace(epoch=9)
     assert all(not torch.equal(batch.images, method.meta_batch(b).images) for b in others)
+    args = method.args
+    for changed in ({"views": ""}, {"seed": 9}):  # other views, another draw
+        method.args = SimpleNamespace(**vars(args) | changed)
+        assert not torch.equal(batch.images, method.meta_batch(given[1]).images)
 
 
 def test_meta_batches_show_all_cells_equally_often():
@@ -391,6 +395,25 @@ def test_stage_one_steps_at_the_rate_of_the_student():
             group["lr"] = rate
         norms.append(float(method.step(given[0])["phi_grad"]))
     assert norms[0] == 0 and 1.5 < norms[2] / norms[1] < 2.5
+
+
+def test_gates_learn_by_the_weights_and_the_rate_asked_for():
+    """γ and μ of Eq. (7), η of the optimiser; the student then learns by the new gates."""
+    method, given = made("--feature-weight", "3", "--fair-weight", "2", "--phi-lr", "0.02")
+    phi, rate = method.gates["phi"], method.optimizer.param_groups[0]["lr"]
+    student, old = copy.deepcopy(method.student), phi.detach().clone().requires_grad_()
+    feats_s = copy.deepcopy(method.map)(student(given[0].images)[0])
+    feats_t, meta = method.teacher(given[0])[0], method.meta_batch(given[0])
+    settings = rate, (3.0, 2.0), torch.zeros(2, 6, 2)
+    outer = bird.outer_loss(old, student, feats_s, feats_t, meta, *settings)
+    slope = torch.autograd.grad(outer, old)[0].norm().item()
+    assert method.step(given[0])["phi_grad"].item() == pytest.approx(slope, rel=1e-3)
+    assert (phi - old).abs().max().item() == pytest.approx(0.02, rel=1e-2)  # Adam's first step
+    phi.data -= 3
+    feats_s = copy.deepcopy(method.map)(copy.deepcopy(method.student)(given[1].images)[0])
+    losses = method.step(given[1])
+    far = gated_loss(feats_s, method.teacher(given[1])[0], phi)
+    torch.testing.assert_close(losses["loss_feat"], far)
 
 
 def test_what_a_killed_run_kept_is_all_that_a_step_needs():
