@@ -4,6 +4,7 @@ group's teacher, and the student that learns from them."""
 import copy
 import math
 import re
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -190,8 +191,9 @@ def test_every_picture_has_its_own_group_s_teacher(usual, toy, monkeypatch, tmp_
     assert logits_t[~few].unique().tolist() == [float((~few).sum())]
 
 
-def test_teachers_are_kept_at_their_best(usual):
-    """Never worse on validation than the head of step 0, as good as they say, the same again."""
+def test_teachers_are_kept_at_their_best(usual, monkeypatch):
+    """Never worse on validation than the head of step 0, as good as they say, the same again; of
+    equal epochs the first."""
     method, data = usual, usual.data
     frozen = ckd.measure(method.student, data, "val")[1]
     head, seen = copy.deepcopy(method.student.head), data["val"].groups == 1
@@ -213,6 +215,38 @@ def test_teachers_are_kept_at_their_best(usual):
     assert torch.equal(head.weight, again.weight) and not head.weight.equal(
         method.student.head.weight
     )
+    args.seed, other = 1, copy.deepcopy(method.student.head)
+    fairdi.train_head(args, data, other, own, own_val, len(mine))
+    assert not other.weight.equal(head.weight)  # batches in another order
+    monkeypatch.setattr(fairdi, "score", lambda *given: 0.5)
+    fairdi.train_head(args, data, other := copy.deepcopy(head), own, own_val, len(mine))
+    assert torch.equal(other.weight, head.weight)
+
+
+def test_teachers_and_controls_learn_as_asked(toy, usual, monkeypatch, capsys):
+    """By the settings of teachers; a control sees as many pictures, of everybody. A gain counts
+    where its interval is above 0."""
+    seen, asked, train_head, at = [], [], fairdi.train_head, fairdi.Frozen.at
+
+    def watched(args, data, head, train, val, number):
+        how = args.epochs, args.lr, args.optimizer
+        seen.append((*how, train[1].tolist(), val[1].tolist(), number))
+        return train_head(args, data, head, train, val, number)
+
+    lows = iter((0.1, -0.1))
+    gain = {"difference": 0.2, "high": 0.3}
+    monkeypatch.setattr(fairdi, "gain", lambda *given: gain | {"low": next(lows)})
+    monkeypatch.setattr(fairdi, "train_head", watched)
+    watch = lambda self, index: asked.append(len(index)) or at(self, index)  # noqa: E731
+    monkeypatch.setattr(fairdi.Frozen, "at", watch)
+    make(toy, Path(usual.args.out), "--teacher-lr", "0.05", "--teacher-optimizer", "adamw")
+    assert "\n1 of 2 gains are above 0" in capsys.readouterr().out
+    groups, val = toy["train"].groups, toy["val"].groups
+    for g in (0, 1):
+        own, inside = ((part == g).nonzero()[:, 0].tolist() for part in (groups, val))
+        for pictures in (own, [*range(len(groups))]):
+            assert seen.pop(0) == (2, 0.01, "adamw", pictures, inside, len(own))
+    assert not seen and sum(asked) == 2 * 2 * len(groups)  # own and control, two epochs
 
 
 def test_teachers_that_are_sure_are_still_ranked():
@@ -299,6 +333,18 @@ def test_step_0_is_made_once_and_reported_as_fis(toy, usual, capsys):
     for name, value in again.student.state_dict().items():
         assert torch.equal(value, best[name]), name
     assert all(map(torch.equal, heads_of(again), heads_of(usual)))
+    made_of, val = [], toy["val"].subset(range(100))
+
+    def told(path, *others, **more):
+        made_of.append(path)
+        raise StopIteration
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fairdi, "made_once", told)
+        for data in (toy, replace(toy, splits=toy.splits | {"val": val})):
+            with pytest.raises(StopIteration):
+                make(data, out)
+    assert made_of[0] != made_of[1]  # validation chose the epoch
     other = make(toy, out, "--fusion", "0")
     assert "step 0 1/1" in capsys.readouterr().out
     assert not torch.equal(other.phi.kept, usual.phi.kept)
@@ -327,6 +373,7 @@ def test_steps_1_and_2_begin_with_the_epoch_asked_for(rule, end, toy, usual, mon
     assert "step 0 1/1" not in capsys.readouterr().out  # it was not trained anew
     expected = again.reported[f"fis{end}"].head.bias
     assert set(expected.tolist()) == {{"last": 0, "best_worst_group": 2}[rule]}
+    assert [fis.head.bias[0].item() for fis in again.reported.values()] == [0, 1, 2]
     assert torch.equal(again.student.head.bias, expected)
     assert len(heads) == 4 and all(torch.equal(bias, expected) for bias in heads)
 

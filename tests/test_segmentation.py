@@ -1,8 +1,10 @@
 """Masks: their metrics against scikit-learn, their loss against a loop, views, files, and networks;
 every script that has a meaning for --task segment, and the sentence of every one that has none."""
 
+import copy
 import importlib
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -956,6 +958,14 @@ def test_a_gain_is_a_paired_difference_on_the_own_group(stars):
     better[:, 2] += 1
     found = fairdi.gain(better.astype(np.int32), worse.astype(np.int32), split, 50)
     assert found["difference"] == pytest.approx(0.1) and found["low"] == pytest.approx(0.1)
+    ## Subjects of several pictures, all of which are drawn together.
+    subjects = [f"{math.isqrt(n)}" for n in range(len(split))]
+    better[:5, 2] += 5
+    given = better.astype(np.int32), worse.astype(np.int32)
+    found = fairdi.gain(*given, replace(split, subjects=subjects), 50)
+    weights = metrics.bootstrap_weights(n=len(split), replicates=50, clusters=subjects)
+    draws = [np.average((better - worse)[:, 2] / 10, weights=w) for w in weights]
+    assert [found["low"], found["high"]] == pytest.approx([*metrics.interval(draws=draws)])
 
 
 def febs_batch():
@@ -983,7 +993,10 @@ def test_febs_as_published_looks_away_from_the_worse_group():
     w = torch.tensor([np.tanh(1.0)] * 3 + [np.tanh(min(errors) / max(errors))] * 3).float()
     wp = w[:, None, None] * p
     want = 1 - (2 * (wp * t).sum((0, 2)) + 1e-5) / ((wp**2).sum((0, 2)) + t.sum((0, 2)) + 1e-5)
-    assert fairdi.febs_loss(logits, masks, groups, 2).item() == pytest.approx(want.mean().item())
+    found = fairdi.febs_loss(logits, masks, groups, 2)
+    assert found.item() == pytest.approx(want.mean().item())
+    slopes = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, want.mean())]
+    torch.testing.assert_close(*slopes)  # weights are no way for it
 
 
 def test_febs_as_published_is_1_without_gradient_where_a_group_is_absent():
@@ -1000,10 +1013,12 @@ def test_febs_mended_looks_at_the_worse_group(stars):
     method.saved["running"]["errors"].copy_(torch.tensor([0.1, 0.5]))
     train = stars["train"]
     batch = next(batches(train.subset(train.groups == 1), 32, seed=0))
+    logits = copy.deepcopy(method.student).train()(batch.images)[1].detach()
+    wrong = 1 - ckd.soft_dice(logits, batch.labels).mean().item()
     method.student.train()
     losses = method.step(batch)  # of group 1 alone: that of group 0 stays as it is
     errors = method.saved["running"]["errors"].tolist()
-    assert errors[0] == pytest.approx(0.1) and errors[1] != 0.5
+    assert errors == pytest.approx([0.1, 0.9 * 0.5 + 0.1 * wrong], rel=1e-5)
     weight = errors[1] / np.mean(errors)
     assert losses["loss"].item() == pytest.approx(weight * losses["loss_ce"].item(), rel=1e-5)
 
