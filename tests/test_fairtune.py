@@ -95,6 +95,8 @@ def test_what_is_frozen_stays_bit_by_bit(toy, bits):
     start = {k: v.clone() for k, v in net.state_dict().items()}
     method = fairtune.Tuning(args, toy, net, bits, 1e-2)
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert type(method.optimizer) is torch.optim.AdamW is type(method.saved["optimizer"])
+    assert method.optimizer.param_groups[0]["weight_decay"] == 0.5
     fairtune.fit(args, toy, method, "test")
     for name, value in net.state_dict().items():
         assert torch.equal(value, start[name]) == (name not in trained), name
@@ -239,6 +241,9 @@ def test_pruning_saves_epochs_and_the_best_is_the_best(toy, tmp_path, pretend):
     ended = [trial for trial in trials if trial["state"] == "complete"]
     assert len(trials) == 12 and 0 < len(ended) < 12
     assert sum(len(trial["values"]) for trial in trials) < 12 * 6
+    for n, trial in enumerate(trials):  # of all so far the best quarter goes on
+        quarter = sorted(t["values"][0] for t in trials[: n + 1])[: max(1, (n + 1) // 4)]
+        assert (len(trial["values"]) > 1) == (trial["values"][0] in quarter)
     best = dict(min(ended, key=lambda trial: trial["values"][-1])["params"])
     assert lr == best.pop("lr") and bits == "".join(str(best[name]) for name in sorted(best))
     assert fairtune.RATES[0] <= lr <= fairtune.RATES[1]
@@ -283,6 +288,13 @@ def test_after_ten_trials_the_sampler_has_learnt(toy, tmp_path, pretend):
     """The next twenty lie closer to the best rate, 1e-4, than those of the stream."""
     tried = np.abs(rates(tmp_path, toy, "--mask", "all", trials=30) + 4)
     assert np.median(tried[10:]) < np.median(tried[:10]) / 2
+
+
+def test_no_trial_is_pruned_after_its_last_epoch(toy, tmp_path, pretend):
+    args = settings(tmp_path, trials=6)
+    args.epochs = 1
+    _, _, trials, _ = fairtune.search(args, toy, network())
+    assert [trial["state"] for trial in trials] == ["complete"] * 6
 
 
 def test_a_trial_that_diverges_does_not_end_the_search(toy, tmp_path, monkeypatch, capsys):
