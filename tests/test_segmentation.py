@@ -759,6 +759,11 @@ def test_predict_writes_masks_and_outlines(masked, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     picture = masked / "pictures" / "005.jpg"
     Image.open(picture).resize((90, 50)).save(tmp_path / "wide.png")
+    pixels = torch.tensor(predict.decode("wide.png", 16)).permute(2, 0, 1)[None]
+    outside, inside = predict.load_student(student)[0](pixels)[0].detach()
+    saved = torch.load(student, weights_only=True)
+    saved["states"]["last"]["head.0.bias"][1] -= (inside - outside).median()  # half of it is inside
+    torch.save(saved, student)
     monkeypatch.setattr("sys.argv", ["predict.py", str(student), "wide.png", str(picture)])
     predict.main()
     assert "of the centre square is inside, see masks/wide-outline.png" in capsys.readouterr().out
@@ -767,10 +772,10 @@ def test_predict_writes_masks_and_outlines(masked, tmp_path, monkeypatch, capsys
     assert Image.open("masks/wide-outline.png").size == (50, 50)
     assert not mask[:, :20].any() and not mask[:, 70:].any()
     saved_as, saved = predict.load_student(student)
-    pixels = torch.tensor(predict.decode("wide.png", 16)).permute(2, 0, 1)[None]
     with torch.no_grad():
         logits = F.interpolate(saved_as(pixels), 50, mode="bilinear")[0]
     assert np.array_equal(mask[:, 20:70] > 0, (logits[1] > logits[0]).numpy())
+    assert 0.2 < (mask[:, 20:70] > 0).mean() < 0.8
     monkeypatch.setattr("sys.argv", ["predict.py", str(student), "--export"])
     predict.main()
     exported = torch.export.load(student.parent / "export-last" / "student.pt2").module()
