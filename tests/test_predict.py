@@ -180,6 +180,17 @@ def test_labels_give_the_metrics_by_group(lively, originals, main, tmp_path):
         assert ours[name] == theirs[name]
 
 
+def test_rows_without_a_subject_are_subjects_of_their_own(lively, originals, main, tmp_path):
+    folder, printed = shutil.copytree(originals / "csv", tmp_path / "pictures"), []
+    rows = read_table(folder / "labels.csv")
+    for subject in ("unknown", "file"):
+        for row in rows[:40]:
+            row["subject"] = row.get(subject, subject)
+        write_table(folder / "labels.csv", rows)
+        printed.append(main(lively, "--labels", folder / "labels.csv"))
+    assert printed[0] == printed[1]
+
+
 def test_the_printed_shares_are_in_the_order_of_metrics(lively, originals, main, tmp_path):
     """Which sorts classes by their names; a student has them as its data set has."""
     saved = torch.load(lively, weights_only=True) | {"classes": ["fox", "cat", "dog"]}
@@ -469,10 +480,14 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
 
 
 def test_each_rule_is_exported_into_its_own_folder(run, originals, main, tmp_path):
-    shutil.copy(run / "student.pt", tmp_path)
+    saved = torch.load(run / "student.pt", weights_only=True)
+    for n, rule in enumerate(predict.RULES):
+        saved["test"][rule] |= {"accuracy": n / 10, "collapsed": n == 1}
+    torch.save(saved, tmp_path / "student.pt")
     _, pictures = pictures_of_the_test(run, originals)
-    for rule in predict.RULES:
-        assert f"export-{rule}" in main(tmp_path / "student.pt", "--export", "--rule", rule)
+    for n, rule in enumerate(predict.RULES):
+        printed = main(tmp_path / "student.pt", "--export", "--rule", rule)
+        assert f"export-{rule}" in printed and ("has collapsed" in printed) == (n == 1)
         exported = torch.export.load(tmp_path / f"export-{rule}" / "student.pt2").module()
         expected = np.load(run / "logits.npz")[rule].astype(np.float32)
         np.testing.assert_allclose(exported(pictures).detach(), expected, rtol=1e-3, atol=1e-3)
@@ -480,7 +495,8 @@ def test_each_rule_is_exported_into_its_own_folder(run, originals, main, tmp_pat
         assert rule in card["network"]
         text = (tmp_path / f"export-{rule}" / "card.md").read_text()  # without a result beside it
         assert "result.json, which was not beside the student" in text
-        assert f"accuracy {card['metrics on test pictures of the data set']['accuracy']}\n" in text
+        assert card["metrics on test pictures of the data set"]["accuracy"] == n / 10
+        assert f"accuracy {n / 10}\n" in text
 
 
 class Code:
