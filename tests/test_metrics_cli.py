@@ -66,7 +66,10 @@ def test_the_table_is_that_of_evaluate(main, subjects):
         for row in rows[:9]:
             row["subject"] = "unknown"
         told = "of the column 'subject', and 9 rows that are their own\n"
-        assert told in main(rows)
+        clusters[:9] = [f"r{n}" for n in range(9)]
+        out = metrics.evaluate(**data, num_classes=3, clusters=clusters)
+        expected = f"{told}{metrics.show({'a.csv': out}, NAMES, ['f', 'm'])}\n"
+        assert main(rows).endswith(expected)
 
 
 def test_probabilities_are_recognised_and_logits_of_two_classes(main):
@@ -85,13 +88,17 @@ def test_probabilities_are_recognised_and_logits_of_two_classes(main):
         row["score"] = said  # of akiec, which is sorted after Melanoma
         del row["score_Melanoma"]
     hits = np.mean([(row["score"] > 0.5) == (row["label"] == "akiec") for row in two])
-    of_probabilities = main(two)
+    of_probabilities, corrected = main(two), main(two, shares=[0.8, 0.2])
     told = "are read as probabilities of 'akiec', the last of both labels;"
     assert told in of_probabilities
     assert f"{100 * hits:.1f} [" in of_probabilities.splitlines()[3]
     for row in two:
         row["score"] = np.log((row["score"] + 1e-12) / (1 - row["score"] + 1e-12))
     assert main(two) == of_probabilities.replace("as probabilities", "as logits")
+    assert main(two, shares=[0.8, 0.2]) == corrected.replace("as probabilities", "as logits")
+    for n, row in enumerate(two):  # however small, it is no tie
+        row["score"] = (1 + n) * 1e-22 * (1 + 1e3 * (row["label"] == "akiec"))
+    assert cells_of(main(two))["utility", "AUROC", ""][0].startswith("100.0")
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3])
@@ -113,7 +120,7 @@ def test_rounded_probabilities_are_probabilities(main, classes, digits):
         main(rows)
 
 
-@pytest.mark.parametrize("pair", [("benign", "malignant"), ("disease", "healthy")])
+@pytest.mark.parametrize("pair", [("benign", "malignant"), ("disease", "healthy"), ("2", "10")])
 def test_the_label_of_a_single_score_is_named(main, pair):
     rows = [{"label": pair[n % 2], "group": "fm"[n % 3 > 0], "score": n % 5 / 5} for n in range(30)]
     assert f"read as probabilities of {pair[1]!r}, the last of both labels;" in main(rows)
