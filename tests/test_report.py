@@ -275,6 +275,17 @@ def test_relative_change_is_fieller_s():
     assert np.isnan(unsure.low)
 
 
+def test_a_student_is_compared_with_its_own_teacher(folder):
+    for seed in range(3):
+        made = result("rkd", seed)
+        put(folder, made | {"teacher": with_disparity(made["teacher"], 0.1)})
+    table = report.layout_table("slides", toy_rows(folder))
+    rows = {row[0]: dict(zip(table.header, row)) for row in table.rows}
+    for name, points, percent in (("CKD", 0, 0), ("RKD", 10, 100)):
+        assert np.isclose(rows[name]["disparity, − teacher"].point, points)
+        assert np.isclose(rows[name]["change in %"].point, percent)
+
+
 def test_a_relative_change_is_over_the_seeds_that_both_rows_have(folder):
     rows = toy_rows(folder)
     base, runs = rows["CKD"], {key: run for key, run in rows["RKD"].items() if key[1] > 0}
@@ -382,6 +393,8 @@ def test_a_second_training_marks_what_it_shows_too(folded, lesions):
     shown = {name for name, value in once.items() if not value.low <= 0 <= value.high}
     assert shown and {name for name, value in twice.items() if str(value).endswith("²")} == shown
     assert {name: value._replace(mark="") for name, value in twice.items()} == once
+    train_again(ckd=lesions["groupdro"])  # of which both rows are the same
+    assert tables()[0] == once
     train_again(ckd=lesions["groupdro"], groupdro=lesions["ckd"])  # which shows the contrary
     assert tables()[0] == once
     table = report.repeated_table(*results.trainings(results.collect(folded)))[""]
@@ -531,6 +544,18 @@ def test_fairdi_s_comparison_has_both_points(folded):
     assert not refused
 
 
+def test_pooled_rows_are_of_the_epoch_that_they_name(folded, lesions):
+    """GroupDRO's best epoch overall says what ERM's says, its last one does not."""
+    for fold in range(5):
+        path = folded / "ham10000" / "groupdro" / f"fold_{fold}-seed0" / "logits.npz"
+        best = {"best_overall": lesions["ckd"][lesions["fold"] == fold]}
+        np.savez(path, **dict(np.load(path)) | best)
+    rows = results.collect(folded)["ham10000", "folds"]
+    made = report.pooled_tables(rows, {"best_overall": ""}, {})
+    erm, groupdro = (row[1:] for row in made[""].rows)
+    assert groupdro == erm and {v.point for v in made["-differences"].rows[0][1:]} == {0}
+
+
 def test_other_pictures_are_not_paired(folded):
     path = folded / "ham10000" / "groupdro" / "fold_1-seed0" / "logits.npz"
     content = dict(np.load(path))
@@ -605,6 +630,7 @@ def test_pooled_folds_are_corrected_by_the_shares_of_their_own_models(tmp_path, 
         made = result(
             "ckd", dataset="ham10000", fold=fold, alpha=0.0, class_shares=shares[fold].tolist()
         )
+        made["teacher"] = made["teacher"] | {"class_shares": [0.5, 0.5]}
         put_arrays(put(tmp_path, made, f"fold_{fold}"), lesions, "ckd", lesions["fold"] == fold)
     results.opened.cache_clear()
     results.POOLS.clear()
@@ -618,7 +644,10 @@ def test_pooled_folds_are_corrected_by_the_shares_of_their_own_models(tmp_path, 
         num_groups=2,
     )
     want = 100 * metrics.deo(counts=counts)[1]
-    assert np.isclose(results.point(rows["ERM"], "mean_deo_corrected", pooled=True), want)
+    deo = "mean_deo", "mean_deo_corrected"
+    assert np.isclose(results.point(rows["ERM"], deo[1], pooled=True), want)
+    taught = [results.point(rows["ERM"], metric, "teacher", pooled=True) for metric in deo]
+    assert taught[0] == taught[1]
     table = report.pooled_tables(rows, {"last": ""}, {})[""]
     (row,) = table.rows
     columns = dict(zip(table.header, row))
@@ -837,7 +866,7 @@ def test_claims_about_masks_are_judged_by_dice_alone(of_masks, folder):
     assert ("all", "pairs") not in made  # the other runs have none
     inflated = {row[0]: row[1:] for row in made["all", "inflation"].rows}
     assert inflated["RKD"][:2] == ["", ""] and str(inflated["CKD"][2]) == "0.0 ± 0.0"
-    assert float(inflated["GroupDRO"][0].split()[0]) < 0
+    assert float(inflated["GroupDRO"][0].split()[0]) < 0 and "[" in inflated["GroupDRO"][0]
 
 
 def test_ranks_of_masks_are_theirs(of_masks, folder):
@@ -1146,6 +1175,14 @@ def test_plain_students_stand_beside_the_teacher_of_ckd(tmp_path):
     assert [row[0] for row in rows] == ["ERM", "CKD"] and rows[0][1].startswith("10.")
 
 
+def test_students_stand_beside_teachers_by_the_decisions_that_count(tmp_path):
+    for seed in range(3):
+        made = result("ckd", seed, class_shares=[0.9, 0.1])
+        put(tmp_path, changed_test(made, disparity_corrected=0.3))
+    (row,) = report.inflation_table({("toy", ""): toy_rows(tmp_path)}).rows
+    assert row[1].startswith("10.0")
+
+
 def test_pairs_leave_out_weights_of_one_run(tmp_path):
     """Of a weight that was not chosen no answers are packed; several runs need none."""
     for seeds in (1, 3):
@@ -1199,6 +1236,21 @@ def test_a_gap_that_is_noise_confirms_nothing(tmp_path):
     assert row[3].low > 0 and row[4].low < 0 and row[-1] == "undecided"
 
 
+def test_each_row_has_a_direction_of_its_own():
+    """It is that of its mean: here the second group's, and of the base the first one's."""
+
+    def runs(*counts):
+        return {(None, k): result("ckd", k, counts=each) for k, each in enumerate(counts)}
+
+    def said(*shares):
+        return [[[50 - 50 * share, 50 * share]] * 2 for share in shares]
+
+    rows = runs(*(table_of(0.2 * sign) for sign in (-1, 1, 1))), runs(*[table_of(-0.2)] * 3)
+    assert np.isclose(results.directed(*rows, "disparity").point, 100 * (0.2 - 0.4 / 3 - 0.2))
+    rows = runs(*[said(0.3, 0.5)] * 3), runs(*[said(0.3, 0.2)] * 3)
+    assert np.isclose(results.directed(*rows, results.METRICS["parity"][0]).point, 20 - 10)
+
+
 def test_one_training_is_seen_once(tmp_path, lesions):
     """However narrow the interval over its test pictures."""
     made = result("ckd")
@@ -1221,8 +1273,9 @@ def measured(overall, worst, collapsed=False):
 
 def test_the_weight_is_chosen_by_the_worst_group_among_the_best_overall():
     def choose(values):
-        run = {"settings": {}}
+        run, other = {"settings": {}}, {"last": {"val": measured(0.9, 0.9)}}  # of another seed
         rows = {v: {(0, 0): run | {"last": {"val": part}}} for v, part in values.items()}
+        rows = {v: runs | {(0, 1): run | other} for v, runs in rows.items()}
         return results.choose(rows, {value: value for value in values})
 
     plain = {0.1: measured(0.90, 0.80), 0.3: measured(0.895, 0.85), 1: measured(0.88, 0.87)}
@@ -1369,6 +1422,11 @@ def test_a_single_run_has_intervals_in_percent_of_the_base(tmp_path, lesions):
     value = results.relative(rows["GroupDRO"], rows["CKD"], "accuracy")
     assert np.isclose(value.point, 100 * (right["groupdro"].sum() / right["ckd"].sum() - 1))
     assert np.allclose((value.low, value.high), want)
+    (path,) = (tmp_path / "toy" / "groupdro").glob("*/logits.npz")
+    np.savez(path, **dict(np.load(path)) | {"teacher": lesions["ckd"]})
+    results.opened.cache_clear()
+    pair = rows["GroupDRO"], rows["GroupDRO"], "accuracy", "last"
+    assert results.relative(*pair, "teacher") == value
 
 
 def test_commands_name_what_was_changed(folder):
