@@ -122,6 +122,9 @@ def test_a_run_as_a_user_starts_it(name, kind, copies, tmp_path):
         )
         assert again == result[model]["val"], model
         assert result[model]["train"]["n"] == len(data["train"])
+    if "teacher" in models:
+        change = result["last"]["test"]["accuracy"] - result["teacher"]["test"]["accuracy"]
+        assert result["difference"]["accuracy"][0] == pytest.approx(change)
     student = module.Network(args, args.student, len(data.classes))
     for rule, state in restore(path.with_name("student.pt"))["states"].items():
         module.put_back(student, state, path)
@@ -290,6 +293,24 @@ def test_a_teacher_is_corrected_by_the_classes_that_it_saw(here):
     (path,) = Path("runs").rglob("result.json")
     result = json.loads(path.read_text())
     assert np.ptp(result["teacher"]["class_shares"]) < 1e-9 < np.ptp(result["last"]["class_shares"])
+
+
+def test_all_methods_start_from_the_student_of_their_seed(here, monkeypatch):
+    """With or without a teacher, which draws numbers, too; and go on with the same ones."""
+    starts = []
+
+    def stop(self, args, data, student, teacher=None):
+        starts.append([student.head.weight.tolist(), torch.rand(3).tolist()])
+        raise Stop
+
+    for name, seed in (("ckd", 0), ("rkd", 0), ("groupdro", 0), ("ckd", 1)):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(module, "get_teacher", lambda args, data: (torch.rand(9), 0.0))
+        monkeypatch.setattr(module.Method, "__init__", stop)
+        with pytest.raises(Stop):
+            run(name, *small(name), "--seed", seed)
+    assert starts[0] == starts[1] == starts[2]
+    assert all(one != other for one, other in zip(starts[0], starts[3]))
 
 
 OTHER_VALUES = {  # for each setting of all scripts that changes a result
@@ -514,7 +535,7 @@ def test_other_methods_and_settings_read_the_same_answers(here, tmp_path, asked)
 
 def epoch(args, split, teacher, number=0):
     """The teacher's answers to an epoch, (N, D') and (N, C), as `fit` has them."""
-    views = batches(split, args.batch_size, args.seed, number, "mirrored", args.balance)
+    views = batches(split, args.batch_size, args.seed, number, args.views, args.balance)
     feats, logits = zip(*(teacher(batch) for batch in views))
     return torch.cat(feats), torch.cat(logits)
 
@@ -557,6 +578,7 @@ def test_whatever_answers_depend_on_makes_other_files(setting, tmp_path):
     check("seed", settings_with(seed=1))
     check("batch size", settings_with(batch_size=16))
     check("balance", settings_with(balance="cells"))
+    check("views", settings_with(views="turned"))
     check("teacher", args, teacher=make(seed=1))
     statistics = make()
     statistics.network.body[0][1].running_var.mul_(2)
