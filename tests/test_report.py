@@ -1273,7 +1273,7 @@ def measured(overall, worst, collapsed=False):
 
 def test_the_weight_is_chosen_by_the_worst_group_among_the_best_overall():
     def choose(values):
-        run, other = {"settings": {}}, {"last": {"val": measured(0.9, 0.9)}}  # of another seed
+        run, other = {"settings": {}}, {"last": {"val": measured(0.9, 0.9)}}  # a later seed's
         rows = {v: {(0, 0): run | {"last": {"val": part}}} for v, part in values.items()}
         rows = {v: runs | {(0, 1): run | other} for v, runs in rows.items()}
         return results.choose(rows, {value: value for value in values})

@@ -1001,7 +1001,7 @@ def test_febs_as_published_looks_away_from_the_worse_group():
     found = fairdi.febs_loss(logits, masks, groups, 2)
     assert found.item() == pytest.approx(want.mean().item())
     slopes = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (found, want.mean())]
-    torch.testing.assert_close(*slopes)  # weights are no way for it
+    torch.testing.assert_close(*slopes)  # none goes through the weights
 
 
 def test_febs_as_published_is_1_without_gradient_where_a_group_is_absent():
