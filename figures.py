@@ -278,7 +278,7 @@ def mean_ranks(names, scores, lost, places, title, useful, path):
     each = ranks(scores)  # (P, k)
     mean, order = each.mean(0), np.argsort(each.mean(0), kind="stable")
     figure, axes = plt.subplots(figsize=(8, 2.2 + 0.3 * k + 0.2 * n), layout="constrained")
-    for p, (place, marker) in enumerate(zip(places, itertools.cycle("osD^vP*X"))):
+    for p, (place, marker) in enumerate(zip(places, itertools.cycle("osD^vP*X<>ph"))):
         y = np.arange(k) + 0.75 * (p - (n - 1) / 2) / n
         form = {"ls": "", "ms": 4.5, "mfc": "none", "color": "0.35", "label": place}
         axes.plot(each[p, order], y, marker, **form, zorder=2)
