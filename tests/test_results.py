@@ -1,6 +1,7 @@
 """What README.md and results/README.md say, from the committed results and nothing else.
 
 A claim is about paired differences (the same seeds, teachers and pictures), with their intervals.
+Those that need many resamples are slow.
 """
 
 import importlib
@@ -10,7 +11,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +168,7 @@ def test_an_adversary_buys_fairness_on_celeba_and_a_strong_one_ruins_it(by_place
     assert sorted(points, reverse=True) == points  # each λ is a setting of its own
 
 
+@pytest.mark.slow
 def test_fairdi_gains_nothing_for_the_old_and_loses_by_an_early_epoch(by_place, repeated):
     """HAM10000 by age, with small networks, and in two trainings with an ImageNet teacher: all five
     folds of each."""
@@ -196,6 +197,7 @@ def whole(by_place, place):
     return {name for name, runs in rows.items() if len(runs) == 5} - {"ERM"}
 
 
+@pytest.mark.slow
 def test_one_of_eighteen_rows_serves_the_old_better(by_place, repeated):
     """HAM10000 by age, small networks: KD++, in the first of two trainings, none in the second."""
     names = whole(by_place, AGE)
@@ -204,6 +206,7 @@ def test_one_of_eighteen_rows_serves_the_old_better(by_place, repeated):
         assert len(names) == 18 and {n for n in names if changes[n].low > 0} == better
 
 
+@pytest.mark.slow
 def test_no_row_serves_the_worse_served_sex_better(by_place, repeated):
     """HAM10000 by sex, small networks, in both trainings."""
     names = whole(by_place, SEX)
@@ -212,6 +215,7 @@ def test_no_row_serves_the_worse_served_sex_better(by_place, repeated):
         assert all(pooled(rows, n, "ERM", "auroc_worst_group").low <= 0 for n in names)
 
 
+@pytest.mark.slow
 def test_with_a_teacher_from_imagenet_no_row_serves_the_old_better_twice(by_place, repeated):
     """One does once, and is fairer twice; three have a lower AUROC twice, two in their only one."""
     (place,) = (p for p in repeated if "mobilenet_v3_small" in p[1])
@@ -237,6 +241,7 @@ def test_with_a_teacher_from_imagenet_no_row_serves_the_old_better_twice(by_plac
         assert pooled(by_place[place], name, "ERM", "auroc").high < -1
 
 
+@pytest.mark.slow
 def test_what_is_fairer_in_both_trainings(by_place, repeated):
     """HAM10000, mean-DEO of corrected decisions minus ERM's."""
     everywhere = {"AD", "BIRD", "GroupDRO by class"}
@@ -251,6 +256,7 @@ def test_what_is_fairer_in_both_trainings(by_place, repeated):
         assert names == fairer
 
 
+@pytest.mark.slow
 def test_of_four_groups_no_row_serves_the_worst_better_and_six_are_fairer(by_place, repeated):
     """By sex and age, in both trainings."""
     twice = []
@@ -463,18 +469,17 @@ def test_pages_over_seeds_are_made_from_the_results(by_place):
 
 
 @pytest.mark.slow
-def test_all_pages_and_figures_are_made_from_the_results(tmp_path, monkeypatch):
-    folder = shutil.copytree(COMMITTED, tmp_path / "results")
-    figures = {path.name for path in folder.glob("*.png")}
-    assert figures == {*report.COMMITTED, report.DRAWN_BEFORE} and len(figures) <= 12
-    for path in folder.glob("*.*"):
-        if path.stem not in ("README", "speed", "masks-gallery") and path.suffix in (".png", ".md"):
-            path.unlink()
-    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(folder)])
-    report.main()
-    assert {path.name for path in folder.glob("*.png")} == figures
-    for path in COMMITTED.glob("*.md"):
-        assert path.read_text() == (folder / path.name).read_text(), path.name
+def test_all_pages_and_figures_are_made_from_the_results(by_place, repeated, tmp_path):
+    names = {path.name for path in COMMITTED.glob("*.png")}
+    assert names == {*report.COMMITTED, report.DRAWN_BEFORE} and len(names) <= 12
+    shutil.copy(COMMITTED / report.DRAWN_BEFORE, tmp_path)
+    made, refused = report.tables(by_place, repeated)
+    captions = report.draw(by_place, tmp_path, report.COMMITTED, None)
+    assert not refused and {path.name for path in tmp_path.iterdir()} == names
+    there = {p.name: p.read_text() for p in COMMITTED.glob("*.md")}
+    assert report.pages(by_place, made, captions) == {
+        name: text for name, text in there.items() if name not in ("README.md", "speed.md")
+    }
 
 
 def test_every_packed_network_has_both_decisions(by_place, repeated):
