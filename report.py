@@ -296,9 +296,14 @@ def without_sweeps(rows):
     return {name: runs for name, runs in rows.items() if name not in extra}
 
 
-def weights_table(rows):
-    """The weights of `results.grids` on validation, and which of them `results.choose` takes."""
+def weights_table(rows, second):
+    """The weights of `results.grids` on validation, and which of them `results.choose` takes.
+
+    second    the rows of a second training, whose seed may be the lower one, see `trainings`
+    """
     words, score = results.score_of(rows)
+    runs_of = {name: [*rows[name].items(), *second.get(name, {}).items()] for name in rows}
+    rows = {n: {(k[0], r["settings"]["seed"]): r for k, r in runs} for n, runs in runs_of.items()}
     columns = [f"{words}, validation", "worst group, validation", "train worst cell", "collapsed"]
     table = Table(["method", "weight", *columns, "chosen"])
     for method, row_of in results.grids(rows).items():
@@ -313,7 +318,7 @@ def weights_table(rows):
             table.add(method, [*cells, f"chosen{late}" if weight == best else ""])
     table.notes.append(
         f"the best worst group of those within a point of the best {words}; a collapsed one only "
-        "where all are; trained with the first seed (and fold)"
+        "where all are; trained with the lowest seed (and fold)"
     )
     return table
 
@@ -886,7 +891,7 @@ def tables(by_place, repeated):
         make(place, "gains", gains_table, rows)
         for kind in SWEEPS:
             layout(place, kind, swept(rows, kind))
-        make(place, "weights", weights_table, rows)
+        make(place, "weights", weights_table, rows, repeated.get(place, {}))
     every = sound(by_place), sound(repeated)
     for prefix, which in zip(("", "repeated-"), every):
         for kind in (claims_table, inflation_table, causes_table, pairs_table):
@@ -954,8 +959,8 @@ def rank_blocks(by_place, metric):
     attribute; the names of the other rows; the P data sets in words.
 
     FairDi's paper claims the best rank, so data sets without it are left out, and those that lack
-    more than two of the methods; the toy counts alone or not at all. What is undefined, or has
-    collapsed in a metric of decisions, ranks last.
+    more than two of the methods; the toy counts alone or not at all. What is undefined ranks last,
+    in a metric of decisions also a row of which one run has collapsed.
     """
     blocks, weights = {}, collections.defaultdict(dict)  # weights: {name: {data set: "λ = 3"}}
     for place, rows in by_place.items():

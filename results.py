@@ -85,7 +85,7 @@ SYMBOLS |= {"mfd_weight": "λ", "weight_step": "η", "fis_temperature": "t", "th
 ## The scripts that learn masks, too.
 OF_MASKS = "ckd ctkd fitnet at adversarial_kd bird groupdro swad fairdi".split()
 ## The weight of each fairness method, and the four values of which validation chooses one. They are
-## trained with the first seed and fold; a method's row is at the value chosen, see `tuned`.
+## trained with the lowest seed and fold; a method's row is at the value chosen, see `tuned`.
 GRID = {
     "adversarial_kd": ("adversary_weight", (0.5, 1, 2, 5)),
     "bird": ("fair_weight", (0.1, 0.3, 1, 3)),
@@ -339,9 +339,10 @@ def small(content):
 
 
 def shifted(array):
-    """Two logits (N, 2) as 0 and z₂ - z₁: that says as much in less space. Other arrays as is.
+    """Two logits (N, 2) as 0 and z₂ - z₁, of which softmax and decisions are the same.
 
-    NumPy writes what it gives column by column, whose equal zeros need next to no space.
+    Packed they need less space: the array is transposed, so that NumPy writes it column by column,
+    and one column is all zeros. Other arrays as is.
     """
     if array.dtype != np.float16 or array.shape[1:] != (2,):
         return array
@@ -699,7 +700,7 @@ def choose(rows, row_of):
     """The weight, of {weight: row}, with the best score in the worst group on validation.
 
     Of those within a point of the best score overall, AUROC or Dice; never a collapsed one, unless
-    all are. The run with the first fold and seed decides.
+    all are. The run with the lowest fold and seed decides.
     """
     firsts = {weight: rows[row][min(rows[row])] for weight, row in row_of.items()}
     val = {weight: first["last"]["val"] for weight, first in firsts.items()}
@@ -809,9 +810,10 @@ def folds_of(runs):
 def trainings(by_place):
     """`by_place` with one training of each fold, and the second ones.
 
-    The first of a fold is that of the seed that most rows of a place with all folds have there, of
-    several the lowest. The second ones stand under the keys (fold, seed) of the first ones, so that
-    the two are pairs. Rows without folds stay as they are: several seeds are one table.
+    The first of a fold is that of the seed that most whole rows of its place have there, of equals
+    the lowest; a row without it stands at its own lowest. The second is the lowest of the others,
+    perhaps a lower seed, and stands under the key (fold, seed) of the first, so that the two are
+    pairs; there is no third. Rows without folds stay as they are: several seeds are one table.
     """
     first, second = dict(by_place), {}
     for place, rows in by_place.items():

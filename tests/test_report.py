@@ -1314,6 +1314,25 @@ def test_a_method_stands_at_the_chosen_weight_if_that_has_all_runs(folder, seeds
     assert [row[-1] for row in lines] == [words, "", "", ""]
 
 
+def test_weights_are_chosen_with_the_lowest_seed_whichever_training_is_the_first(tmp_path):
+    """Here it is that of the second seed, with which the chosen weight is the worst."""
+    for script, fold in itertools.product(("ckd", "rkd"), range(5)):
+        put(tmp_path, result(script, 1, dataset="ham10000", fold=fold), f"{fold}")
+    runs = [*itertools.product((1,), (0, 1), range(5)), (0.001, 0, 0), (0.01, 0, 0), (0.1, 0, 0)]
+    for weight, seed, fold in runs:
+        own = {} if weight == 0.01 else {"weight_step": float(weight)}
+        made = result("groupdro", seed, dataset="ham10000", fold=fold, **own)
+        made["settings"]["weight_step"] = float(weight)
+        val = measured(0.7, 0.6) if seed else measured(0.9, 0.8 + weight / 10)
+        made["last"] = made["last"] | {"val": val}
+        put(tmp_path, made, f"{fold}-{weight}")
+    first, second = results.trainings(results.collect(tmp_path))
+    place = "ham10000", "folds"
+    assert [*first[place]["GroupDRO"]] == [(fold, 1) for fold in range(5)]
+    table = report.weights_table(first[place], second[place])
+    assert {row[1]: row[-1] for row in table.rows if row[-1]} == {"η = 1": "chosen"}
+
+
 def test_a_method_trained_at_one_weight_alone_stands_at_it(folder):
     """And tables, claims and the README's cell say at which."""
     for seed in range(3):
