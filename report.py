@@ -302,8 +302,12 @@ def weights_table(rows, second):
     second    the rows of a second training, whose seed may be the lower one, see `trainings`
     """
     words, score = results.score_of(rows)
-    runs_of = {name: [*rows[name].items(), *second.get(name, {}).items()] for name in rows}
-    rows = {n: {(k[0], r["settings"]["seed"]): r for k, r in runs} for n, runs in runs_of.items()}
+    both = {name: [*rows[name].items(), *second.get(name, {}).items()] for name in rows}
+    ## In `second` keys have the seed of the first training, not their own.
+    rows = {
+        name: {(fold, run["settings"]["seed"]): run for (fold, _), run in runs}
+        for name, runs in both.items()
+    }
     columns = [f"{words}, validation", "worst group, validation", "train worst cell", "collapsed"]
     table = Table(["method", "weight", *columns, "chosen"])
     for method, row_of in results.grids(rows).items():

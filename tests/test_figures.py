@@ -78,6 +78,9 @@ def test_ranks_are_marked_data_set_by_data_set(tmp_path, monkeypatch):
     assert words.startswith(start)
     for few in (scores[:1], scores[:, :2]):
         assert figures.mean_ranks(names, few, [], "xyz", "AUROC", {}, path) is None
+    figures.mean_ranks("abc", np.ones((12, 3)), [], "mnopqrstuvwx", "AUROC", {}, path)
+    marked = [line for line in shown[-1].axes[0].lines if line.get_marker() != "None"]
+    assert len({line.get_marker() for line in marked}) == len(marked) == 12
 
 
 def noted_values(monkeypatch):

@@ -1,4 +1,5 @@
-"""tests/gpu.sh refuses a machine without a GPU; slowly, each part of it is rehearsed on the CPU."""
+"""tests/gpu.sh refuses a machine without a GPU; slowly, its parts are rehearsed on the CPU: all but
+three of six loops, whose networks, sizes and precisions the other three have."""
 
 import importlib
 import json
