@@ -59,6 +59,7 @@ NAMES = {
     "bird phi_lr=0.0": "BIRD, gates fixed",
     "groupdro": "GroupDRO",
     "groupdro by_class=True": "GroupDRO by class",
+    "groupdro balance=cells by_class=True": "GroupDRO by class, balanced",
     "swad": "SWAD",
     "fis": "FIS",
     "febs": "FEBS",

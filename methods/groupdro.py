@@ -26,14 +26,17 @@ DIFFERENCES FROM THE PAPER.
        on validation). They add strong weight decay or stop early, or else all training losses end
        near 0 and no weight matters any more; ours is the weight decay of every other script.
     3. The paper's generalisation adjustment (C) is left out; MEDFAIR sets it to 0, too.
+    4. Its algorithm draws one group a step. Here, as in both codes below, a batch moves all q.
 DIFFERENCES FROM PUBLIC CODE (MEDFAIR; group_DRO, the authors' own).
     1. Validation never moves q. MEDFAIR's validation loop calls the training loss, which does.
-    2. Pictures are drawn as they come. MEDFAIR draws all groups equally often on top of q; here
-       that is --balance groups, off as in every script, so that what q alone does can be seen.
+    2. Pictures are drawn as they come, so that what q alone does can be seen. Both codes draw all
+       groups equally often on top of q: --by-class --balance, or --balance groups. Without it a
+       rare group is absent from most batches, counts as served perfectly there, and can lose its
+       weight although its loss is the highest.
     3. No running averages: MEDFAIR keeps them, with their graphs, and uses them for nothing.
 
 RUN.  python methods/groupdro.py                 the toy data, two CPU cores: 1 minute
-      python methods/groupdro.py --by-class      groups of the paper: class and group
+      python methods/groupdro.py --by-class --balance    groups of the paper, drawn as there
       python methods/groupdro.py --dataset ham10000 --data-dir DIR --sensitive age
 EXPECT. On the toy (seed 0) whole groups give what plain CE gives, 99.0 % and a mean-DEO of 2.0
 (CE: 99.1, 1.7); --by-class 99.3 and 1.1, with --weight-step 0.001 even 99.8 and 0.3.
@@ -285,8 +288,8 @@ def group_losses(losses, groups, num_groups):
     """
     member = F.one_hot(groups, num_groups).to(losses)  # (B, G)
     # Eq. (1)
-    ## An absent group counts as served perfectly, as in both public codes: its weight shrinks a
-    ## little, relative to the others. Without the clamp it would be 0/0, and NaN for ever after.
+    ## An absent group counts as served perfectly, as in both public codes: its weight shrinks,
+    ## relative to the others. Without the clamp it would be 0/0, and NaN for ever after.
     return losses @ member / member.sum(dim=0).clamp(min=1)
 
 
@@ -294,7 +297,8 @@ def group_weights(weights, losses, step_size):
     """Eq. (2): the new weights q (G,) after the group losses m (G,); at least 0, their sum is 1."""
     # Eq. (2), as the softmax of logarithms: the same, and exp(η · m) cannot overflow
     ## A step up the gradient of Eq. (3) with respect to q, for weights that must stay positive and
-    ## sum to 1: the worst group gains most. It gains by its history: q remembers all batches.
+    ## sum to 1: of the groups in the batch the worst gains most. q remembers all batches. As in both
+    ## public codes a weight that has fallen below 1e-45, float32's smallest number, stays 0.
     return torch.softmax(weights.log() + step_size * losses, dim=0)
 
 
