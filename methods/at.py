@@ -10,7 +10,8 @@ CHANGES RELATIVE TO ckd.py.
     - section 2: β and the names of the layers; α is 0, as AT is compared without L_KD.
     - section 4: Eq. (4) to (6); keep_maps reaches layers inside any network.
 
-EQUATIONS. As in ckd.py; A, A': maps of student (B, c, H, H) and teacher (B, c', H', H').
+EQUATIONS. As in ckd.py; A, A': maps of student (B, c, H, H) and teacher (B, c', H', H');
+β: weight.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                        kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
     Eq. (3)  L_0 = (1 - α) · CE(z, y) + α · L_KD                          Method.step
@@ -22,8 +23,9 @@ DIFFERENCES FROM THE PAPER.
     1. It adds up lengths |q - q'|. The authors' code has Eq. (5), and others compare with that: the
        mean over places makes maps of 8 x 8 count 16 times as much as maps of 32 x 32.
 DIFFERENCES FROM PUBLIC CODE (the authors' attention-transfer; RepDistiller).
-    1. Their networks return the ends of their stages. keep_maps sees them in any network. If one
-       has more, its first are left out: our choice. Pooling, β and α are RepDistiller's.
+    1. Their networks return the ends of their stages. keep_maps finds them in any network, and
+       takes a stem that ends in pooling (ShuffleNet's) for one, too. If a network has more, its
+       first are left out: our choice. Pooling, β and α are RepDistiller's.
     2. The learning rate, and the batches, are those of ckd.py. L_AT is always float32.
 
 RUN.  python methods/at.py                       the toy data, two CPU cores: 2 minutes

@@ -12,7 +12,8 @@ CHANGES RELATIVE TO ckd.py.
       soft Dice of group a, all pictures being one class.
 
 EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α, γ, μ: weights;
-h: the student's features after the map, h': the teacher's, both (B, d); φ (d,); θ: the student.
+h: the student's features after the map, h': the teacher's, both (B, d); φ (d,); θ: the student;
+η: its learning rate.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                        kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                            Method.step

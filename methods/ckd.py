@@ -9,9 +9,9 @@ CHANGES RELATIVE TO ckd.py. None, this is the hub: every other script is a copy 
 header, settings of its own (end of section 2) and another section 4. A method's own imports stand
 in its section 4, so that section 1 is the same everywhere.
 
-EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α: weight.
-With --task segment the means run over pixels, too, and CE is `label_loss`: half cross-entropy, half
-1 - soft Dice.
+EQUATIONS. z, z': logits of student and teacher (B, C) for B pictures and C classes; y: labels;
+T: temperature; α: weight. With --task segment the means run over pixels, too, and CE is
+`label_loss`: half cross-entropy, half 1 - soft Dice.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                        kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                            Method.step

@@ -11,7 +11,8 @@ CHANGES RELATIVE TO ckd.py.
     - section 4: Temperature, Eq. (4), with a reversed gradient, Eq. (6), that grows, Eq. (5);
       Method.__init__ gives θ to the student's optimiser; Method.step uses τ for T.
 
-EQUATIONS. As in ckd.py; θ: one learnt number, 1 at first; S: span; e: epoch from 1; R: ramp.
+EQUATIONS. As in ckd.py; θ: one learnt number, 1 at first; S: span; e: epoch from 1; R: ramp;
+λ, λ_max: weight of the reversal in epoch e, and from R on.
     Eq. (1)  p' = softmax(z'/τ),  p = softmax(z/τ)                         kd_loss
     Eq. (2)  L_KD = τ² · mean over samples of Σ_c p'_c log(p'_c / p_c)     kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                             Method.step

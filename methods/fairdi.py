@@ -346,7 +346,7 @@ def febs_loss(logits, masks, groups, num_groups):
     # Eq. (9)
     every = [dice_losses(p[groups == g], t[groups == g]).sum() for g in range(num_groups)]
     errors = torch.stack(every).detach()  # (G,), 0 of a group that is absent
-    weights = torch.tanh(errors.min() / errors)[groups]  # (B,)
+    weights = torch.tanh(errors.min() / errors.clamp(min=1e-7))[groups]  # (B,); never 0/0
     return dice_losses(weights[:, None, None] * p, t).mean()
 
 

@@ -8,7 +8,8 @@ CHANGES RELATIVE TO ckd.py.
     - section 2: β and the names of the layers; α is 0, as FitNet is compared without L_KD.
     - section 4: Eq. (4) to (6); keep_maps reaches layers inside any network.
 
-EQUATIONS. As in ckd.py; A, A': maps of student (B, c, H, H) and teacher (B, c', H', H').
+EQUATIONS. As in ckd.py; A, A': maps of student (B, c, H, H) and teacher (B, c', H', H');
+β: weight.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                        kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)    kd_loss
     Eq. (3)  L_0 = (1 - α) · CE(z, y) + α · L_KD                          Method.step
@@ -21,8 +22,9 @@ DIFFERENCES FROM THE PAPER.
        In RepDistiller's "FitNet", with which everybody compares, and here, all learn at once.
     2. There, r has no batch norm, A' is never larger than A, and L_hint has a factor 1/2.
 DIFFERENCES FROM PUBLIC CODE (RepDistiller).
-    1. Its networks list their stages, and it takes the second. keep_maps sees stages in any
-       network, and we take the middle one: our reading. There, A' cannot be three times as large.
+    1. Its networks list their stages, and it takes the second. keep_maps finds stages in any
+       network, and takes a stem that ends in pooling (ShuffleNet's) for one, too. We take the
+       middle one: our reading. There, A' cannot be three times as large.
     2. The learning rate, and the batches, are those of ckd.py. L_hint is always float32.
 
 RUN.  python methods/fitnet.py                     the toy data, two CPU cores: 2 minutes

@@ -11,8 +11,8 @@ CHANGES RELATIVE TO ckd.py.
       the teacher's settings are unused: they are there so that one command line fits every script.
     - section 4: group_losses and group_weights; Method without a teacher; its weights are saved.
 
-EQUATIONS. l_i: loss of picture i, CE or that of its mask; a_i: its group; q: weights (G,), 1/G each
-at first.
+EQUATIONS. l_i: loss of picture i, CE or that of its mask; a_i: its group; q: weights (G,) of G
+groups, 1/G each at first; η: their step size.
     Eq. (1)  m_g = mean of l_i over pictures of the batch with a_i = g     group_losses
     Eq. (2)  q_g ← q_g · exp(η · m_g), divided by the sum over g           group_weights
     Eq. (3)  L = Σ_g q_g · m_g, with q fixed                               Method.step
@@ -297,8 +297,8 @@ def group_weights(weights, losses, step_size):
     """Eq. (2): the new weights q (G,) after the group losses m (G,); at least 0, their sum is 1."""
     # Eq. (2), as the softmax of logarithms: the same, and exp(η · m) cannot overflow
     ## A step up the gradient of Eq. (3) with respect to q, for weights that must stay positive and
-    ## sum to 1: of the groups in the batch the worst gains most. q remembers all batches. As in both
-    ## public codes a weight that has fallen below 1e-45, float32's smallest number, stays 0.
+    ## sum to 1: of the groups in the batch the worst gains most. q remembers all batches. As in
+    ## both public codes a weight below 1e-45, float32's smallest number, becomes 0 and stays it.
     return torch.softmax(weights.log() + step_size * losses, dim=0)
 
 

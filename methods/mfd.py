@@ -11,7 +11,7 @@ CHANGES RELATIVE TO ckd.py.
     - section 4: squared_distances, mmd_loss; Method makes the regressor and adds Eq. (7).
 
 EQUATIONS. z, z': logits of student and teacher (B, C); y: labels; T: temperature; α, λ: weights;
-f, f': features of student and teacher (B, D'), f after the regressor; a: groups.
+f, f': features of student and teacher (B, D'), f after the regressor; a: groups; σ: width.
     Eq. (1)  p' = softmax(z'/T),  p = softmax(z/T)                                    kd_loss
     Eq. (2)  L_KD = T² · mean over samples of Σ_c p'_c log(p'_c / p_c)                kd_loss
     Eq. (3)  L = (1 - α) · CE(z, y) + α · L_KD                                        Method.step

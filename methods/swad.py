@@ -13,7 +13,8 @@ CHANGES RELATIVE TO ckd.py.
     - section 4: running_mean, valley; Method averages while it trains plainly, and its finish puts
       the average into the student.
 
-EQUATIONS. w: weights after a step; v_e: what validation says after epoch e, the lower the better.
+EQUATIONS. w: weights after a step; v_e: what validation says after epoch e, the lower the better;
+N, P: numbers of epochs; r: a ratio.
     Eq. (1)  W_e = mean of w over the steps of epoch e, one segment        running_mean
     Eq. (2)  s = first epoch with v_s = min(v_s, ..., v_{s+N-1})           valley
     Eq. (3)  θ = (1 + r) · mean(v_s, ..., v_{s+N-1})                       valley
@@ -27,11 +28,15 @@ DIFFERENCES FROM THE PAPER.
     2. The rate stays at its highest after the first epoch, as there, instead of falling along the
        cosine of `fit`, because at a rate near 0 all weights are nearly equal.
 DIFFERENCES FROM PUBLIC CODE (SWAD, the authors' own; MEDFAIR's copy has the same rule).
-    1. Each segment counts once. There the segment that starts the average is overwritten by the
-       next one, and a few of the first are added twice: 4 5 3 4 5 6 7 8 where we take 3 to 8.
-    2. Their code decides while it trains, ours at the end, by the rule above: the same segments.
+    1. Each segment counts once. There the segment that starts the average can be overwritten by the
+       next one, and a few of the first are added twice, with our N, P and r also one before the
+       start: 2 3 3 4 5 6 7 8 9 10 11 where we take 3 to 11.
+    2. Their code decides while it trains, ours at the end, by the rule above: the same end.
     3. A segment is an epoch, as in MEDFAIR; there it is 50 to 500 steps.
-    4. N = 3, P = 6 and r = 0.3 are theirs; MEDFAIR has 3, 9 in effect, and 0.05. Averages with r
+    4. They fine-tune a pre-trained network by Adam at a constant 5e-5, without weight decay, with
+       batch norm frozen. Our highest rate is that of SGD from random weights, so batch norm is
+       measured anew, as their code does where it is not frozen.
+    5. N = 3, P = 6 and r = 0.3 are theirs; MEDFAIR has 3, 9 in effect, and 0.05. Averages with r
        of 0.05, 0.3, 1 and 3 and P of 3, 6 and 9 were the same on the toy (48 segments) and on
        HAM10000 (6, which are few): v never ended the valley, only N decides where it begins. With
        12 epochs they are the same there, too; on CelebA and CIFAR10-S 0.3, 1 and 3 are, and 0.05 is

@@ -1011,6 +1011,17 @@ def test_febs_as_published_is_1_without_gradient_where_a_group_is_absent():
     assert loss.item() == pytest.approx(1.0, abs=1e-4) and grad.abs().max() == 0
 
 
+def test_febs_as_published_is_finite_where_a_group_is_segmented_without_an_error():
+    """Then its error is 0 in float32, and that of all groups, divided by its own, was NaN."""
+    logits, masks, groups = febs_batch()
+    sure = 20.0 * torch.stack([1 - 2 * masks, 2 * masks - 1], 1)
+    for perfect in (groups == 0, groups >= 0):
+        maps = torch.where(perfect[:, None, None, None], sure, logits)
+        loss = fairdi.febs_loss(maps, masks, groups, 2)
+        (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert torch.isfinite(loss) and torch.isfinite(grad).all()
+
+
 def test_febs_mended_looks_at_the_worse_group(stars):
     args = segmenting(fairdi, "--step0", "febs-mended")
     torch.manual_seed(0)
