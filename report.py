@@ -450,6 +450,8 @@ PAIRS = (
     ("adversarial KD, λ = 5", "CKD"),  # where validation chose another λ
     ("adversarial KD, λ = 5", "AD"),
     ("BIRD", "BIRD, gates fixed"),
+    ("MFD, balanced", "re-balancing"),
+    ("GroupDRO by class, balanced", "re-balancing"),
     ("FairDi", "CKD"),
     ("FairDi", "FIS"),
     ("FairDi", "FairDi, no teachers"),

@@ -55,6 +55,7 @@ NAMES = {
     "adversarial_kd alpha=0.0": "AD",
     "adversarial_kd": "adversarial KD",
     "mfd": "MFD",
+    "mfd balance=cells": "MFD, balanced",
     "bird": "BIRD",
     "bird phi_lr=0.0": "BIRD, gates fixed",
     "groupdro": "GroupDRO",

@@ -36,9 +36,10 @@ labels() {
     for file in methods/*.py; do each always "$(basename "$file" .py)"; done  # with its usual settings
     grids ''
     grid bird --fair-weight 0.1 0.3 1 3
-    grid mfd --mfd-weight 0.1 0.3 1 3
-    grid groupdro '--by-class --weight-step' 0.001 0.01 0.1 1
-    grid groupdro '--by-class --balance --weight-step' 0.001 0.01 0.1 1
+    for flag in '' '--balance '; do  # authors of these two draw all cells equally often
+        grid mfd "$flag--mfd-weight" 0.1 0.3 1 3
+        grid groupdro "--by-class $flag--weight-step" 0.001 0.01 0.1 1
+    done
     for flags in --balance --teacher-balance '--balance --teacher-balance'; do  # whose bias counts?
         each full ckd $flags
     done
@@ -46,7 +47,7 @@ labels() {
     for t in 2 10 20 40; do each full ckd --temperature $t; done  # is a softer teacher fairer?
     each always adversarial_kd --alpha 0  # AD: the adversary without a teacher
     each always groupdro --by-class  # the groups of its own paper
-    each always groupdro --by-class --balance  # and drawn as by its authors
+    for script in mfd 'groupdro --by-class'; do each full $script --balance; done
     for change in --balance --train-backbone; do each full fairdi $change; done
     each full fairdi --alpha 0  # what do its teachers add?
     each full fairdi --step0-epoch last  # is an epoch chosen on validation too early?
