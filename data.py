@@ -161,10 +161,19 @@ def digest(content):
 def files_of(*settings):
     """{"files": digests} of those settings that are FILE or FILE.py:FUNCTION; {} if none is.
 
-    So another content under the same name is another run.
+    So another content under the same name is another run. With a FILE.py come the files beside it
+    that it imports.
     """
-    paths = [Path(re.sub(r"\.py:\w+(@\d+)?$", ".py", str(setting))) for setting in settings]
-    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
+    paths, found = [Path(re.sub(r"\.py:\w+(@\d+)?$", ".py", str(s))) for s in settings][::-1], []
+    while paths:
+        path = paths.pop()
+        if path.is_file():
+            found.append(path)
+            code = path.read_text(errors="replace") if path.suffix == ".py" else ""
+            names = re.findall(r"^[ \t]*(?:from|import)[ \t]+(.+)", code, re.M)
+            beside = [path.with_name(f"{n}.py") for line in names for n in re.findall(r"\w+", line)]
+            paths += [p for p in dict.fromkeys(beside) if p not in (*found, *paths)]
+    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in found]
     return {"files": sums} if sums else {}
 
 
@@ -371,6 +380,11 @@ class Data:
         """12 hex digits for the splits `names` (default: all), which stand for their pictures."""
         parts = [self[name].hash(groups) for name in names or self.splits]
         return digest([self.name, self.size, names, parts])
+
+    def words(self):
+        """12 hex digits for the names of classes and groups, and for who is in which picture."""
+        subjects = [split.subjects.tolist() for split in self.splits.values()]
+        return digest([self.classes, self.group_names, subjects])
 
     def truth(self, part):
         """What metrics.evaluate needs to know of a split; pictures of one subject are a cluster."""

@@ -326,10 +326,17 @@ def body(name, size, started=False, pretrained=False, segment=False):
             net = of_torchvision(name, size, started, pretrained, segment)
         black = torch.zeros(1, 3, size, size)
         with torch.no_grad():
-            feats = net.eval()(black)
-            if not isinstance(feats, torch.Tensor):
-                what = "maps" if segment else "logits"
-                raise InputError(f"{name} gives a {type(feats).__name__}: let it give {what} alone")
+            answers = {"": net.eval()(black)}
+            if ".py:" in name:  # it may give something else while it learns
+                before = {k: v.clone() for k, v in net.state_dict().items()}
+                with torch.random.fork_rng(devices=[]):
+                    answers[" in training"] = net.train()(black.repeat(2, 1, 1, 1))
+                net.eval().load_state_dict(before)
+            for when, given in answers.items():
+                if not isinstance(given, torch.Tensor):
+                    kind, what = type(given).__name__, "maps" if segment else "logits"
+                    raise InputError(f"{name} gives a {kind}{when}: let it give {what} alone")
+            feats = answers[""]
             if segment:
                 if feats.ndim != 4:
                     raise TypeError("it gives no maps, which --task segment needs")
@@ -344,8 +351,10 @@ def body(name, size, started=False, pretrained=False, segment=False):
                         f"{name} does not end in a linear layer, of which the features could be "
                         "taken: let its FUNCTION return a classifier without softmax"
                     )
-    except (RuntimeError, AssertionError, AttributeError, TypeError, ImportError) as error:
-        raise InputError(  # too small, or no multiple of its patches, or no classifier
+    except InputError:
+        raise
+    except Exception as error:  # too small, no multiple of its patches, no classifier; its own code
+        raise InputError(
             f"{name} cannot take pictures of {size} pixels a side ({first_line(error)}): choose "
             f"another network or --image-size, or {name}@224, which enlarges them"
         ) from None
@@ -410,16 +419,19 @@ def tensors_of(path, net):
                 content = torch.load(path, map_location="cpu", weights_only=True)
         both = {"state", "log"}, {"states", "class_shares"}  # of a teacher, of a student
         ours = any(keys <= content.keys() for keys in both)
-        for key in "state_dict_ema state_dict model state states last".split():  # who wraps them
+        wraps = "state_dict_ema state_dict model_state_dict model net network student"
+        for key in f"{wraps} state states last".split():  # who wraps them
             inner = content.get(key)
             content = inner if isinstance(inner, dict) else content
-        content = {k: v for k, v in content.items() if torch.is_tensor(v)}
-        return resampled(content, net), ours
+        tensors = {k: v for k, v in content.items() if torch.is_tensor(v)}
+        if not tensors:
+            raise ValueError(f"it holds {', '.join(map(str, content)) or 'nothing'}"[:90])
+        return resampled(tensors, net), ours
     except Exception as error:  # no file, no package, a damaged file, code in it
         known = Path(path).suffix in (".pt", ".pth", ".bin", ".safetensors")
         told = f"{type(error).__name__}: {first_line(error)}" if known else "an unknown ending"
-        if "weights_only" in told:  # PyTorch advises to load it all the same, which runs its code
-            told = "it holds code, or is another page or program"
+        if re.search("weights.only", told, re.I):  # PyTorch advises to run the code in it
+            told = "it holds code: save model.state_dict() alone; or is another page or program"
         raise InputError(
             f"{path} gives no weights ({told}): it must be a file of tensors by name, .pt, .pth, "
             ".bin or, with the package of that name, .safetensors"

@@ -114,7 +114,7 @@ def load_student(path, rule="last", module=None):
         ## Another code of the same shapes would give other answers, and nothing would show it.
         same = module.rpartition(":")[2] == saved["network"].rpartition(":")[2]
         sums = files_of(module).get("files")
-        if not same or sums and sums[0] not in saved["settings"].get("files", sums):
+        if not same or sums and not {*sums} <= {*saved["settings"].get("files", sums)}:
             raise InputError(
                 f"{module} is not what {file} was trained with, {saved['network']} as it was "
                 "then: pass that"

@@ -230,7 +230,7 @@ def read(folder, smoke=False):
             first = homes.setdefault(identity(result), path.parent)
             if first != path.parent:
                 same = f"{path.parent} cannot be told from {first} in tables: settings are equal"
-                raise Refused(f"{same}, pictures or files are not; delete one, or move it")
+                raise Refused(f"{same}, pictures, names or files are not; delete one, or move it")
             runs.append(with_arrays(result, path))
     for path in sorted(Path(folder).glob("*.jsonl.gz")):
         for line in gzip.decompress(path.read_bytes()).splitlines():

@@ -687,14 +687,14 @@ def main():
     if args.describe:
         return data.contact_sheet(args.out)
     ## The folder's name tells what was changed, the method's own settings first; its digest covers
-    ## all settings, the seed and the pictures. Another setting has another folder: no run
-    ## overwrites another one.
+    ## all settings, the seed, the pictures and what is said of them. Another setting has another
+    ## folder: no run overwrites another one.
     same = ["--dataset", args.dataset, "--task", args.task, *["--smoke"] * args.smoke]
     usual = settle(parse(same), len(data.outputs))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
     words = [re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items()][::-1]  # its own first
     name = "-".join(words)[:100] or "default"
-    everything = chosen(args) | {"pictures": data.hash()}
+    everything = chosen(args) | {"pictures": data.hash(), "words": data.words()}
     everything |= files_of(args.student, args.weights, args.teacher, args.teacher_weights)
     name = f"{name}-{digest(everything)}-seed{args.seed}"
     folder = data_folder(args) / Path(__file__).stem / name

@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +393,14 @@ def test_another_setting_is_another_folder(here):
     for name, value in ELSEWHERE.items():
         folder, _ = folder_of("ckd", *small("ckd"), *flags_of(name, value), data=data)
         assert folder.name in seen, name
+    first, subjects = "not " + data.classes[0], data["test"].subjects.copy()
+    subjects[0] = subjects[-1]
+    splits = data.splits | {"test": replace(data["test"], subjects=subjects)}
+    others = {"classes": [first, *data.classes[1:]]}, {"group_names": data.group_names[::-1]}
+    for other in (*others, {"splits": splits}):  # the same pictures, and other words for them
+        folder, about = folder_of("ckd", *small("ckd"), data=replace(data, **other))
+        assert folder.name not in seen and about["settings"]["pictures"] == data.hash()
+        seen.add(folder.name)
     for flags in (["--no-smoke"], ["--sensitive", "very/" * 60]):
         folder, _ = folder_of("ckd", *small("ckd"), *flags, data=data)
         assert folder.name not in seen and len(folder.name) < 130

@@ -1,6 +1,8 @@
 """Networks and weights of one's own; runs without a teacher; files that are of another kind."""
 
+import argparse
 import copy
+import hashlib
 import importlib
 import json
 import os
@@ -25,7 +27,7 @@ from forked import ROOT, Script, run_script, small
 
 import networks
 import predict
-from data import InputError
+from data import InputError, files_of
 from networks import start_from
 
 SMALL = small("ckd")
@@ -66,6 +68,20 @@ class Two(Mine):
 
 def two(size):
     return Two()
+
+class Aside(Mine):
+    def forward(self, x):
+        return (super().forward(x), 0) if self.training else super().forward(x)
+
+def aside(size):
+    return Aside()
+
+class Choosy(Mine):
+    def forward(self, x):
+        raise ValueError("I want 64 pixels")
+
+def choosy(size):
+    return Choosy()
 """
 
 
@@ -124,6 +140,8 @@ def test_student_and_teacher_of_ones_own(folder, monkeypatch):
         ("nets.py:endless", ["does not end in a linear layer"]),
         ("nets.py:sideways", ["does not end in a linear layer"]),
         ("nets.py:two", ["nets.py:two gives a tuple: let it give logits alone"]),
+        ("nets.py:aside", ["nets.py:aside gives a tuple in training: let it give logits alone"]),
+        ("nets.py:choosy", ["nets.py:choosy cannot take pictures", "(I want 64 pixels)"]),
         ("timm:no_such_network", ["there is no network timm:no_such_network", "package timm"]),
     ],
 )
@@ -162,6 +180,21 @@ def test_a_network_of_ones_own_may_import_its_neighbours(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "more.py").write_text("from nets import tiny\n")
     assert started("more.py:tiny").head.in_features == 4
+
+
+def test_neighbours_that_a_network_imports_are_files_of_it(folder):
+    """Directly, by another one, in a circle; others in the folder are not."""
+    code = folder / "more.py"
+    code.write_text("import math, nets as parts\nfrom nets import tiny\n")
+    (folder / "nets.py").write_text(f"def late():\n    from inner import this\n{NETS}")
+    (folder / "inner.py").write_text("import more\n")
+    sums = files_of("resnet18", f"{code}:tiny")["files"]
+    assert len(sums) == 3 and sums[0] == hashlib.sha256(code.read_bytes()).hexdigest()
+    (folder / "other.py").write_text("x = 1\n")
+    assert files_of(f"{code}:tiny@64") == {"files": sums}
+    (folder / "inner.py").write_text("import more\n\n")
+    assert files_of(f"{code}:tiny")["files"][:1] == sums[:1] != files_of(f"{code}:tiny")["files"]
+    assert len({*files_of(f"{code}:tiny")["files"]} - {*sums}) == 1
 
 
 def test_a_network_class_of_ones_own_starts_from_its_own_weights(folder, monkeypatch):
@@ -203,7 +236,10 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("wrap", ["", "state_dict", "model", "state_dict_ema", "state"])
+WRAPS = ["", "state_dict", "model", "state_dict_ema", "state", "model_state_dict", "net", "student"]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module.model.", "backbone."])
 def test_weights_by_name(tmp_path, capsys, wrap, prefix):
     source, ours = network(1), network(0)
@@ -264,6 +300,8 @@ def test_what_holds_no_weights_is_said(tmp_path, content):
     with pytest.raises(InputError, match="w.pt") as error:
         start_from(network().body, path)
     assert "\n" not in str(error.value)
+    if content == {"a": 1}:
+        assert "gives no weights (ValueError: it holds a): it must" in str(error.value)
 
 
 @pytest.mark.skipif(not find_spec("safetensors"), reason="safetensors is not installed")
@@ -502,6 +540,10 @@ def test_code_instead_of_tensors_is_no_reason_to_run_it(tmp_path):
         with pytest.raises(InputError, match="gives no weights") as error:
             started("convnet4", "--weights", tmp_path / name)
         assert "weights_only" not in str(error.value) and "\n" not in str(error.value)
+    torch.save({"state_dict": {}, "settings": argparse.Namespace(lr=1)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="it holds code: save model.state_dict.. alone") as error:
+        started("convnet4", "--weights", tmp_path / "w.pt")
+    assert "option" not in str(error.value)
 
 
 @needs_timm
