@@ -63,11 +63,12 @@ SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "BIRD, gates fixed", "adversarial KD"]
 POSTER += ["re-balancing"]
 README = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "RKD", "CTKD", "KD++", "FitNet", "AT"]
-README += ["adversarial KD", "MFD", "BIRD", "GroupDRO by class", "SWAD", "FairDi"]
+README += ["adversarial KD", "MFD", "BIRD", "GroupDRO by class, balanced", "SWAD", "FairDi"]
 ## The same at its top, in short.
 FIRST = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "adversarial KD", "FairDi"]
 ## Rows that are ranked, of classes and of masks: what else stands behind a comma is a variant.
-RANKED = [name for name in NAMES.values() if "," not in name or name == "CKD, both balanced"]
+RECOMMENDED = ("CKD, both balanced", "GroupDRO by class, balanced")
+RANKED = [name for name in NAMES.values() if "," not in name or name in RECOMMENDED]
 RANKED.remove(CEILING)
 
 
