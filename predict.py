@@ -53,7 +53,6 @@ from datasets._tables import (
     forms,
     locate,
     missing,
-    place,
     read_rows,
     refuse_repeated,
     require,
@@ -61,6 +60,7 @@ from datasets._tables import (
     written,
 )
 from networks import as_saved
+from predictions import in_order
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
 RULES = ("last", "best_overall", "best_worst_group")
@@ -420,9 +420,7 @@ def main():
     if args.csv:
         save(args.csv, table.getvalue())
         if args.labels:
-            ## metrics.py sorts classes by their names.
-            order = sorted(range(len(classes)), key=lambda c: place(classes[c]))
-            told = " ".join(f"{saved['class_shares'][c]:.4g}" for c in order)
+            told = " ".join(f"{saved['class_shares'][c]:.4g}" for c in in_order(classes))
             file = shlex.quote(str(args.csv))
             told += " --skip-bad" * (len(known) < len(files))
             print(f"\nto compare it with others: python metrics.py {file} --shares {told}")

@@ -22,6 +22,12 @@ from data import number
 from datasets._tables import missing, place, read_rows, refuse_repeated, subject_column
 
 
+def in_order(classes):
+    """The places of classes in the order of --shares: by name, where capitals do not count."""
+    ## The names of columns lose their capitals, and only a row of the class can give them back.
+    return sorted(range(len(classes)), key=lambda c: place(classes[c].lower()))
+
+
 def read(path, skip_bad=False):
     """The arguments of `headline` from a table, its subjects, and names: classes, groups, files.
 
@@ -46,8 +52,6 @@ def read(path, skip_bad=False):
     header = next(iter(lines.values()))
     scored = [name for name in header if name.partition("_")[0] == "score"]
     texts = {row["label"].lower(): row["label"] for row in lines.values()}
-    class_of = {name: texts.get(name[6:], name[6:]) for name in scored}  # columns lost capitals
-    scored.sort(key=lambda name: place(class_of[name]))  # in the order of labels
     if "score" in scored and len(scored) > 1:
         raise ValueError(f"{path} has a column score and score_NAME, too: leave one kind out")
     for line, row in lines.items():
@@ -74,12 +78,14 @@ def read(path, skip_bad=False):
         of = f" of {known[1]!r}, the last of both labels"
         scores, classes = np.hstack([1 - scores if inside else 0 * scores, scores]), known
     else:
-        classes = [class_of[name] for name in scored]
+        classes = [texts.get(name[6:], name[6:]) for name in scored]  # columns lost capitals
     if len(classes) < 2 or not set(known) <= set(classes):
         raise ValueError(
             f"{path} has labels {', '.join(known)} and columns {', '.join(scored) or 'of no score'}"
             ": it needs score_NAME for each class or, for two classes, score"
         )
+    order = in_order(classes)
+    classes, scores = [classes[c] for c in order], scores[:, order]
     if metrics.are_probabilities(scores / 100):
         raise ValueError(f"{path}: the scores are percent: divide them by 100")
     if probable := metrics.are_probabilities(scores):
@@ -156,14 +162,17 @@ def main():
     parser = argparse.ArgumentParser(prog="metrics.py", description=__doc__, formatter_class=style)
     columns = (
         "columns label, group and, of each class, score_NAME: logits, or probabilities that sum to "
-        "1; of two classes score is enough, of the label that is last when both are sorted. If you "
-        "have them: file, fold (if each was tested by a model of its own), and subject, patient_id "
-        "or the like, who may have several rows"
+        "1; of two classes score is enough, of the label that is last when both are sorted "
+        "(capitals first). If you have them: file, fold (if each was tested by a model of its "
+        "own), and subject, patient_id or the like, who may have several rows"
     )
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=columns)
     skip = "leave out rows that have no label or no group"
     parser.add_argument("--skip-bad", action="store_true", help=skip)
-    shares = "how frequent the classes were in training, sorted by name: for corrected decisions"
+    shares = (
+        "how frequent the classes were in training, sorted by name (capitals do not count): for "
+        "corrected decisions"
+    )
     parser.add_argument("--shares", nargs="+", type=number(1e-9), metavar="SHARE", help=shares)
     args = parser.parse_args()
     try:

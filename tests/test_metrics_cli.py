@@ -13,7 +13,7 @@ from forked import ROOT, run_script
 import metrics
 import predictions
 
-NAMES = ["Melanoma", "akiec", "nv"]  # as they are sorted
+NAMES = ["akiec", "Melanoma", "nv"]  # as they are sorted
 
 
 def table(seed=0, subjects=True, shift=0.0):
@@ -85,7 +85,7 @@ def test_probabilities_are_recognised_and_logits_of_two_classes(main):
     two = [row for row in rows if row["label"] != "nv"]
     for row in two:
         said = float(row.pop("score_akiec")) / (1 - float(row.pop("score_nv")) + 1e-9)
-        row["score"] = said  # of akiec, which is sorted after Melanoma
+        row["score"] = said  # of akiec, which is after Melanoma, because capitals are first
         del row["score_Melanoma"]
     hits = np.mean([(row["score"] > 0.5) == (row["label"] == "akiec") for row in two])
     of_probabilities, corrected = main(two), main(two, shares=[0.8, 0.2])
@@ -274,8 +274,22 @@ def test_shares_in_training_give_corrected_decisions(main):
         metrics.show({"a.csv": out}, NAMES, ["f", "m"]) + "\n"
     )
     assert "   corrected" in main(rows, shares=shares) and "   corrected" not in main(rows)
-    with pytest.raises(ValueError, match="--shares: write one for each class .* Melanoma, akiec"):
+    with pytest.raises(ValueError, match="--shares: write one for each class .* akiec, Melanoma"):
         main(rows, shares=[0.5, 0.5])
+
+
+def test_a_class_without_a_row_keeps_its_place_among_the_shares(main):
+    """Its column has lost its capitals, so they cannot count where classes are sorted."""
+    rows, shares = table()[0], {"BCC": 0.7, "MEL": 0.1, "nv": 0.2}
+    for row in rows:
+        row["label"] = {"akiec": "BCC", "Melanoma": "MEL", "nv": "nv"}[row["label"]]
+        row |= {f"score_{name}": row.pop(f"score_{old}") for name, old in zip(shares, NAMES)}
+    few = [row for row in rows if row["label"] != "BCC"]
+    z, order = np.array([[row[f"score_{name}"] for name in shares] for row in few]), [*shares]
+    said = (z - np.log([*shares.values()])).argmax(1)
+    hits = np.mean([order[c] == row["label"] for c, row in zip(said, few)])
+    printed = main(few, shares=[*shares.values()])
+    assert cells_of(printed)["utility", "top-1", "corrected"][0].startswith(f"{100 * hits:.1f} [")
 
 
 @pytest.mark.parametrize("persons, told", [(1, "one subject: no interval"), (3, "3 subjects")])
@@ -367,7 +381,7 @@ def test_the_table_says_why_a_metric_is_undefined():
     text = " ".join(text.split())
     assert "undefined, because fewer than two groups have an AUROC: gap; ES-AUC" in text
     assert "undefined, because without samples of two classes there is no AUROC: AUROC, m" in text
-    two = "undefined, because a class needs samples in two groups: disparity, Melanoma; "
+    two = "undefined, because a class needs samples in two groups: disparity, akiec; "
     assert two in text
     absent = metrics.evaluate(**data | {"num_groups": 3}, num_classes=3, replicates=0)
     text = metrics.show({"student": absent}, NAMES, ["f", "m", "x"])
