@@ -52,6 +52,7 @@ from datasets._tables import (
     columns_of,
     forms,
     locate,
+    meaning,
     missing,
     read_rows,
     refuse_repeated,
@@ -60,7 +61,7 @@ from datasets._tables import (
     written,
 )
 from networks import as_saved
-from predictions import in_order
+from predictions import in_order, refuse_alike
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
 RULES = ("last", "best_overall", "best_worst_group")
@@ -187,6 +188,7 @@ def label_rows(table, files, saved):
     refuse_repeated(table, [row["file"] for row in rows])
     rows = {row["file"]: row for row in rows}
     known = {name: row for name, row in rows.items() if row["label"] and row["group"]}
+    refuse_alike(table, dict.fromkeys(row["group"] for row in known.values()))
     for name in [name for name, row in known.items() if row["label"] not in saved["classes"]]:
         label, classes = known[name]["label"], ", ".join(saved["classes"])
         raise InputError(f"{table}: {name} is {label!r}, no class of it: {classes}")
@@ -435,7 +437,9 @@ def main():
             )
         there = {row["group"] for row in known}
         groups = [name for name in group_names if name in there]
-        subjects = [row["file" if missing(row["subject"]) else "subject"] for row in known]
+        subjects = [  # 1.0 is 1, and p1 is P1, as in training
+            row["file"] if missing(row["subject"]) else meaning(row["subject"]) for row in known
+        ]
         result = metrics.evaluate(
             labels=np.array([classes.index(row["label"]) for row in known]),
             groups=np.array([groups.index(row["group"]) for row in known]),

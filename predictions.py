@@ -12,14 +12,25 @@ What each number means stands at the functions of metrics.py.
 """
 
 import argparse
+import itertools
 import signal
 import sys
 
 import numpy as np
 
 import metrics
-from data import number
-from datasets._tables import missing, place, read_rows, refuse_repeated, subject_column
+from data import InputError, number
+from datasets._tables import meaning, missing, place, read_rows, refuse_repeated, subject_column
+
+
+def refuse_alike(path, names):
+    """Raise InputError if two of these classes or groups say the same, as m and M do.
+
+    Training refuses them, too: a gap between such groups is none.
+    """
+    for one, two in itertools.pairwise(sorted(names, key=meaning)):
+        if meaning(one) == meaning(two):
+            raise InputError(f"{path}: {one!r} and {two!r} say the same: write them alike")
 
 
 def in_order(classes):
@@ -67,6 +78,8 @@ def read(path, skip_bad=False):
                 )
     rows = sorted(lines.values(), key=lambda row: row.get("file", ""))  # without: as they are
     known, groups = (sorted({row[name] for row in rows}, key=place) for name in ("label", "group"))
+    for names in (known, groups):
+        refuse_alike(path, names)
     scores = np.array([[float(row[name]) for name in scored] for row in rows])  # (N, C), or (N, 1)
     inside, of = bool(((scores >= 0) & (scores <= 1)).all()), ""
     if scored == ["score"] and len(known) == 2:
@@ -99,9 +112,10 @@ def read(path, skip_bad=False):
     subject = subject_column(header)
     subjects = [row.get(subject, "") for row in rows]  # who has none is a subject of its own
     own = [missing(s) for s in subjects]
-    told = f"{len({s for s, alone in zip(subjects, own) if not alone})} of the column {subject!r}"
+    ## 1.0 is 1, and p1 is P1, as in training.
+    subjects = np.array([f"row {n}" if own[n] else meaning(s) for n, s in enumerate(subjects)])
+    told = f"{len({*subjects}) - sum(own)} of the column {subject!r}"
     told += f", and {sum(own)} rows that are their own" if any(own) else ""
-    subjects = np.array([f"row {n}" if own[n] else s for n, s in enumerate(subjects)])
     kind = "probabilities" if probable else "logits"
     told = told if subject else "each row is its own"
     absent = [name for name in classes if name not in known]

@@ -252,6 +252,14 @@ FAULTS = {  # name: (tables, words of the sentence)
         ["label,group,score,score_a,score_b\na,f,2,1,2\nb,m,3,3,1\n"],
         ["a.csv has a column score and score_NAME, too: leave one kind out"],
     ),
+    "two words for a group": (
+        [GOOD + "a,M,1,2\n"],
+        ["a.csv: 'M' and 'm' say the same: write them alike"],
+    ),
+    "two numbers for a label": (
+        ["label,group,score\n1,f,1\n1.0,m,2\n"],
+        ["a.csv: '1' and '1.0' say the same: write them alike"],
+    ),
     "other rows": ([GOOD, GOOD + "a,f,1,2\n"], ["b.csv differs from a.csv", "rows, 3 for 2:"]),
     "other subjects": (
         [GOOD, "patient,label,group,score_a,score_b\np,a,f,1,2\np,b,m,3,1\n"],
@@ -290,6 +298,16 @@ def test_a_class_without_a_row_keeps_its_place_among_the_shares(main):
     hits = np.mean([order[c] == row["label"] for c, row in zip(said, few)])
     printed = main(few, shares=[*shares.values()])
     assert cells_of(printed)["utility", "top-1", "corrected"][0].startswith(f"{100 * hits:.1f} [")
+
+
+def test_a_subject_in_two_ways_of_writing_is_one(main):
+    """As in training: two would be wrong, and intervals too narrow."""
+    rows = table()[0]
+    expected = main(rows)
+    for row in rows[::2]:
+        row["subject"] = row["subject"].upper()
+    assert main(rows) == expected
+    main(rows, table()[0])  # the same subjects, so they can be compared
 
 
 @pytest.mark.parametrize("persons, told", [(1, "one subject: no interval"), (3, "3 subjects")])

@@ -191,6 +191,17 @@ def test_rows_without_a_subject_are_subjects_of_their_own(lively, originals, mai
     assert printed[0] == printed[1]
 
 
+def test_a_subject_in_two_ways_of_writing_is_one(lively, originals, main, tmp_path):
+    folder = shutil.copytree(originals / "csv", tmp_path / "pictures")
+    rows, printed = read_table(folder / "labels.csv"), []
+    for way in (str.lower, str.upper):
+        for row in rows[::2]:
+            row["subject"] = way(row["subject"])
+        write_table(folder / "labels.csv", rows)
+        printed.append(main(lively, "--labels", folder / "labels.csv"))
+    assert printed[0] == printed[1]
+
+
 @pytest.mark.parametrize("first", ["fox", "Fox"])  # of which there is no row
 def test_the_printed_shares_are_in_the_order_of_metrics(lively, originals, main, tmp_path, first):
     """Which sorts classes by their names; a student has them as its data set has."""
@@ -539,6 +550,11 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
     "labels of others": ({}, ["picture.png", "--labels", "other.csv"], ["nothing about these"]),
     "an unknown class": ({}, ["--labels", "bird.csv"], ["'bird', no class of it: cat, dog, fox"]),
     "two of one name": ({}, ["picture.png", "more", "--labels", "good.csv"], ["are the same row"]),
+    "two words for a group": (
+        {},
+        ["--labels", "alike.csv"],
+        ["alike.csv: 'm' and 'M' say the same: write them alike"],
+    ),
     "a lost picture": ({}, ["--labels", "other.csv"], ["no.png cannot be read as a picture"]),
     "another method": ({"method": "os"}, [], ["student.pt is no student that this version"]),
     "another network": (
@@ -576,6 +592,7 @@ def test_what_is_wrong_is_said_in_one_sentence(run, fault, main, tmp_path, monke
     Path("documents").mkdir()
     Path("documents/report.pdf").write_text("no picture")
     Path("bird.csv").write_text("file,label,group\npicture.png,bird,f\n")
+    Path("alike.csv").write_text("file,label,group\npicture.png,cat,m\nmore/picture.png,cat,M\n")
     Path("good.csv").write_text("file,label,group\npicture.png,cat,f\n")
     student = Path("run/student.pt")
     saved = torch.load(student, weights_only=True)
