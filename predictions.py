@@ -66,6 +66,8 @@ def read(path, skip_bad=False):
     if "score" in scored and len(scored) > 1:
         raise ValueError(f"{path} has a column score and score_NAME, too: leave one kind out")
     for line, row in lines.items():
+        if "fold" in row and missing(row["fold"]):
+            raise ValueError(f"{path}, line {line}: fold is empty: fill it in or remove the column")
         for name in scored:
             try:
                 fits = np.isfinite(float(row[name]))

@@ -252,6 +252,10 @@ FAULTS = {  # name: (tables, words of the sentence)
         ["label,group,score,score_a,score_b\na,f,2,1,2\nb,m,3,3,1\n"],
         ["a.csv has a column score and score_NAME, too: leave one kind out"],
     ),
+    "no fold": (
+        ["label,group,score_a,score_b,fold\na,f,1,2,0\nb,m,3,1,\n"],
+        ["a.csv, line 3: fold is empty: fill it in or remove the column"],
+    ),
     "two words for a group": (
         [GOOD + "a,M,1,2\n"],
         ["a.csv: 'M' and 'm' say the same: write them alike"],
