@@ -28,6 +28,7 @@ square.
 
 import argparse
 import csv
+import glob
 import importlib
 import io
 import json
@@ -136,10 +137,11 @@ def load_student(path, rule="last", module=None):
 
 
 def pictures_in(path):
-    """The picture at `path`, or all pictures in the folder `path`."""
+    """The picture at `path`, or all in the folder `path`: links followed, hidden ones left out."""
     Image.init()  # fills Image.EXTENSION with all endings that Pillow knows
     read = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN}  # not .pdf
-    inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in read]
+    names = glob.iglob("**", root_dir=path, recursive=True)  # as `pictures_below` of training
+    inside = sorted(path / name for name in names if Path(name).suffix.lower() in read)
     if path.is_dir() and not inside:
         raise InputError(f"{path} holds no picture")
     for file in inside or [path]:

@@ -27,6 +27,7 @@ import metrics
 import predict
 from data import InputError, files_of
 from datasets import decode
+from datasets._tables import pictures_below
 
 SMALL = "--smoke --device cpu --image-size 16 --epochs 2 --teacher convnet4".split()
 
@@ -99,6 +100,19 @@ def test_classes_and_probabilities_are_printed_and_written(run, originals, main,
             np.testing.assert_allclose([float(p) for p in shares], expected[key], atol=1e-3)
             compared += 1
     assert compared == len(files) + 1
+
+
+def test_folders_are_read_as_in_training(run, originals, main, tmp_path):
+    """Links to folders are followed; hidden files, such as macOS adds, are none of the pictures."""
+    picture, folder = originals / "csv" / "pictures" / "000.png", tmp_path / "pictures"
+    for name in ("pictures/b.png", "pictures/._b.png", "pictures/.trash/c.png", "store/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / name)
+    (folder / "linked").symlink_to(tmp_path / "store")
+    answered = [line.partition(": ")[0] for line in main(run, folder).splitlines()]
+    expected = [str(folder / name) for name in pictures_below(folder)]
+    assert [name for name in answered if name.endswith(".png")] == sorted(expected)
+    assert sorted(expected) == [str(folder / "b.png"), str(folder / "linked" / "a.png")]
 
 
 def test_the_file_is_all_it_takes(run, originals, main, tmp_path):
