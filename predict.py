@@ -324,6 +324,13 @@ By methods/{saved["method"]}.py. Settings that were changed: {changed}. All are 
 """
 
 
+def refuse_replacing(flag, target, read):
+    """Raise InputError if what is to be written is one of the files or folders that are read."""
+    for path in read:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise InputError(f"{flag} {target} would replace what is read: choose another name")
+
+
 def say_problems(files, bad, ranges, saved):
     """Print that grey pictures had no common white; InputError if pictures were left out."""
     if ranges and not saved["notes"].get(WHITE):
@@ -401,8 +408,12 @@ def main():
     if student.network.segment:
         if args.labels or args.csv:
             raise InputError(f"{args.student} answers with masks: leave out --labels and --csv")
-        return draw_masks(student, saved, files, args.masks or Path("masks"))
+        folder = args.masks or Path("masks")
+        refuse_replacing("--masks", folder, {file.parent for file in files})
+        return draw_masks(student, saved, files, folder)
     files, group_names = label_rows(args.labels, files, saved) if args.labels else (files, [])
+    if args.csv:
+        refuse_replacing("--csv", args.csv, filter(None, [args.labels, *files]))
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
     csv.writer(table := io.StringIO()).writerow(header)

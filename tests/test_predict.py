@@ -447,11 +447,29 @@ def with_student(run, folder, module, name, **settings):
     saved = torch.load(folder / "student.pt", weights_only=True)
     saved["settings"] |= {"student": name, **settings}
     args = argparse.Namespace(**saved["settings"])
-    state = module.Network(args, name, 3).state_dict()
+    if args.task == "segment":
+        saved["outputs"] = ["background", "inside"]
+    state = module.Network(args, name, len(saved["outputs"])).state_dict()
     saved |= {"method": module.__name__, "states": {"last": {"epoch": 1, **state}}}
     saved["network"] = name
     torch.save(saved, folder / "student.pt")
     return folder
+
+
+def test_masks_do_not_replace_those_of_the_pictures(run, originals, main, tmp_path):
+    """Whose names are the same, NAME-mask.png."""
+    folder = with_student(run, tmp_path / "run", ckd, "unet8", task="segment")
+    pictures = tmp_path / "masks" / "pictures"
+    pictures.mkdir(parents=True)
+    shutil.copy(originals / "csv" / "pictures" / "000.png", pictures)
+    (pictures / "000-mask.png").write_text("drawn by hand")
+    for given in (pictures, pictures / "000.png"):
+        with pytest.raises(InputError, match="--masks .* would replace what is read: choose"):
+            main(folder, given, "--masks", pictures.parent / ".." / "masks" / "pictures")
+    assert [*pictures.glob("*-mask.png")] == [pictures / "000-mask.png"]
+    assert (pictures / "000-mask.png").read_text() == "drawn by hand"
+    main(folder, pictures / "000.png", "--masks", pictures.parent)  # which holds none itself
+    assert (pictures.parent / "000-mask.png").is_file()
 
 
 @pytest.mark.skipif(not (find_spec("onnx") and find_spec("onnxscript")), reason="needs onnx")
@@ -541,6 +559,12 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
     "text": ({}, ["text.png"], ["text.png cannot be read as a picture"]),
     "empty folder": ({}, ["empty"], ["empty holds no picture"]),
     "unwritable": ({}, ["picture.png", "--csv", "text.png/table.csv"], ["text.png"]),
+    "the table of labels as --csv": (
+        {},
+        ["--labels", "good.csv", "--csv", "more/../good.csv"],
+        ["--csv more/../good.csv would replace what is read: choose another name"],
+    ),
+    "a picture as --csv": ({}, ["more", "--csv", "more/picture.png"], ["would replace what is"]),
     "damaged": ("damaged", [], ["student.pt is damaged, no student, or", "pass the"]),
     "code": (Code(), [], ["student.pt is damaged, no student, or holds code: pass the student"]),
     "a list": ([1], [], ["student.pt is no student"]),
@@ -620,8 +644,10 @@ def test_what_is_wrong_is_said_in_one_sentence(run, fault, main, tmp_path, monke
         torch.save({k: v for k, v in saved.items() if v is not None}, student)
     else:
         torch.save(content, student)
+    before = {path: path.read_bytes() for path in Path().rglob("*.*") if path.is_file()}
     with pytest.raises(InputError) as error:
         main("run", *(arguments or ["picture.png"]))
+    assert before == {path: path.read_bytes() for path in before}
     message = str(error.value)
     assert all(word in message for word in words) and "\n" not in message and len(message) < 350
     assert "delete" not in message  # a student is what the whole training was for
