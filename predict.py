@@ -331,8 +331,11 @@ def refuse_replacing(flag, target, read):
             raise InputError(f"{flag} {target} would replace what is read: choose another name")
 
 
-def say_problems(files, bad, ranges, saved):
-    """Print that grey pictures had no common white; InputError if pictures were left out."""
+def say_problems(files, bad, ranges, saved, rule):
+    """Print that the student has collapsed, or that grey pictures had no common white; InputError
+    if pictures were left out."""
+    if saved["test"][rule].get("collapsed"):
+        print("beware: on the test pictures of its data set this student has collapsed")
     if ranges and not saved["notes"].get(WHITE):
         print(
             f"{len(ranges)} pictures are grey of more than 8 bits, as none was in training: white "
@@ -358,7 +361,10 @@ def pixels_of(files, saved, bad, ranges):
 
 
 def draw_masks(student, saved, files, folder):
-    """Write what is inside of the pictures, as masks and as outlines, into a folder."""
+    """Write what is inside of the pictures, as masks and as outlines, into a folder.
+
+    Returns `bad` and `ranges` as of `pixels_of`.
+    """
     taken, bad, ranges = {}, [], {}
     for file in files:  # before the first is written
         if taken.setdefault(file.stem, file) != file:
@@ -379,7 +385,7 @@ def draw_masks(student, saved, files, folder):
             save(folder / f"{file.stem}-{name}.png", buffer.getvalue())
         share = f"{(inside > 0).mean():.1%} of the centre square is {saved['outputs'][1]}"
         print(f"{file}: {share}, see {folder / file.stem}-outline.png")
-    say_problems(files, bad, ranges, saved)
+    return bad, ranges
 
 
 @torch.no_grad()
@@ -410,7 +416,8 @@ def main():
             raise InputError(f"{args.student} answers with masks: leave out --labels and --csv")
         folder = args.masks or Path("masks")
         refuse_replacing("--masks", folder, {file.parent for file in files})
-        return draw_masks(student, saved, files, folder)
+        problems = draw_masks(student, saved, files, folder)
+        return say_problems(files, *problems, saved, args.rule)
     files, group_names = label_rows(args.labels, files, saved) if args.labels else (files, [])
     if args.csv:
         refuse_replacing("--csv", args.csv, filter(None, [args.labels, *files]))
@@ -463,9 +470,7 @@ def main():
             clusters=subjects,
         )
         print(metrics.show({"student": result}, classes, groups))
-    if saved["test"][args.rule].get("collapsed"):
-        print("beware: on the test pictures of its data set this student has collapsed")
-    say_problems(files, bad, ranges, saved)
+    say_problems(files, bad, ranges, saved, args.rule)
 
 
 if __name__ == "__main__":

@@ -472,6 +472,18 @@ def test_masks_do_not_replace_those_of_the_pictures(run, originals, main, tmp_pa
     assert (pictures.parent / "000-mask.png").is_file()
 
 
+def test_a_collapsed_student_of_masks_is_told_as_one_of_classes(run, originals, main, tmp_path):
+    masks = with_student(run, tmp_path / "masks", ckd, "unet8", task="segment")
+    for folder in (masks, shutil.copytree(run, tmp_path / "classes")):
+        saved = torch.load(folder / "student.pt", weights_only=True)
+        for bad in (True, False):
+            saved["test"]["last"]["collapsed"] = bad
+            torch.save(saved, folder / "student.pt")
+            more = ["--masks", tmp_path / "drawn"] if folder == masks else []
+            said = main(folder, originals / "csv" / "pictures" / "000.png", *more)
+            assert said.endswith("this student has collapsed\n") == bad
+
+
 @pytest.mark.skipif(not (find_spec("onnx") and find_spec("onnxscript")), reason="needs onnx")
 def test_an_export_without_onnx_still_writes_the_other_files(run, main, tmp_path, monkeypatch):
     """PyTorch and onnxscript of different years do not always understand each other."""
