@@ -27,6 +27,7 @@ square.
 """
 
 import argparse
+import contextlib
 import csv
 import glob
 import importlib
@@ -61,7 +62,7 @@ from datasets._tables import (
     subject_column,
     written,
 )
-from networks import as_saved
+from networks import as_saved, first_line
 from predictions import in_order, refuse_alike
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
@@ -221,23 +222,11 @@ def label_rows(table, files, saved):
 
 
 def export(student, saved, rule, folder):
-    """Write the student as files that need none of this code and take any number of pictures."""
+    """Write the student as files that need none of this code and take any number of pictures.
+
+    Raises InputError, after the cards are there, if its network cannot be written so.
+    """
     size, classes = saved["size"], saved["classes"]
-    pictures = torch.zeros(2, 3, size, size, dtype=torch.uint8)
-    student.to(memory_format=torch.contiguous_format)  # the order in which it can be written
-    batch = {0: torch.export.Dim("batch", min=1)}
-    program = torch.export.export(student, (pictures,), dynamic_shapes=(batch,))
-    torch.export.save(program, content := io.BytesIO())
-    save(folder / "student.pt2", content.getvalue())
-    if find_spec("onnx") and find_spec("onnxscript"):
-        try:
-            ## One file: weights in a second one are lost when only the first is copied.
-            how = {"dynamo": True, "external_data": False}
-            torch.onnx.export(program, (), folder / "student.onnx", **how)
-        except torch.onnx.OnnxExporterError:  # seen with PyTorch 2.6 and an onnxscript of 2026
-            print("no ONNX file: install an onnxscript that is as old as this PyTorch")
-    else:
-        print("no ONNX file: it needs the packages onnx and onnxscript")
     answer = {
         "logits": "(B, C), whose softmax is the probabilities of the classes",
         "decisions": "the class of the largest logit; corrected, of the largest logit - log(share)",
@@ -266,6 +255,28 @@ def export(student, saved, rule, folder):
     }
     save(folder / "card.json", json.dumps(card, indent=1))
     save(folder / "card.md", card_of(saved, rule, folder.parent / "result.json", card))
+    pictures = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    student.to(memory_format=torch.contiguous_format)  # the order in which it can be written
+    batch = {0: torch.export.Dim("batch", min=1)}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # where it would print what it has so far
+            program = torch.export.export(student, (pictures,), dynamic_shapes=(batch,))
+    except Exception as error:  # it raises all kinds of errors, some with pages of advice
+        raise InputError(
+            f"{folder} has cards but no student.pt2, because torch.export cannot write down this "
+            f"network ({first_line(error)}): write its forward without len(x) and `if` on values"
+        ) from None
+    torch.export.save(program, content := io.BytesIO())
+    save(folder / "student.pt2", content.getvalue())
+    if find_spec("onnx") and find_spec("onnxscript"):
+        try:
+            ## One file: weights in a second one are lost when only the first is copied.
+            how = {"dynamo": True, "external_data": False}
+            torch.onnx.export(program, (), folder / "student.onnx", **how)
+        except torch.onnx.OnnxExporterError:  # seen with PyTorch 2.6 and an onnxscript of 2026
+            print("no ONNX file: install an onnxscript that is as old as this PyTorch")
+    else:
+        print("no ONNX file: it needs the packages onnx and onnxscript")
     print(f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} into {folder}")
 
 
@@ -331,9 +342,9 @@ def refuse_replacing(flag, target, read):
             raise InputError(f"{flag} {target} would replace what is read: choose another name")
 
 
-def say_problems(files, bad, ranges, saved, rule):
+def say_problems(files, bad, ranges, saved, rule, failed):
     """Print that the student has collapsed, or that grey pictures had no common white; InputError
-    if pictures were left out."""
+    if pictures were left out, or for what else has `failed`."""
     if saved["test"][rule].get("collapsed"):
         print("beware: on the test pictures of its data set this student has collapsed")
     if ranges and not saved["notes"].get(WHITE):
@@ -342,7 +353,9 @@ def say_problems(files, bad, ranges, saved, rule):
             "is the end of each one's own range, so that they may differ in brightness"
         )
     if bad:
-        raise InputError(f"{len(bad)} of {len(files)} pictures are left out, the first: {bad[0]}")
+        failed.append(f"{len(bad)} of {len(files)} pictures are left out, the first: {bad[0]}")
+    if failed:
+        raise InputError("; ".join(failed))
 
 
 def pixels_of(files, saved, bad, ranges):
@@ -407,9 +420,13 @@ def main():
     if args.masks and not student.network.segment:
         raise InputError(f"{args.student} answers with classes: leave out --masks")
     classes, log_shares = saved["classes"], torch.tensor(saved["class_shares"]).log()  # (C,)
+    failed = []
     if args.export:
         folder = args.student if args.student.is_dir() else args.student.parent
-        export(student, saved, args.rule, folder / f"export-{args.rule}")
+        try:
+            export(student, saved, args.rule, folder / f"export-{args.rule}")
+        except InputError as error:  # said last: pictures are answered all the same
+            failed.append(str(error))
     files = dict.fromkeys(file for path in args.pictures for file in pictures_in(path))
     if student.network.segment:
         if args.labels or args.csv:
@@ -417,7 +434,7 @@ def main():
         folder = args.masks or Path("masks")
         refuse_replacing("--masks", folder, {file.parent for file in files})
         problems = draw_masks(student, saved, files, folder)
-        return say_problems(files, *problems, saved, args.rule)
+        return say_problems(files, *problems, saved, args.rule, failed)
     files, group_names = label_rows(args.labels, files, saved) if args.labels else (files, [])
     if args.csv:
         refuse_replacing("--csv", args.csv, filter(None, [args.labels, *files]))
@@ -470,7 +487,7 @@ def main():
             clusters=subjects,
         )
         print(metrics.show({"student": result}, classes, groups))
-    say_problems(files, bad, ranges, saved, args.rule)
+    say_problems(files, bad, ranges, saved, args.rule, failed)
 
 
 if __name__ == "__main__":

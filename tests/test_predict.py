@@ -538,6 +538,31 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
     assert metrics.show({"student": result["last"]["test"]}, *names_of(result)) in text
 
 
+BODIES = ["x.reshape(len(x), -1)", "(x if x.max() > 9 else -x).flatten(1)"]
+
+
+@pytest.mark.parametrize("forward", BODIES)
+def test_a_network_that_cannot_be_exported_is_one_sentence(run, main, tmp_path, capsys, forward):
+    """The cards are written, and the pictures of the same command are answered."""
+    module, picture = tmp_path / "net.py", tmp_path / "picture.png"
+    module.write_text(f"""import torch
+class Flat(torch.nn.Module):
+    def forward(self, x):
+        return {forward}
+def head(size):
+    return torch.nn.Sequential(Flat(), torch.nn.Linear(3 * size * size, 1))
+""")
+    Image.new("RGB", (30, 20), "red").save(picture)
+    folder = with_student(run, tmp_path / "run", ckd, f"{module}:head")
+    flags = [folder, picture, "--student-module", f"{module}:head"]
+    said = main(*flags)
+    with pytest.raises(InputError, match="no student.pt2, because .* without len") as error:
+        main(*flags, "--export")
+    assert "\n" not in str(error.value) and capsys.readouterr() == (said, "")
+    names = sorted(path.name for path in (folder / "export-last").iterdir())
+    assert names == ["card.json", "card.md"]
+
+
 def test_each_rule_is_exported_into_its_own_folder(run, originals, main, tmp_path):
     saved = torch.load(run / "student.pt", weights_only=True)
     for n, rule in enumerate(predict.RULES):
