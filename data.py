@@ -162,7 +162,7 @@ def files_of(*settings):
     """{"files": digests} of those settings that are FILE or FILE.py:FUNCTION; {} if none is.
 
     So another content under the same name is another run. With a FILE.py come the files beside it
-    that it imports.
+    that it imports, but not those in folders.
     """
     paths, found = [Path(re.sub(r"\.py:\w+(@\d+)?$", ".py", str(s))) for s in settings][::-1], []
     while paths:

@@ -410,7 +410,7 @@ def main():
     parser.add_argument("--rule", default="last", choices=RULES, help="epoch of the student [last]")
     parser.add_argument("--labels", type=Path, help="table of the true label and the group")
     parser.add_argument("--csv", type=Path, help="table to write")
-    parser.add_argument("--masks", type=Path, help="folder to write them to (default: masks)")
+    parser.add_argument("--masks", type=Path, help="where to write NAME-mask.png (default: masks)")
     parser.add_argument("--export", action="store_true", help="write it for other programs")
     parser.add_argument("--student-module", metavar="FILE.py:FUNCTION", help="a network of yours")
     args = parser.parse_intermixed_args()  # flags may stand anywhere
@@ -437,7 +437,8 @@ def main():
         return say_problems(files, *problems, saved, args.rule, failed)
     files, group_names = label_rows(args.labels, files, saved) if args.labels else (files, [])
     if args.csv:
-        refuse_replacing("--csv", args.csv, filter(None, [args.labels, *files]))
+        read = [args.student, args.student / "student.pt", args.labels, *files]
+        refuse_replacing("--csv", args.csv, filter(None, read))
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
     csv.writer(table := io.StringIO()).writerow(header)

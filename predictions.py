@@ -35,7 +35,8 @@ def refuse_alike(path, names):
 
 def in_order(classes):
     """The places of classes in the order of --shares: by name, where capitals do not count."""
-    ## The names of columns lose their capitals, and only a row of the class can give them back.
+    ## Columns lose their capitals, and a class without a row has no other name: so no order may
+    ## rest on them.
     return sorted(range(len(classes)), key=lambda c: place(classes[c].lower()))
 
 
@@ -186,8 +187,8 @@ def main():
     skip = "leave out rows that have no label or no group"
     parser.add_argument("--skip-bad", action="store_true", help=skip)
     shares = (
-        "how frequent the classes were in training, sorted by name (capitals do not count): for "
-        "corrected decisions"
+        "how frequent the classes were in training, sorted by name (capitals do not count, unlike "
+        "for a single score): for corrected decisions"
     )
     parser.add_argument("--shares", nargs="+", type=number(1e-9), metavar="SHARE", help=shares)
     args = parser.parse_args()

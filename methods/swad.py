@@ -29,8 +29,8 @@ DIFFERENCES FROM THE PAPER.
        cosine of `fit`, because at a rate near 0 all weights are nearly equal.
 DIFFERENCES FROM PUBLIC CODE (SWAD, the authors' own; MEDFAIR's copy has the same rule).
     1. Each segment counts once. There the segment that starts the average can be overwritten by the
-       next one, and a few of the first are added twice, with our N, P and r also one before the
-       start: 2 3 3 4 5 6 7 8 9 10 11 where we take 3 to 11.
+       next one, and a few of the first are added twice, with our N, P and r also one or two before
+       the start: 2 3 3 4 5 6 7 8 9 10 11 where we take 3 to 11.
     2. Their code decides while it trains, ours at the end, by the rule above: the same end.
     3. A segment is an epoch, as in MEDFAIR; there it is 50 to 500 steps.
     4. They fine-tune a pre-trained network by Adam at a constant 5e-5, without weight decay, with

@@ -602,6 +602,11 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
         ["--csv more/../good.csv would replace what is read: choose another name"],
     ),
     "a picture as --csv": ({}, ["more", "--csv", "more/picture.png"], ["would replace what is"]),
+    "the student as --csv": (
+        {},
+        ["picture.png", "--csv", "run/student.pt"],
+        ["--csv run/student.pt would replace what is read"],
+    ),
     "damaged": ("damaged", [], ["student.pt is damaged, no student, or", "pass the"]),
     "code": (Code(), [], ["student.pt is damaged, no student, or holds code: pass the student"]),
     "a list": ([1], [], ["student.pt is no student"]),

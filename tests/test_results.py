@@ -334,6 +334,12 @@ def test_by_age_groupdro_s_weights_lower_mean_deo_beyond_re_balancing_mfd_s_loss
         )
         assert weighed.high < -2 and matched.low < 0 < matched.high
         assert pooled(rows, "GroupDRO by class, balanced", "re-balancing", "auroc").high < -0.5
+    for rows in (by_place[SEX], repeated[SEX]):  # where it is lower without that
+        pair = "GroupDRO by class, balanced", "GroupDRO by class"
+        assert (
+            pooled(rows, *pair, "mean_deo_corrected").low > 0
+            and pooled(rows, *pair, "auroc").low > 1
+        )
 
 
 def test_balancing_both_is_not_shown_to_differ_from_re_balancing(by_place, repeated):
