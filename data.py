@@ -164,16 +164,15 @@ def files_of(*settings):
     So another content under the same name is another run. With a FILE.py come the files beside it
     that it imports, but not those in folders.
     """
-    paths, found = [Path(re.sub(r"\.py:\w+(@\d+)?$", ".py", str(s))) for s in settings][::-1], []
-    while paths:
-        path = paths.pop()
-        if path.is_file():
-            found.append(path)
+    sums = []
+    for setting in settings:
+        files = [Path(re.sub(r"\.py:\w+(@\d+)?$", ".py", str(setting)))]
+        for path in filter(Path.is_file, files):  # which grows while it is read
+            sums.append(hashlib.sha256(path.read_bytes()).hexdigest())
             code = path.read_text(errors="replace") if path.suffix == ".py" else ""
-            names = re.findall(r"^[ \t]*(?:from|import)[ \t]+(.+)", code, re.M)
-            beside = [path.with_name(f"{n}.py") for line in names for n in re.findall(r"\w+", line)]
-            paths += [p for p in dict.fromkeys(beside) if p not in (*found, *paths)]
-    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in found]
+            imported = " ".join(re.findall(r"^[ \t]*(?:from|import)[ \t]+(.+)", code, re.M))
+            beside = {path.with_name(f"{name}.py") for name in re.findall(r"\w+", imported)}
+            files += sorted(beside - {*files})
     return {"files": sums} if sums else {}
 
 

@@ -29,7 +29,6 @@ square.
 import argparse
 import contextlib
 import csv
-import glob
 import importlib
 import io
 import json
@@ -56,6 +55,7 @@ from datasets._tables import (
     locate,
     meaning,
     missing,
+    pictures_below,
     read_rows,
     refuse_repeated,
     require,
@@ -140,9 +140,8 @@ def load_student(path, rule="last", module=None):
 def pictures_in(path):
     """The picture at `path`, or all in the folder `path`: links followed, hidden ones left out."""
     Image.init()  # fills Image.EXTENSION with all endings that Pillow knows
-    read = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN}  # not .pdf
-    names = glob.iglob("**", root_dir=path, recursive=True)  # as `pictures_below` of training
-    inside = sorted(path / name for name in names if Path(name).suffix.lower() in read)
+    read = [ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN]  # not .pdf
+    inside = sorted(path / name for name in pictures_below(path, tuple(read)))
     if path.is_dir() and not inside:
         raise InputError(f"{path} holds no picture")
     for file in inside or [path]:

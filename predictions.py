@@ -12,7 +12,6 @@ What each number means stands at the functions of metrics.py.
 """
 
 import argparse
-import itertools
 import signal
 import sys
 
@@ -20,7 +19,15 @@ import numpy as np
 
 import metrics
 from data import InputError, number
-from datasets._tables import meaning, missing, place, read_rows, refuse_repeated, subject_column
+from datasets._tables import (
+    alike,
+    meaning,
+    missing,
+    place,
+    read_rows,
+    refuse_repeated,
+    subject_column,
+)
 
 
 def refuse_alike(path, names):
@@ -28,9 +35,8 @@ def refuse_alike(path, names):
 
     Training refuses them, too: a gap between such groups is none.
     """
-    for one, two in itertools.pairwise(sorted(names, key=meaning)):
-        if meaning(one) == meaning(two):
-            raise InputError(f"{path}: {one!r} and {two!r} say the same: write them alike")
+    if pair := alike(names):
+        raise InputError(f"{path}: {pair[0]!r} and {pair[1]!r} say the same: write them alike")
 
 
 def in_order(classes):

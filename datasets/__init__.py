@@ -17,7 +17,6 @@ import concurrent.futures
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -42,7 +41,7 @@ from data import (
     with_bar,
 )
 from datasets._show import describe
-from datasets._tables import columns_of, is_number, meaning
+from datasets._tables import alike, columns_of, is_number
 
 WHITE = "level that is white, of grey of more than 8 bits"  # a note, which predict.py needs, too
 CACHE_VERSION = 4  # raised when pictures are decoded differently, so that old files are not used
@@ -116,9 +115,8 @@ class Table:
         if self.masks is None and self.mask_files is None:
             checked.insert(0, ("class", self.labels, self.classes))
         for kind, values, names in checked:
-            for one, two in itertools.pairwise(sorted(names, key=meaning)):
-                if not fault and meaning(one) == meaning(two):
-                    fault = f"{one!r} and {two!r} of {name} say the same: write them alike"
+            if not fault and (pair := alike(names)):
+                fault = f"{pair[0]!r} and {pair[1]!r} of {name} say the same: write them alike"
             for k, what in enumerate(names):
                 counts = {part: (values[rows] == k).sum() for part, rows in parts.items()}
                 if not fault and not all(counts.values()):

@@ -161,6 +161,12 @@ def meaning(text):
     return " ".join(str(float(word)) if is_number(word) else word for word in words)
 
 
+def alike(names):
+    """The first two of the names that say the same, as m and M do; None if there are none."""
+    pairs = itertools.pairwise(sorted(names, key=meaning))
+    return next((pair for pair in pairs if meaning(pair[0]) == meaning(pair[1])), None)
+
+
 def place(value):
     """What texts are sorted by: numbers in their own order, others after them in the alphabet's."""
     return float(value) if is_number(value) else float("inf"), value
@@ -226,10 +232,11 @@ def attribute(where, rows, choice, flag=""):
 # ===== PICTURES BY THEIR NAMES ====================================================================
 
 
-def pictures_below(root):
-    """The names of all picture files in a folder and its folders, links followed."""
+def pictures_below(root, endings=ENDINGS):
+    """The names of all picture files in a folder and its folders: links followed, hidden ones left
+    out."""
     names = glob.iglob("**", root_dir=root, recursive=True)
-    return sorted(name for name in names if name.lower().endswith(ENDINGS))
+    return sorted(name for name in names if name.lower().endswith(endings))
 
 
 def forms(name):
