@@ -162,7 +162,7 @@ def files_of(*settings):
     """{"files": digests} of those settings that are FILE or FILE.py:FUNCTION; {} if none is.
 
     So another content under the same name is another run. With a FILE.py come the files beside it
-    that it imports, but not those in folders.
+    that it imports, and all .py files in folders from which it does.
     """
     sums = []
     for setting in settings:
@@ -171,8 +171,9 @@ def files_of(*settings):
             sums.append(hashlib.sha256(path.read_bytes()).hexdigest())
             code = path.read_text(errors="replace") if path.suffix == ".py" else ""
             imported = " ".join(re.findall(r"^[ \t]*(?:from|import)[ \t]+(.+)", code, re.M))
-            beside = {path.with_name(f"{name}.py") for name in re.findall(r"\w+", imported)}
-            files += sorted(beside - {*files})
+            for name in re.findall(r"\w+", imported):
+                beside = [path.with_name(f"{name}.py"), *path.with_name(name).rglob("*.py")]
+                files += sorted({*beside} - {*files})
     return {"files": sums} if sums else {}
 
 

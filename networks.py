@@ -33,6 +33,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from data import InputError, near
 
@@ -325,8 +326,10 @@ def body(name, size, started=False, pretrained=False, segment=False):
         else:
             net = of_torchvision(name, size, started, pretrained, segment)
         black = torch.zeros(1, 3, size, size)
+        used = []  # the layers, in the order of their answers
         with torch.no_grad():
-            answers = {"": net.eval()(black)}
+            with register_module_forward_hook(lambda layer, *_: used.append(layer)):
+                answers = {"": net.eval()(black)}
             if ".py:" in name:  # it may give something else while it learns
                 before = {k: v.clone() for k, v in net.state_dict().items()}
                 with torch.random.fork_rng(devices=[]):
@@ -341,12 +344,12 @@ def body(name, size, started=False, pretrained=False, segment=False):
                 if feats.ndim != 4:
                     raise TypeError("it gives no maps, which --task segment needs")
             elif not name.startswith("timm:"):  # which comes without a last layer
-                linear = [pair for pair in net.named_modules() if isinstance(pair[1], nn.Linear)]
-                where, last = linear[-1] if linear else ("", nn.Identity())
+                names = {layer: where for where, layer in net.named_modules()}
+                linear = [layer for layer in used if isinstance(layer, nn.Linear)]
                 if linear:  # its place is taken by the script's head
-                    net.set_submodule(where, nn.Identity())
+                    net.set_submodule(names[linear[-1]], nn.Identity())
                     logits, feats = feats, net(black)
-                if not (linear and torch.allclose(last(feats), logits)):
+                if not (linear and torch.allclose(linear[-1](feats), logits)):
                     raise InputError(
                         f"{name} does not end in a linear layer, of which the features could be "
                         "taken: let its FUNCTION return a classifier without softmax"

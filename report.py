@@ -459,6 +459,7 @@ PAIRS = (
     ("FairDi, no teachers", "FIS"),
     ("FairDi, from step 0's last epoch", "FairDi"),
     ("FairTune", "full fine-tuning"),
+    ("all parts", "full fine-tuning"),
     ("linear probe", "full fine-tuning"),
     ("FEBS, mended", "FEBS"),
     (CEILING, "FIS"),

@@ -74,7 +74,8 @@ NAMES = {
     "fairdi step0=febs-mended": "FairDi, FEBS mended",
     "own": "own group's teacher",
     "fairtune mask=none": "linear probe",
-    "fairtune mask=all": "full fine-tuning",
+    "fairtune mask=all": "all parts",
+    "fairtune mask=full": "full fine-tuning",
     "fairtune": "FairTune",
 }
 ## Rows that are a part of FairDi, and no script; and what their names begin with.

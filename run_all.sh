@@ -52,7 +52,7 @@ labels() {
     each full fairdi --alpha 0  # what do its teachers add?
     each full fairdi --step0-epoch last  # is an epoch chosen on validation too early?
     each full bird --phi-lr 0  # what do its gates add?
-    for mask in all none; do each full fairtune --mask $mask; done
+    for mask in full all none; do each full fairtune --mask $mask; done
     for l in 0 0.1 0.5 1 2 5 10 50 150; do  # how strong an adversary?
         each 'toy|celeba|wider' adversarial_kd --adversary-weight $l
     done

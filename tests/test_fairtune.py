@@ -46,6 +46,8 @@ def test_masks_free_as_many_parameters_as_in_the_published_code(name):
     for bits, count in zip(masks, PARITY["fairtune_mask/out/auto_peft1_trainable_params"]):
         params = fairtune.free(net, "".join(map(str, bits)))
         assert sum(p.numel() for p in params) == count
+    everything = sum(p.numel() for p in fairtune.free(net, "full"))
+    assert everything == PARITY["fairtune_mask/out/total_params"]
     with pytest.raises(ValueError):
         fairtune.free(net, "1" * 35)
 
@@ -87,7 +89,7 @@ def test_bits_stand_for_norms_attention_and_mlp_of_each_block():
         assert {"head.weight", "head.bias"} <= names
 
 
-@pytest.mark.parametrize("bits", ["0" * 12, "1" * 12, "100010001110"])
+@pytest.mark.parametrize("bits", ["0" * 12, "1" * 12, "100010001110", "full"])
 def test_what_is_frozen_stays_bit_by_bit(toy, bits):
     """Neither weight decay nor batch norm's statistics move it; what is free does move."""
     args = arguments(fairtune, "--weight-decay", "0.5")
@@ -99,7 +101,8 @@ def test_what_is_frozen_stays_bit_by_bit(toy, bits):
     assert method.optimizer.param_groups[0]["weight_decay"] == 0.5
     fairtune.fit(args, toy, method, "test")
     for name, value in net.state_dict().items():
-        assert torch.equal(value, start[name]) == (name not in trained), name
+        still = name not in trained and bits != "full"  # which lets batch norm count, too
+        assert torch.equal(value, start[name]) == still, name
     assert any("running_mean" in name for name in start)  # batch norm is there
 
 
@@ -144,7 +147,7 @@ def test_an_undefined_objective_is_explained_before_any_trial(toy, tmp_path, mon
     [
         (("--mask", "0101"), "12 bits"),
         (("--mask", "01010101010x"), "12 bits"),
-        (("--mask", "search", "--trials", "0"), "1 or more"),
+        (("--mask", "search", "--trials", "0"), "a trial or more"),
     ],
 )
 def test_bad_masks_are_refused(toy, flags, message):
@@ -202,7 +205,8 @@ def test_a_share_of_the_training_pictures_is_none_of_the_source(pictures, tmp_pa
 
 
 def test_named_masks_without_a_search(toy):
-    for mask, bits in (("all", "1" * 12), ("none", "0" * 12), ("110000000001", "110000000001")):
+    own = "110000000001"
+    for mask, bits in (("all", "1" * 12), ("none", "0" * 12), ("full", "full"), (own, own)):
         args = arguments(fairtune, "--mask", mask, "--trials", "0", "--lr", "0.001")
         assert fairtune.search(args, toy, network()) == (bits, args.lr, [], 0.0)
 
@@ -271,12 +275,12 @@ def rates(out, data, *flags, trials):
 def test_all_masks_have_equal_chances(toy, tmp_path, pretend, seed):
     """As many trials, and ten first rates in one stream, which leaves no large gap: also four do
     not lie close together, as by chance they did."""
-    usual = [fairtune.parse(["--mask", mask]) for mask in ("search", "all", "none")]
+    usual = [fairtune.parse(["--mask", mask]) for mask in ("search", "full", "all", "none")]
     assert len({(args.trials, args.epochs, args.batch_size) for args in usual}) == 1
     low, high = np.log10(fairtune.RATES)
     streams = [
         rates(tmp_path, toy, "--mask", mask, "--seed", seed, trials=10)
-        for mask in ("search", "all", "none", "100000000001")
+        for mask in ("search", "full", "all", "none", "100000000001")
     ]
     for stream in streams:
         np.testing.assert_allclose(stream, streams[0], atol=1e-9)

@@ -76,6 +76,17 @@ class Aside(Mine):
 def aside(size):
     return Aside()
 
+class Early(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last, self.wide = nn.Linear(6, 7), nn.Linear(3, 6)  # not made in their order
+
+    def forward(self, x):
+        return self.last(self.wide(x.mean((2, 3))))
+
+def early(size):
+    return Early()
+
 class Choosy(Mine):
     def forward(self, x):
         raise ValueError("I want 64 pixels")
@@ -176,6 +187,13 @@ def test_names_are_checked_before_pictures_are_read(folder, flags, words):
     assert words in sentence(folder, *flags) and not (folder / "runs").exists()
 
 
+def test_the_last_layer_is_the_one_that_answers_last(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    net, images = started("nets.py:early"), torch.rand(2, 3, 32, 32)
+    assert net.head.in_features == 6
+    assert torch.equal(net(images)[0], net.body.wide(images.mean((2, 3))))
+
+
 def test_a_network_of_ones_own_may_import_its_neighbours(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "more.py").write_text("from nets import tiny\n")
@@ -183,18 +201,26 @@ def test_a_network_of_ones_own_may_import_its_neighbours(folder, monkeypatch):
 
 
 def test_neighbours_that_a_network_imports_are_files_of_it(folder):
-    """Directly, by another one, in a circle; others in the folder are not."""
+    """Directly, by another one, in a circle, in a folder; others beside it are not."""
     code = folder / "more.py"
-    code.write_text("import math, nets as parts\nfrom nets import tiny\n")
+    code.write_text("import math, nets as parts\nfrom nets import tiny\nimport layers.deep.head\n")
+    deep = folder / "layers" / "deep" / "head.py"
+    deep.parent.mkdir(parents=True)
+    deep.write_text("y = 1\n")
     (folder / "nets.py").write_text(f"def late():\n    from inner import this\n{NETS}")
     (folder / "inner.py").write_text("import more\n")
     sums = files_of("resnet18", f"{code}:tiny")["files"]
-    assert len(sums) == 3 and sums[0] == hashlib.sha256(code.read_bytes()).hexdigest()
-    (folder / "other.py").write_text("x = 1\n")
+    assert len(sums) == 4 and sums[0] == hashlib.sha256(code.read_bytes()).hexdigest()
+    for other in folder / "other.py", folder / "others" / "x.py":
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("x = 1\n")
     assert files_of(f"{code}:tiny@64") == {"files": sums}
-    (folder / "inner.py").write_text("import more\n\n")
-    assert files_of(f"{code}:tiny")["files"][:1] == sums[:1] != files_of(f"{code}:tiny")["files"]
-    assert len({*files_of(f"{code}:tiny")["files"]} - {*sums}) == 1
+    for changed in folder / "inner.py", deep:
+        before = changed.read_text()
+        changed.write_text(before + "\n")
+        now = files_of(f"{code}:tiny")["files"]
+        assert now[0] == sums[0] and len({*now} - {*sums}) == 1 and len(now) == 4
+        changed.write_text(before)
 
 
 def test_a_network_class_of_ones_own_starts_from_its_own_weights(folder, monkeypatch):
