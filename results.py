@@ -48,6 +48,7 @@ NAMES = {
     "ckd balance=cells teacher_balance=cells": "CKD, both balanced",
     "ckd temperature=1.0": "CKD, T = 1",
     "rkd": "RKD",
+    "rkd normalize=True": "RKD, normalised",
     "ctkd": "CTKD",
     "kdpp": "KD++",
     "fitnet": "FitNet",

@@ -48,6 +48,7 @@ labels() {
     each always adversarial_kd --alpha 0  # AD: the adversary without a teacher
     each always groupdro --by-class  # the groups of its own paper
     for script in mfd 'groupdro --by-class'; do each full $script --balance; done
+    each full rkd --normalize  # features of length 1, as in its authors' script
     for change in --balance --train-backbone; do each full fairdi $change; done
     each full fairdi --alpha 0  # what do its teachers add?
     each full fairdi --step0-epoch last  # is an epoch chosen on validation too early?

@@ -6,7 +6,7 @@ scale. So the two spaces may differ in width, without an adapter. What the teach
 a wrong reason, a group for instance, comes together here too.
 
 CHANGES RELATIVE TO ckd.py.
-    - section 2: the weights λ_D and λ_A; α is 0, because RKD is compared without L_KD.
+    - section 2: the weights λ_D and λ_A, and --normalize; α is 0, as where RKD is compared alone.
     - section 4: losses of pairs, Eq. (5), and triplets, Eq. (7); Method.step adds them, Eq. (8).
 
 EQUATIONS. As in ckd.py; f, f': features (B, D), (B, D'); H(x) = x²/2 if |x| < 1, else |x| - 1/2.
@@ -22,17 +22,21 @@ EQUATIONS. As in ckd.py; f, f': features (B, D), (B, D'); H(x) = x²/2 if |x| < 
 DIFFERENCES FROM THE PAPER.
     1. It sums over pairs and triplets. Public code takes means, and our weights belong to means.
     2. Its angles have their vertex at the second index; ours, as in its code, at the first.
-DIFFERENCES FROM PUBLIC CODE (the authors' RKD, for metric learning only; RepDistiller).
-    1. λ_D = 25, λ_A = 50 are RepDistiller's: the authors' code for classifiers is not public.
+    3. f is what the last layer sees: where that lies behind a dropout (mobilenet_v3_small), the
+       student's features are dropped, too, the teacher's not. In public code nothing is.
+DIFFERENCES FROM PUBLIC CODE (the authors' RKD; RepDistiller). Both have λ_D = 25, λ_A = 50.
+    1. The authors' script for classifiers first brings features to length 1, which RepDistiller
+       does not: --normalize. Its loss is CE + 25 · L_D + 50 · L_A + T² · KL, T = 4; half of it is
+       --alpha 0.5 --distance-weight 12.5 --angle-weight 25. RepDistiller's is ours, without L_KD.
     2. Edges shorter than 1/10,000 of the usual get the cosine 0. There they are divided by at least
-       1e-12: two pictures with equal features of one network alone give a gradient of 1e9.
+       1e-12: two pictures with equal features of the student alone give a gradient of 1e9.
     3. Losses are computed in float64: in float32, rounding puts equal features of norm 10 up to
        0.005 apart, and in float16 L_A is NaN.
     4. A batch of one picture costs 0, there NaN. Learning rate and batches are those of ckd.py.
 
 RUN.  python methods/rkd.py                      the toy data, two CPU cores: 2 minutes
       python methods/rkd.py --angle-weight 0     distances only; --distance-weight 0: angles only
-      python methods/rkd.py --alpha 0.9          with L_KD as well
+      python methods/rkd.py --normalize          features of length 1, as the authors' script
 EXPECT. On the toy L_D falls from 0.08 to 0.004 and L_A from 0.08 to 0.008. Over five seeds the
 student is on average fairer than ckd.py's, not than plain training. Nothing here makes it fair.
 """
@@ -140,6 +144,7 @@ def settings():
     parser.set_defaults(alpha=0.0)  # --alpha 0.9 adds L_KD, as in ckd.py
     add("--distance-weight", type=weight, default=25.0, help="λ_D: weight of L_D (RepDistiller)")
     add("--angle-weight", type=weight, default=50.0, help="λ_A: weight of L_A (RepDistiller: 50)")
+    add("--normalize", action=switch, default=False, help="bring features to length 1")
     # ----- end of the method's own ----------------------------------------------------------------
     return parser
 
@@ -354,6 +359,8 @@ class Method(PlainTraining):
         feats_t, logits_t = self.teacher(batch)  # (B, D'), (B, C), without gradient
         loss_ce = label_loss(logits_s, batch.labels).mean()  # labels are not softened: no T
         loss_kd = kd_loss(logits_s, logits_t, self.args.temperature)
+        if self.args.normalize:
+            feats_s, feats_t = F.normalize(feats_s), F.normalize(feats_t)
         loss_d = rkd_distance_loss(feats_s, feats_t)
         loss_a = rkd_angle_loss(feats_s, feats_t)
         # Eq. (3)

@@ -222,13 +222,18 @@ def test_without_its_own_weights_it_is_ckd(alpha):
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("flags", [(), ("--alpha", "0.9", "--distance-weight", "3")])
+@pytest.mark.parametrize(
+    "flags", [(), ("--alpha", "0.9", "--distance-weight", "3"), ("--normalize",)]
+)
 def test_step_follows_equation_8(flags):
     method, batch = method_of(rkd, *flags), some_batch()
     args, (feats_t, logits_t) = method.args, method.teacher(batch)
     feats_s, logits_s = method.student(batch.images)
     ce, kd = F.cross_entropy(logits_s, batch.labels), ckd.kd_loss(logits_s, logits_t, 4.0)
-    distance, angle = plain_losses(feats_s.detach().double().numpy(), feats_t.double().numpy())
+    feats = [f.detach().double().numpy() for f in (feats_s, feats_t)]
+    if args.normalize:
+        feats = [f / np.linalg.norm(f, axis=1, keepdims=True) for f in feats]
+    distance, angle = plain_losses(*feats)
     expected = (1 - args.alpha) * ce + args.alpha * kd
     expected = expected + args.distance_weight * distance + args.angle_weight * angle
     losses = method.step(batch)
