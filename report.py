@@ -451,6 +451,9 @@ PAIRS = (
     ("adversarial KD, λ = 5", "CKD"),  # where validation chose another λ
     ("adversarial KD, λ = 5", "AD"),
     ("BIRD", "BIRD, gates fixed"),
+    ("RKD, normalised", "RKD"),
+    ("CTKD, no ramp", "CTKD"),
+    ("KD++", "KD++, w = 0"),
     ("MFD, balanced", "re-balancing"),
     ("GroupDRO by class, balanced", "re-balancing"),
     ("FairDi", "CKD"),

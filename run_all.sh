@@ -49,6 +49,8 @@ labels() {
     each always groupdro --by-class  # the groups of its own paper
     for script in mfd 'groupdro --by-class'; do each full $script --balance; done
     each full rkd --normalize  # features of length 1, as in its authors' script
+    each full ctkd --ramp-epochs 1  # are a few epochs too few for its curriculum?
+    each full kdpp --nd-weight 0  # what does L_ND add?
     for change in --balance --train-backbone; do each full fairdi $change; done
     each full fairdi --alpha 0  # what do its teachers add?
     each full fairdi --step0-epoch last  # is an epoch chosen on validation too early?

@@ -40,12 +40,13 @@ L_joint has a distilling, a CE and a fairness part. The rest is our reading, nam
        student does not learn from it, which the reviews ask about: it sees 7/8 of the pictures.
     7. The map is part of θ. Its copy need not step: only logits enter L_outer.
     8. α = 0. "can be augmented with different KD methods" (abstract): --alpha 0.9 adds CKD.
-    9. CelebA's target, its groups and the start of the student below are stated nowhere.
+    9. CelebA's target and groups, and which network the student is, are stated nowhere: below it
+       is the ResNet-18 that the poster has on CIFAR10-S.
 DIFFERENCES FROM PUBLIC CODE. There is none.
 
 RUN.  python methods/bird.py                    the toy data, two CPU cores: 5 minutes
       python methods/bird.py --phi-lr 0         gates frozen: what is left is L_F and R itself
-      After the poster's three rows (want a GPU); FILE of each is downloaded once, see the README:
+      The poster's three teachers (want a GPU); FILE of each is downloaded once, see the README:
       ... --dataset celeba --data-dir DIR --image-size 224 --student resnet18 --pretrained
           --teacher-train head --teacher-sees picture --teacher-weights FILE   and as --teacher
           timm:vit_base_patch32_clip_quickgelu_224.openai, timm:resnet50_clip.openai or flava

@@ -7,7 +7,7 @@ learns from every picture's own teacher (step 2). It never sees a group: only tr
 
 CHANGES RELATIVE TO ckd.py.
     - section 2: settings of step 0, which on masks can also be FEBS (FairSeg, Tian et al., 2024),
-      as published (½ CE + ½ Eq. (9)) or mended; whether step 2 trains the backbone.
+      its loss as published (½ CE + ½ Eq. (9)) or mended; whether step 2 trains the backbone.
     - section 4: FairScaling (step 0), train_head (step 1); Method runs both, then is step 2.
 
 EQUATIONS. l_i: loss; a_i: group; u_g: losses of B pictures of group g, u: of all B · G; φ: the
@@ -29,19 +29,21 @@ DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review th
     1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7),
        (8), α, T, and epochs, by AUC (Dice) on validation: of the worst group for step 0, which can
-       choose an early one (--step0-epoch last: the last); of its own group for each teacher. Step
-       1, of --teacher-epochs at a constant --teacher-lr, needs no --teacher, never has --balance.
+       choose an early one (--step0-epoch last: the last); of its own group for each teacher, which
+       may stay as it starts. Step 1, of --teacher-epochs and -optimizer at a constant --teacher-lr,
+       needs no --teacher, never has --balance.
     3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
        head trained on as many pictures of everybody, both chosen on the pictures that measure it.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
     1. Its distance, a Sinkhorn divergence stopped early, can be negative; Eq. (4) is exact.
-    2. It divides Eq. (6) by B. Adam does not feel that, SGD would: a learning rate B times too low.
+    2. It divides Eq. (6) by B. AdamW, there, does not feel that; SGD, here, would: a rate of lr/B.
     3. u is measured in evaluation mode, not augmented; there it moves batch norm's statistics.
-    4. t = 30, not 1. Of 1, 3, 10 and 30 validation chose 30 or 10 for FIS, on CelebA once 3, never
-       1. So soft, its weights are nearly equal, and step 0 is nearly plain training.
-    5. FEBS, as published, multiplies maps, not losses, and least those of the worst group, from
-       which it so looks away. Where a batch lacks a group, E = 0, all w = 0, and the term is 1
-       without a gradient. Eq. (10) weighs losses, most those of the worst group.
+    4. t = 30; there, from ImageNet, 1. Of 1, 3, 10 and 30 validation chose 30 or 10 for FIS, on
+       CelebA once 3, never 1. Its weights are then nearly equal, and step 0 nearly plain training.
+    5. FEBS fine-tunes there, for 5 epochs, what learnt plainly for 300; here it has all epochs, and
+       another Dice than ERM: squares below, the background a class. It multiplies maps, not losses,
+       and least those of the worst group, from which it so looks away. Where a batch lacks a group,
+       E = 0, all w = 0: the term is 1 without a gradient. Eq. (10) weighs losses, most the worst's.
 
 RUN.  python methods/fairdi.py                   the toy data, two CPU cores: 2 minutes
       python methods/fairdi.py --task segment    masks of the toy: 2 minutes
@@ -324,9 +326,8 @@ def half_w2_squared(a, b):
 def fis_loss(losses, groups, distances, fusion, temperature):
     """Eq. (6): fair identity scaling of losses (B,), for groups (B,) at distances d (G,)."""
     # Eq. (5)
-    ## wI is not detached, as in the public code: bad pictures also pull through their weights.
-    ## wG is high for groups whose losses are distributed unlike those of all, also if they are
-    ## lower; and a large group has more pictures with this weight.
+    ## wI is not detached, as in the public code: bad pictures also pull through their weights. wG
+    ## is high where losses are unlike those of all, also lower; a large group has it more often.
     w_individual = torch.softmax(losses / temperature, dim=0)  # (B,)
     w_group = torch.softmax(distances[groups] / temperature, dim=0)  # (B,)
     # Eq. (6)
@@ -483,10 +484,9 @@ class Method(PlainTraining):
 
         def first_step():
             plain = argparse.Namespace(**recipe, device=args.device)  # nothing else decides
-            step_0 = FairScaling(plain, data, student)
+            fis = FairScaling(plain, data, student)
             later = 2 + args.epochs * (1 if args.train_backbone else 0.2)  # heads: a fifth
-            checkpoint = folder / "checkpoint.pt"
-            states, _, took = fit(plain, data, step_0, "step 0", checkpoint, later=later)
+            states, _, took = fit(plain, data, fis, "step 0", folder / "checkpoint.pt", later=later)
             return states | {"seconds": sum(took)}
 
         begun = time.time()

@@ -52,6 +52,11 @@ def repeated(twice):
     return twice[1]
 
 
+def header(script):
+    """What a script says at its beginning, in one line."""
+    return " ".join(importlib.import_module(script).__doc__.split())
+
+
 def pooled(rows, name, base, metric):
     """Paired difference over the pictures of five folds."""
     assert len(results.folds_of(rows[base])) == 5 and rows[name].keys() == rows[base].keys()
@@ -296,6 +301,30 @@ def test_of_four_groups_no_row_serves_the_worst_better_and_seven_are_fairer(by_p
     assert twice[0] & twice[1] == {*fairer, "GroupDRO by class, balanced"}
 
 
+def test_what_makes_kdpp_fairer_than_ckd_on_the_toy_is_its_alpha(rows):
+    """As its header says: not L_ND."""
+    told = [f"{results.point(rows[n], 'mean_deo'):.1f}" for n in ("KD++, w = 0", "KD++", "CKD")]
+    words = "without L_ND mean-DEO is {}, with it {}, of ckd.py {}".format(*told)
+    assert words in header("kdpp")
+    added = results.change(rows["KD++"], rows["KD++, w = 0"], "mean_deo")
+    assert added.low < 0 < added.high
+
+
+@pytest.mark.slow
+def test_ctkd_without_its_ramp(by_place, repeated):
+    """It is hardly another: few epochs are not why it differs so little from CKD."""
+    both = [by_place[CIFAR10S][name] for name in ("CTKD, no ramp", "CTKD")]
+    for metric in ("accuracy", "auroc", "mean_deo"):
+        assert results.change(*both, metric).low < 0 < results.change(*both, metric).high
+    for runs in both:
+        assert {round(run["log"][-1]["temperature"]) for run in runs.values()} == {8}
+    names = "CTKD, no ramp", "CTKD", "mean_deo_corrected"
+    first, second = (pooled(which[AGE], *names) for which in (by_place, repeated))
+    told = f"{-first.point:.1f} [{-first.high:.1f}, {-first.low:.1f}]"
+    assert f"in one training of two, by {told}" in header("ctkd")
+    assert second.low < 0 < second.high
+
+
 def test_whose_ranks_are_first_in_mean_deo(by_place):
     """Over eight data sets and attributes: GroupDRO by class, balanced, and the adversary without a
     teacher; in AUROC they are 15th and 17th of 18."""
@@ -322,7 +351,7 @@ def test_what_weights_add_to_drawing_all_cells_equally_often(by_place):
     pair = f"{told['MFD']}, with --balance {told['MFD, balanced']}"
     said["mfd"] = f"it has a mean-DEO of {pair}, and {ends}"
     for script, words in said.items():
-        assert words in " ".join(importlib.import_module(script).__doc__.split())
+        assert words in header(script)
     weighed = change(rows["GroupDRO by class, balanced"], rows["re-balancing"], "mean_deo")
     matched = change(rows["MFD, balanced"], rows["re-balancing"], "mean_deo")
     assert weighed.low > 0.5 and matched.low < 0 < matched.high < 1
