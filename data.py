@@ -162,7 +162,7 @@ def files_of(*settings):
     """{"files": digests} of those settings that are FILE or FILE.py:FUNCTION; {} if none is.
 
     So another content under the same name is another run. With a FILE.py come the files beside it
-    that it imports, and all .py files in folders from which it does.
+    that it imports, and all .py files of folders that it imports from.
     """
     sums = []
     for setting in settings:

@@ -23,14 +23,14 @@ g: gradient of L_A in z.
     Eq. (7)  A: down L_A, cap ∞;  student: down Eq. (3) - λ L_A, cap log G  Method.step
 
 DIFFERENCES FROM THE PAPER. Slides have no formula. Published: an adversary that guesses the gender
-from the student's outputs, both learning at once, and its λ, up to 150. Our reading is gradient
+from the student's outputs, both networks learning at once; λ up to 150. Our reading is gradient
 reversal (Ganin and Lempitsky, 2015): λ turns the step towards fairness. Two others are not used:
     1. Projection (Zhang et al., 2018): of the task's gradient t, the part along the adversary's u
        goes, too: t - (u*t).sum() / (u*u).sum() · u - λ u, per weight tensor (fairlearn's inner is
        wrong for matrices). Two backward passes, and even a clueless u takes its part of t away.
     2. The critic gate (Savani et al., 2020; the slides' code): a critic c learns a batch's gap in
        recall; L is multiplied by max(1, λ (|c| - ε + margin) + 1), in the slides' code with c of
-       the first picture alone, and for CKD CE is, without any L_KD. That makes steps longer but
+       the first picture alone, and L is CE there, also for CKD. That makes steps longer but
        hardly turns them. (Their first code has 1/L_A and -λ L_A without gradient: λ does nothing.)
 DIFFERENCES FROM PUBLIC CODE (AD in DQle38/Fair-Feature-Distillation-for-Visual-Recognition).
     1. A mean over samples, not a sum of means per class: there λ grows with the number of classes.
@@ -40,10 +40,10 @@ DIFFERENCES FROM PUBLIC CODE (AD in DQle38/Fair-Feature-Distillation-for-Visual-
        5, 5 at 150. CE pulls by at most (1 - α)√2 = 0.14, L_KD by αT√2 = 5.1. One length for all λ
        would make all large ones one setting; the task's gradient grows in a ruined student.
     5. The ramp, from 0 to 1 at half-time. A strong adversary in the first epochs ends in collapse.
-    6. The adversary moves first and fast (Adam, 0.01); theirs with the student, at 3e-4, λ = 2,
-       and slower once its loss on test pictures no longer falls.
-    7. With a teacher its loss is CE + 4 · KL, a 4 that falls to 1, + a loss of features: there CE
-       holds more of its own against the adversary than here, a tenth of L.
+    6. The adversary moves first and fast (Adam, 0.01). Theirs moves with the student, at 3e-4,
+       slower once its loss on test pictures no longer falls; their λ is 2.
+    7. With a teacher their student's loss is CE + 4 · L_KD, where the 4 falls to 1, + a loss of
+       features. So CE weighs more there against the adversary than here, as a tenth of Eq. (3).
 
 RUN.  python methods/adversarial_kd.py                         the toy, two CPU cores: 2 minutes
       python methods/adversarial_kd.py --adversary-weight 0.5  less of it; 0 is CKD

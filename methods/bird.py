@@ -40,8 +40,8 @@ L_joint has a distilling, a CE and a fairness part. The rest is our reading, nam
        student does not learn from it, which the reviews ask about: it sees 7/8 of the pictures.
     7. The map is part of θ. Its copy need not step: only logits enter L_outer.
     8. α = 0. "can be augmented with different KD methods" (abstract): --alpha 0.9 adds CKD.
-    9. CelebA's target and groups, and which network the student is, are stated nowhere: below it
-       is the ResNet-18 that the poster has on CIFAR10-S.
+    9. CelebA's target, groups and student, and its start, are stated nowhere. Under RUN stands the
+       ResNet-18 that the poster has on CIFAR10-S, pre-trained.
 DIFFERENCES FROM PUBLIC CODE. There is none.
 
 RUN.  python methods/bird.py                    the toy data, two CPU cores: 5 minutes

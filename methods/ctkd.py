@@ -22,7 +22,7 @@ EQUATIONS. As in ckd.py; θ: one learnt number, 1 at first; S: span; e: epoch fr
 
 DIFFERENCES FROM THE PAPER.
     1. Only Global-T, one τ for all pictures, as in the authors' script. The small network of
-       Instance-T, which gives every picture its own τ, lies outside their repository.
+       Instance-T, which gives every picture its own τ, is not in their repository.
     2. In the paper's formula θ climbs by plain gradient steps. Here, as in the authors' code, it is
        in the student's SGD: the same rate, momentum 0.9 and weight decay 5e-4 (to θ = 0, τ = 11).
        AdamW is refused: it divides by the size of the gradient, and so undoes λ.
@@ -32,8 +32,8 @@ DIFFERENCES FROM PUBLIC CODE (the authors' CTKD).
     3. The τ that is logged is the mean of the epoch, there it is that of the last batch.
     4. T = 1, S = 20, R = 10 and α = 0.9 are those of its CIFAR-100 script, of 240 epochs. In a
        short run λ is large only when the learning rate is small, and stays below 1 where there are
-       fewer epochs than R. --ramp-epochs 1 changes nothing on CIFAR10-S, where τ ends near 8, too;
-       on HAM10000 by age mean-DEO is then lower in one training of two, by 1.6 [0.3, 2.9] points.
+       fewer epochs than R. With --ramp-epochs 1 no change is shown on CIFAR10-S; by age on HAM10000
+       mean-DEO falls by 1.6 [0.3, 2.9] points, in one of two trainings only.
     5. The learning rate is RepDistiller's 0.05, also on the toy and for masks, where ckd.py has 2
        to 4 times as much. Batches are those of ckd.py.
 

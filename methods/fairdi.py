@@ -22,28 +22,28 @@ running mean, from 1, of 1 - soft Dice of its pictures in a batch.
     Eq. (6)  L_FIS = Σ_i ((1 - κ) · wI_i + κ · wG_i) · l_i                 fis_loss
     Eq. (7)  L_g = mean of CE(h_g(φ(x_i)), y_i) over group g               train_head
     Eq. (8)  z'_i = h_{a_i}(φ(x_i))                                        Method.taught
-    Eq. (9)  FEBS: Dice loss of w_{a_i} p and m,  w_g = tanh(min_h E_h / E_g)  febs_loss
-    Eq. (10)  mended: L = mean of l_i · Ē_{a_i} / mean_h Ē_h               FairScaling.febs_step
+    Eq. (9)  FEBS: Dice loss of w_{a_i} p and m,  w_g = tanh(min_j E_j / E_g)  febs_loss
+    Eq. (10)  mended: L = mean of l_i · Ē_{a_i} / mean_j Ē_j               FairScaling.febs_step
 
 DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review that quotes step 0.
     1. The paper's: FIS, a teacher for each group, one student, parts frozen, two points reported.
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7),
-       (8), α, T, and epochs, by AUC (Dice) on validation: of the worst group for step 0, which can
-       choose an early one (--step0-epoch last: the last); of its own group for each teacher, which
-       may stay as it starts. Step 1, of --teacher-epochs and -optimizer at a constant --teacher-lr,
-       needs no --teacher, never has --balance.
+       (8), α, T. Epochs are chosen by AUC (Dice) on validation: step 0's by its worst group, maybe
+       an early one (--step0-epoch last: the last), a teacher's by its own group, maybe its start.
+       Step 1 has --teacher-epochs, --teacher-optimizer and a constant --teacher-lr; it needs no
+       --teacher and never has --balance.
     3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
        head trained on as many pictures of everybody, both chosen on the pictures that measure it.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
     1. Its distance, a Sinkhorn divergence stopped early, can be negative; Eq. (4) is exact.
-    2. It divides Eq. (6) by B. AdamW, there, does not feel that; SGD, here, would: a rate of lr/B.
+    2. It divides Eq. (6) by B. Its AdamW does not feel that; our SGD would, as a rate of lr/B.
     3. u is measured in evaluation mode, not augmented; there it moves batch norm's statistics.
-    4. t = 30; there, from ImageNet, 1. Of 1, 3, 10 and 30 validation chose 30 or 10 for FIS, on
-       CelebA once 3, never 1. Its weights are then nearly equal, and step 0 nearly plain training.
-    5. FEBS fine-tunes there, for 5 epochs, what learnt plainly for 300; here it has all epochs, and
-       another Dice than ERM: squares below, the background a class. It multiplies maps, not losses,
-       and least those of the worst group, from which it so looks away. Where a batch lacks a group,
-       E = 0, all w = 0: the term is 1 without a gradient. Eq. (10) weighs losses, most the worst's.
+    4. t = 30; there 1, for networks from ImageNet. Of 1, 3, 10 and 30 validation chose 30 or 10 for
+       FIS, on CelebA once 3. At 30 wI and wG are nearly equal, and step 0 nearly plain training.
+    5. FEBS fine-tunes there, 5 epochs after 300 of plain training; here it has all epochs. Its Dice
+       is not that of `label_loss`: it squares below the line, and background is a class. It scales
+       maps, not losses, the worst group's least, and so looks away from it. Where a batch lacks a
+       group, E = 0, all w = 0: the term is 1. Eq. (10) weighs losses, most the worst group's.
 
 RUN.  python methods/fairdi.py                   the toy data, two CPU cores: 2 minutes
       python methods/fairdi.py --task segment    masks of the toy: 2 minutes
@@ -326,8 +326,8 @@ def half_w2_squared(a, b):
 def fis_loss(losses, groups, distances, fusion, temperature):
     """Eq. (6): fair identity scaling of losses (B,), for groups (B,) at distances d (G,)."""
     # Eq. (5)
-    ## wI is not detached, as in the public code: bad pictures also pull through their weights. wG
-    ## is high where losses are unlike those of all, also lower; a large group has it more often.
+    ## As in public code, wI is not detached: bad pictures also pull through their weights. wG is
+    ## high for a group whose losses differ from all's, even lower; a large one has it more often.
     w_individual = torch.softmax(losses / temperature, dim=0)  # (B,)
     w_group = torch.softmax(distances[groups] / temperature, dim=0)  # (B,)
     # Eq. (6)

@@ -22,11 +22,11 @@ DIFFERENCES FROM THE PAPER. We follow the authors' code, which we could check, n
     1. The weights are halved, so that Eq. (3) means the same in all scripts: published, for
        ResNet-56 to -20, is CE + r · L_KD + 2 · L_ND. SGD takes the same steps on half of it at
        twice the learning rate and half the weight decay: their 0.1 and 5e-4 would be 0.2 and 2.5e-4
-       here. Their weights u of L_KD and v of L_ND for other pairs: α = u/(1 + u), w = v/(1 + u):
-       where widths differ and an adapter is needed, as here, w is 0.1 to 0.75, not the default 1.
+       here. Their weights u of L_KD and v of L_ND for other pairs: α = u/(1 + u), w = v/(1 + u).
+       Where widths differ, as here, that makes a w of 0.1 to 0.75; our default is 1 all the same.
     2. E is a twelfth of the epochs: theirs is 20 of 240, more epochs than a short run has.
-    3. f' is what the last layer sees: where that lies behind a dropout (mobilenet_v3_small), the
-       student's features are dropped, too, the teacher's not. In public code nothing is.
+    3. f and f' are what the last layers see. A dropout before that of the student, as in
+       mobilenet_v3_small, sets parts of f to 0. In public code only the adapter's dropout does.
 DIFFERENCES FROM PUBLIC CODE (WangYZ1608/Knowledge-Distillation-via-ND).
     1. Centres are means over plain pictures, theirs over random crops and flips, rounded: ours
        depend on nothing random. Their CIFAR script always reads the file of one teacher's centres.
@@ -35,8 +35,8 @@ DIFFERENCES FROM PUBLIC CODE (WangYZ1608/Knowledge-Distillation-via-ND).
 
 RUN.  python methods/kdpp.py                   the toy data, two CPU cores: 2 minutes
       python methods/kdpp.py --nd-weight 0     what L_ND adds: the same without it
-EXPECT. On the toy more accurate and fairer than ckd.py in the mean of five seeds, which is the work
-of α = 0.5: without L_ND mean-DEO is 3.5, with it 4.1, of ckd.py 11.2. L_ND knows no groups.
+EXPECT. On the toy more accurate and fairer than ckd.py in the mean of five seeds, but not by L_ND:
+mean-DEO is 3.5 without it, 4.1 with it, 11.2 by ckd.py. L_ND knows no groups.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

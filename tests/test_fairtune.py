@@ -147,7 +147,7 @@ def test_an_undefined_objective_is_explained_before_any_trial(toy, tmp_path, mon
     [
         (("--mask", "0101"), "12 bits"),
         (("--mask", "01010101010x"), "12 bits"),
-        (("--mask", "search", "--trials", "0"), "a trial or more"),
+        (("--mask", "search", "--trials", "0"), "above 0"),
     ],
 )
 def test_bad_masks_are_refused(toy, flags, message):

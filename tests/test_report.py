@@ -185,9 +185,9 @@ def test_the_poster_s_layout_is_for_more_than_two_rows(tmp_path):
 
 @pytest.mark.parametrize("starts", ["aa", "ab"])
 def test_tuning_is_compared_from_one_start(folder, starts):
-    for mask, start in zip(("all", "search"), starts):
+    for mask, start in zip(("full", "search"), starts):
         for seed in range(3):
-            made = result("fairtune", seed, mask=mask, trials=4 if mask == "all" else 20)
+            made = result("fairtune", seed, mask=mask, trials=4 if mask == "full" else 20)
             put(folder, made | {"search": {"theta_0": start}}, f"mask_{mask}")
     made, refused = report.tables(results.collect(folder), {})
     overview = ("toy", ""), "overview"
@@ -236,7 +236,7 @@ def test_rows_that_are_pretrained_say_so(folder):
     rows = next(rows for rows in results.collect(folder).values() if "FairTune" in rows)
     assert report.headline_cell(rows["FairTune"], "", ("toy", ""), 3).endswith(" (pre-trained)")
     for seed in range(3):
-        put(folder, result("fairtune", seed, mask="all", teacher_weights="x.pt"), "all")
+        put(folder, result("fairtune", seed, mask="full", teacher_weights="x.pt"), "full")
     claims = [row[0] for row in report.claims_table(results.collect(folder)).rows]
     assert "FairTune: smaller gap than full fine-tuning (pre-trained)" in claims
     for student, teacher, words in (
