@@ -47,7 +47,7 @@ FAMILIES = {
     WRONG: {"adversarial KD": "D--", "AD": "d:"},
     "#e69f00": {"BIRD": "^-.", "MFD": "P-", "GroupDRO": "v:", "GroupDRO by class": "s--"},
     INDIGO: {"FIS": ">-", "FEBS": "<:", "FairDi": "P--", "own group's teacher": "o--"}
-    | {"FairTune": "h:", "linear probe": "p-.", "all parts": "s-.", "full fine-tuning": "h-"},
+    | {"FairTune": "h:", "linear probe": "p-.", "full fine-tuning": "h-"},
 }
 LOOK = {
     name: {"color": colour, "marker": form[0], "ls": form[1:]}

@@ -452,8 +452,8 @@ PAIRS = (
     ("adversarial KD, λ = 5", "AD"),
     ("BIRD", "BIRD, gates fixed"),
     ("RKD, normalised", "RKD"),
-    ("CTKD, no ramp", "CTKD"),
-    ("KD++", "KD++, w = 0"),
+    ("CTKD, no curriculum", "CTKD"),
+    ("KD++", "KD++, no L_ND"),
     ("MFD, balanced", "re-balancing"),
     ("GroupDRO by class, balanced", "re-balancing"),
     ("FairDi", "CKD"),
@@ -462,7 +462,7 @@ PAIRS = (
     ("FairDi, no teachers", "FIS"),
     ("FairDi, from step 0's last epoch", "FairDi"),
     ("FairTune", "full fine-tuning"),
-    ("all parts", "full fine-tuning"),
+    ("FairTune, all parts", "full fine-tuning"),
     ("linear probe", "full fine-tuning"),
     ("FEBS, mended", "FEBS"),
     (CEILING, "FIS"),
@@ -665,7 +665,8 @@ def of_the_poster(metric):
 def pairs_table(by_place):
     """Paired differences of PAIRS on every data set: what one part of a method does.
 
-    Of a weight that was not chosen, with one run, no answers are kept: it is left out.
+    Of a weight that was not chosen, with one run, no answers are kept: it is left out. Where both
+    have other teachers, a difference may be theirs: the name of the pair says so.
     """
     lines = []
     for pair, (place, rows) in itertools.product(PAIRS, by_place.items()):
@@ -675,7 +676,8 @@ def pairs_table(by_place):
         weights = map(results.weight_of, runs)  # FairDi's and FIS's may differ
         names = [n if n.endswith(w) else n + w for n, w in zip(pair, weights)]
         names = [n + results.marks(r) for n, r in zip(names, runs)]
-        lines.append((" − ".join(names), place, *runs))
+        others = " (other teachers)" if strangers(*runs) else ""
+        lines.append((" − ".join(names) + others, place, *runs))
     shown = ["top-1", "AUROC", "worst group", "gap", "mean-DEO", "disparity"]
     return differences_table("pair", shown, lines, by_place)
 

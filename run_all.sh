@@ -49,13 +49,13 @@ labels() {
     each always groupdro --by-class  # the groups of its own paper
     for script in mfd 'groupdro --by-class'; do each full $script --balance; done
     each full rkd --normalize  # features of length 1, as in its authors' script
-    each full ctkd --ramp-epochs 1  # are a few epochs too few for its curriculum?
+    each full ctkd --ramp-epochs 1  # what does its curriculum add?
     each full kdpp --nd-weight 0  # what does L_ND add?
     for change in --balance --train-backbone; do each full fairdi $change; done
     each full fairdi --alpha 0  # what do its teachers add?
     each full fairdi --step0-epoch last  # is an epoch chosen on validation too early?
     each full bird --phi-lr 0  # what do its gates add?
-    for mask in full all none; do each full fairtune --mask $mask; done
+    for mask in full all none; do each full fairtune --mask $mask; done  # all weights, every bit, the head
     for l in 0 0.1 0.5 1 2 5 10 50 150; do  # how strong an adversary?
         each 'toy|celeba|wider' adversarial_kd --adversary-weight $l
     done

@@ -35,8 +35,8 @@ DIFFERENCES FROM PUBLIC CODE (WangYZ1608/Knowledge-Distillation-via-ND).
 
 RUN.  python methods/kdpp.py                   the toy data, two CPU cores: 2 minutes
       python methods/kdpp.py --nd-weight 0     what L_ND adds: the same without it
-EXPECT. On the toy more accurate and fairer than ckd.py in the mean of five seeds, but not by L_ND:
-mean-DEO is 3.5 without it, 4.1 with it, 11.2 by ckd.py. L_ND knows no groups.
+EXPECT. On the toy more accurate and fairer than ckd.py in the mean of five seeds. That L_ND does it
+is not shown: mean-DEO is 3.5 without it (other teachers), 4.1 with it, 11.2 by ckd.py.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

@@ -39,7 +39,7 @@ RUN.  python methods/rkd.py                      the toy data, two CPU cores: 2 
       python methods/rkd.py --normalize          features of length 1, as in the authors' script
 EXPECT. On the toy L_D falls from 0.08 to 0.004 and L_A from 0.08 to 0.008. Over five seeds the
 student is on average fairer than ckd.py's, not than plain training. Nothing here makes it fair.
-With --normalize mean-DEO is 3.9, without it 5.8, which are not shown to differ.
+With --normalize (other teachers) mean-DEO is 3.9, not 5.8: no difference is shown.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

@@ -77,10 +77,10 @@ def test_the_list_names_every_script_and_only_those(tmp_path, stand_in):
 def test_fairtune_may_learn_something_else_before(stand_in):
     flags = ("--dataset", "csv", "--data-dir", "x", "--only", "at", "fairtune", "--seeds", "1")
     lines = [line for line in lines_of(stand_in, *flags) if "fairtune" in line]
-    assert len(lines) == 3 and not any("--source" in line or "--trials" in line for line in lines)
+    assert len(lines) == 4 and not any("--source" in line or "--trials" in line for line in lines)
     listed = lines_of(stand_in, *flags, "--source-dir", "a b")
     lines = [shlex.split(line) for line in listed if "fairtune" in line]
-    assert len(lines) == 3 and all("--source-dir" in line and "a b" in line for line in lines)
+    assert len(lines) == 4 and all("--source-dir" in line and "a b" in line for line in lines)
 
 
 @pytest.mark.parametrize("student, last", [("convnet8", "vit_tiny"), ("vit_b_16", "vit_b_16")])
@@ -136,15 +136,15 @@ def test_real_data_sets_get_their_folder_and_folds(stand_in):
     flags = ("--data-dir", "/my data", "--only", "rkd", "at")
     listed = lines_of(stand_in, *flags, "--dataset", "ham10000", "--", "--epochs", "3", "--out", "")
     lines = [shlex.split(line)[2:] for line in listed]
-    assert len(lines) == 2 * 5 * 2  # scripts, folds, attributes
+    assert len(lines) == 3 * 5 * 2  # rows, folds, attributes
     other = lines_of(stand_in, *flags, "--dataset", "ham10000", "--", "--sensitive", "sex+age")
-    assert len(other) == 2 * 5 and all(line.endswith("--sensitive sex+age") for line in other)
+    assert len(other) == 3 * 5 and all(line.endswith("--sensitive sex+age") for line in other)
     common = ["--seed", "0", "--dataset", "ham10000", "--data-dir", "/my data", "--epochs", "3"]
     for n, (script, *rest) in enumerate(sorted(lines)):
-        assert script == ("methods/at.py", "methods/rkd.py")[n // 10]
+        assert script == ("methods/at.py", "methods/rkd.py")[n >= 10]
         assert rest[rest.index("--seed") :] == [*common, "--out", ""]
     folds = [line[line.index("--fold") + 1] for line in lines if "--sensitive" in line]
-    assert sorted(folds) == sorted("01234" * 2)
+    assert sorted(folds) == sorted("01234" * 3)
     flags = ("--seeds", "2", "--dataset", "csv", "--data-dir", "x", "--only", "at.py")
     assert lines_of(stand_in, *flags) == [
         f"OMP_NUM_THREADS=1 python methods/at.py --seed {seed} --dataset csv --data-dir x"
@@ -183,15 +183,16 @@ def test_failures_are_named_and_stop_nothing_and_what_has_ended_is_not_run_again
     assert calls[-1] == "report.py"  # after all others
     ended = [line for line in done.stdout.splitlines() if line.startswith(("done: ", "FAILED "))]
     assert len(ended) == len(listed)
-    assert sum("FAILED (oh dear): " in line for line in ended) == 2
+    assert sum("FAILED (oh dear): " in line for line in ended) == 4  # two rows, two seeds
     failed = [line for line in listed if "rkd" in line]
     assert done.returncode == 1 and done.stderr.splitlines() == ["these failed:", *failed]
     (tmp_path / "calls").unlink()
     again = stand_in("--seeds", "3", "--only", "rkd", "at", "--task", "classify")
-    assert "6 runs, 4 to do" in again.stdout and again.returncode == 1
+    assert "9 runs, 7 to do" in again.stdout and again.returncode == 1
     calls = (tmp_path / "calls").read_text().splitlines()
-    failing = [f"methods/rkd.py --seed {seed}" for seed in (0, 1, 2)]
-    assert sorted(calls) == ["methods/at.py --seed 2", *failing, "report.py"]
+    flags = [f"{own}--seed {seed}" for own in ("", "--normalize ") for seed in (0, 1, 2)]
+    failing = [f"methods/rkd.py {each}" for each in flags]
+    assert sorted(calls) == ["methods/at.py --seed 2", *sorted(failing), "report.py"]
 
 
 def test_all_well_is_exit_code_0(tmp_path, stand_in):
