@@ -227,12 +227,12 @@ def whole(by_place, place):
 
 
 @pytest.mark.slow
-def test_one_of_twenty_rows_serves_the_old_better(by_place, repeated):
+def test_one_of_twenty_two_rows_serves_the_old_better(by_place, repeated):
     """HAM10000 by age, small networks: KD++, in the first of two trainings, none in the second."""
     names = whole(by_place, AGE)
     for which, better in ((by_place, {"KD++"}), (repeated, set())):
         changes = {n: pooled(which[AGE], n, "ERM", "auroc_worst_group") for n in names}
-        assert len(names) == 20 and {n for n in names if changes[n].low > 0} == better
+        assert len(names) == 22 and {n for n in names if changes[n].low > 0} == better
 
 
 @pytest.mark.slow
@@ -340,7 +340,7 @@ def test_full_fine_tuning_is_fairer_than_the_best_mask(rows):
 @pytest.mark.slow
 def test_ctkd_without_its_curriculum(by_place, repeated):
     """It is hardly another: few epochs are not why it differs so little from CKD."""
-    both = [by_place[CIFAR10S][name] for name in ("CTKD, no curriculum", "CTKD")]
+    both = [by_place["cifar10s", CIFAR10S][name] for name in ("CTKD, no curriculum", "CTKD")]
     for metric in ("accuracy", "auroc", "mean_deo"):
         assert results.change(*both, metric).low < 0 < results.change(*both, metric).high
     names = "CTKD, no curriculum", "CTKD", "mean_deo_corrected"

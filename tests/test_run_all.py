@@ -267,7 +267,7 @@ def test_two_workers_and_a_kill(tmp_path, pictures):
     data = shutil.move(pictures, tmp_path / "my pictures")
     other = shutil.copytree(folder, tmp_path / "other")
     small = "--image-size 16 --teacher convnet4 --student convnet2 --epochs 2 --batch-size 16"
-    flags = ["--dataset", "csv", "--data-dir", str(data), "--seeds", "2", "--only", "rkd"]
+    flags = ["--dataset", "csv", "--data-dir", str(data), "--seeds", "2", "--only", "at"]
     flags += ["--jobs", "1", "--", *small.split()]
     listed = run(folder, "--list", *flags).stdout.splitlines()
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -281,7 +281,7 @@ def test_two_workers_and_a_kill(tmp_path, pictures):
     )
     assert workers.returncode == 0, workers.stderr
     assert workers.stdout.count("wrote ") == 2
-    results = sorted(folder.glob("runs/csv/rkd/*/result.json"))
+    results = sorted(folder.glob("runs/csv/at/*/result.json"))
     before = [path.stat().st_mtime_ns for path in results]
     again = run(folder, *flags)
     assert again.returncode == 0 and "2 runs, 2 to do" in again.stdout, again.stdout + again.stderr
@@ -289,11 +289,11 @@ def test_two_workers_and_a_kill(tmp_path, pictures):
     assert before == [path.stat().st_mtime_ns for path in results] and len(results) == 2
 
     process = start(other, *flags)
-    while process.poll() is None and not list(other.glob("runs/csv/rkd/*/checkpoint.pt")):
+    while process.poll() is None and not list(other.glob("runs/csv/at/*/checkpoint.pt")):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert len(list(other.glob("runs/csv/rkd/*/result.json"))) < 2
+    assert len(list(other.glob("runs/csv/at/*/result.json"))) < 2
     done = run(other, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(other / "runs" / "csv", folder / "runs" / "csv") == []
