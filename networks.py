@@ -345,7 +345,7 @@ def body(name, size, started=False, pretrained=False, segment=False):
                     raise TypeError("it gives no maps, which --task segment needs")
             elif not name.startswith("timm:"):  # which comes without a last layer
                 names = {layer: where for where, layer in net.named_modules()}
-                linear = [layer for layer in used if isinstance(layer, nn.Linear)]
+                linear = [x for x in used if isinstance(x, nn.Linear) and x in names]
                 if linear:  # its place is taken by the script's head
                     net.set_submodule(names[linear[-1]], nn.Identity())
                     logits, feats = feats, net(black)

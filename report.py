@@ -665,8 +665,8 @@ def of_the_poster(metric):
 def pairs_table(by_place):
     """Paired differences of PAIRS on every data set: what one part of a method does.
 
-    Of a weight that was not chosen, with one run, no answers are kept: it is left out. Where both
-    have other teachers, a difference may be theirs: the name of the pair says so.
+    Of a weight that was not chosen, with one run, no answers are kept: it is left out. Where the
+    teachers of both are not the same networks, a difference may be theirs: its name says so.
     """
     lines = []
     for pair, (place, rows) in itertools.product(PAIRS, by_place.items()):

@@ -233,8 +233,7 @@ def attribute(where, rows, choice, flag=""):
 
 
 def pictures_below(root, endings=ENDINGS):
-    """The names of all picture files in a folder and its folders: links followed, hidden ones left
-    out."""
+    """The names of all picture files below a folder: links followed, hidden ones left out."""
     names = glob.iglob("**", root_dir=root, recursive=True)
     return sorted(name for name in names if name.lower().endswith(endings))
 

@@ -515,11 +515,10 @@ def test_intervals_are_the_tables_own_and_none_is_over_three_runs(everything):
     assert np.isnan(figures.measured(three, "accuracy").low)
     assert not np.isnan(results.cell(three, "accuracy").low)
     assert figures.measured(five, "accuracy") == results.cell(five, "accuracy")
-    one = everything["toy", ""]["GroupDRO"]
+    one = everything["toy", ""]["GroupDRO, η = 0.01"]
     assert len(one) == 1 and figures.measured(one, "mean_deo") == results.cell(one, "mean_deo")
-    ahead = figures.ahead(one, "disparity", "last", False)  # of each class, some without an error
-    assert all(value.low <= value.point <= value.high for value in ahead)
-    assert sum(value.low < value.high for value in ahead) > 2
+    for value in figures.ahead(one, "disparity", "last", False):
+        assert value.low < value.point < value.high
 
 
 def test_folds_have_the_interval_of_all_their_pictures(everything, tmp_path, monkeypatch):

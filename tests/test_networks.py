@@ -87,6 +87,18 @@ class Early(nn.Module):
 def early(size):
     return Early()
 
+class Hidden(Mine):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(4, 4)
+        self.more = [nn.Linear(4, 4)]  # a layer that PyTorch does not know of
+
+    def forward(self, x):
+        return self.more[0](super().forward(x))
+
+def hidden(size):
+    return Hidden()
+
 class Choosy(Mine):
     def forward(self, x):
         raise ValueError("I want 64 pixels")
@@ -150,6 +162,7 @@ def test_student_and_teacher_of_ones_own(folder, monkeypatch):
         ("nets.py:number", ["nets.py:number returns no torch.nn.Module, but 3"]),
         ("nets.py:endless", ["does not end in a linear layer"]),
         ("nets.py:sideways", ["does not end in a linear layer"]),
+        ("nets.py:hidden", ["does not end in a linear layer"]),
         ("nets.py:two", ["nets.py:two gives a tuple: let it give logits alone"]),
         ("nets.py:aside", ["nets.py:aside gives a tuple in training: let it give logits alone"]),
         ("nets.py:choosy", ["nets.py:choosy cannot take pictures", "(I want 64 pixels)"]),

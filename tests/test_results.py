@@ -342,7 +342,8 @@ def test_ctkd_without_its_curriculum(by_place, repeated):
     """It is hardly another: few epochs are not why it differs so little from CKD."""
     both = [by_place["cifar10s", CIFAR10S][name] for name in ("CTKD, no curriculum", "CTKD")]
     for metric in ("accuracy", "auroc", "mean_deo"):
-        assert results.change(*both, metric).low < 0 < results.change(*both, metric).high
+        changed = results.change(*both, metric)
+        assert changed.low < 0 < changed.high
     names = "CTKD, no curriculum", "CTKD", "mean_deo_corrected"
     again = pooled(repeated[AGE], *names)  # with the same teachers, as in the first training not
     told = f"higher by {again.point:.1f} [{again.low:.1f}, {again.high:.1f}]"
