@@ -530,7 +530,7 @@ def profiled(flags):
     args, student = settings_and_student(fairdi)
     made["FairDi, step 0"] = fairdi.FairScaling(args, data, student)
     args, student = settings_and_student(fairtune)
-    for name, bit in (("FairTune, all parts", "1"), ("FairTune, no part", "0")):
+    for name, bit in (("FairTune, all parts", "1"), ("linear probe", "0")):
         bits = bit * len(fairtune.parts(student))
         made[name] = fairtune.Tuning(args, data, copy.deepcopy(student), bits, 1e-3)
     return made

@@ -113,7 +113,7 @@ def test_where_a_step_goes(capsys):
         "BIRD",
         "FairDi, step 0",
         "FairTune, all parts",
-        "FairTune, no part",
+        "linear probe",
     ]
     for row in steps.values():
         assert row["milliseconds"] > 0 and len(row["operators"]) == 5
