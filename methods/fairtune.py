@@ -144,7 +144,7 @@ def settings():
     ## A budget of its own, the same for all data sets: the search trains 20 times. This --lr counts
     ## where none is searched; a teacher's budget is that of pre-training.
     parser.set_defaults(student="vit_tiny", epochs=12, batch_size=64, lr=3e-4)
-    parser.set_defaults(teacher_epochs=12, teacher_lr=0.05)
+    parser.set_defaults(teacher_epochs=30, teacher_lr=0.05)
     add("--mask", default="search", help="search, full, all, none, or 0/1 bits")
     goals = ["loss_worst_group", "auroc_worst_group", "auroc_gap", "auroc"]
     add("--objective", default=goals[0], choices=goals, help="on validation")
