@@ -121,7 +121,9 @@ class Table:
 
 
 def named(dataset, label):
-    """A data set and conditions in words."""
+    """A data set and conditions in words: those of PLACES by their names there."""
+    if name := {place: name for name, place in PLACES.items()}.get((dataset, label)):
+        return name
     parts = re.split(f"-(?=(?:{'|'.join(results.CONDITIONS)})_)", label)  # names of files have "-"
     return ", ".join([results.titled(dataset), *(p.replace("_", " ") for p in parts if p)])
 
@@ -753,18 +755,28 @@ def made_table(by_place):
 
 
 NETWORKS, BY_RACE = "teacher_convnet16-student_convnet8", "target_gender-sensitive_race"
-MASKED = "teacher_unet8-student_unet4-epochs_20-teacher_epochs_20-train_share_0.1"
+BY_AGE = "folds-image_size_32-sensitive_age"
+UNETS = "teacher_unet8-student_unet4-epochs_20-teacher_epochs_20-train_share_0.1"
+TRANS = UNETS.replace("unet", "transunet")
+PRE_TRAINED = "teacher_weights_efficientnet-lite0-57934424.pth-teacher_epochs_9-teacher_lr_0.0005-"
+PRE_TRAINED += "teacher_optimizer_adamw-teacher_statistics_imagenet-teacher_sees_flips"
+LITE0 = f"teacher_timm:tf_efficientnet_lite0-student_mobilenet_v3_small-{PRE_TRAINED}"
 HEADLINE = {  # the places whose results stand in the README
     "toy": ("toy", ""),
-    "HAM10000, age": ("ham10000", f"folds-image_size_32-sensitive_age-{NETWORKS}"),
+    "HAM10000, age": ("ham10000", f"{BY_AGE}-{NETWORKS}"),
     "CIFAR10-S": ("cifar10s", f"{NETWORKS}-epochs_8-teacher_epochs_8"),
     "CelebA, attractive": ("celeba", f"image_size_32-{NETWORKS}"),
     "FairFace, gender by race": ("csv-fairface", f"image_size_32-{BY_RACE}-{NETWORKS}"),
 }
-PLACES = HEADLINE | {  # and others that figures and tests name
+PLACES = HEADLINE | {  # and others that have a short name
     "HAM10000, sex": ("ham10000", f"folds-image_size_32-{NETWORKS}"),
     "HAM10000, sex and age": ("ham10000", f"folds-image_size_32-sensitive_sex+age-{NETWORKS}"),
-    "HAM10000, masks": ("ham10000-segment", f"folds-image_size_32-sensitive_age-{MASKED}"),
+    "HAM10000, age, ImageNet teacher": ("ham10000", f"folds-image_size_96-sensitive_age-{LITE0}"),
+    "CelebA, smiling": ("celeba", f"image_size_32-target_Smiling-{NETWORKS}"),
+    "CelebA, blond hair": ("celeba", f"image_size_32-target_Blond_Hair-{NETWORKS}"),
+    "HAM10000, masks, age": ("ham10000-segment", f"{BY_AGE}-{UNETS}"),
+    "HAM10000, masks, sex": ("ham10000-segment", f"folds-image_size_32-{UNETS}"),
+    "HAM10000, masks, age, transunet4": ("ham10000-segment", f"{BY_AGE}-{TRANS}"),
 }
 
 
@@ -925,6 +937,7 @@ def pages(by_place, made, captions):
     """
     start = "Made by `python report.py`; `--help` tells what the columns and intervals mean. The "
     start += "best of a column is bold: no test says that it is better than the next."
+    names = "Data sets have the names of the headings on their pages, where their commands stand."
     texts = {}
     for place, (name, command, runs, hours, machine) in zip(by_place, made["all", "made"].rows):
         text = texts.setdefault(f"{place[0]}.md", [f"# Results: {results.titled(place[0])}", start])
@@ -934,7 +947,7 @@ def pages(by_place, made, captions):
                 words = ", at the largest output" if end else ""
                 text += [f"### {title}{words}", made[place, kind + end].markdown()]
         text += [f"![{file}]({file})\n\n*{c}*" for file, c in captions.get(place, {}).items()]
-    text = texts["claims.md"] = ["# Results: claims, and all data sets together", start]
+    text = texts["claims.md"] = ["# Results: claims, and all data sets together", start, names]
     for kind, title in ACROSS.items():
         for place in [place for place, other in made if other == kind]:
             where = "" if place == "all" else f" ({named(*place)})"
@@ -961,7 +974,7 @@ SHOWN = {  # the figures of the packed results; your own results get all of them
     "toy": ("gallery", "training"),
     "CIFAR10-S": ("disparity",),
     "CelebA, attractive": ("sweep",),
-    **dict.fromkeys(("HAM10000, sex", "HAM10000, age", "HAM10000, masks"), ("two-points",)),
+    **dict.fromkeys(("HAM10000, sex", "HAM10000, age", "HAM10000, masks, age"), ("two-points",)),
 }
 COMMITTED = [f"ranks-{metric}.png" for metric in ("AUROC", "worst-group", "mean-DEO", "worst-Dice")]
 COMMITTED += [f"{stem_of(PLACES[p])}-{kind}.png" for p, kinds in SHOWN.items() for kind in kinds]
@@ -1039,7 +1052,7 @@ def draw(by_place, folder, wanted, data_dir):
     for metric in ("AUROC", "worst group", "mean-DEO", "Dice", "worst Dice"):
         make("all", f"ranks-{metric.replace(' ', '-')}.png", ranked, metric)
     if (folder / DRAWN_BEFORE).exists():
-        place = PLACES["HAM10000, masks"]
+        place = PLACES["HAM10000, masks, age"]
         captions.setdefault(place, {})[DRAWN_BEFORE] = figures.OUTLINES + figures.CREDIT
     return captions
 

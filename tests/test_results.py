@@ -573,6 +573,14 @@ def test_intervals_in_sentences_stand_in_a_table_of_their_data_set_and_row():
     assert not untrue("On HAM10000 FairDi's -0.6 [-1.1, -0.1]", there)
 
 
+def test_a_short_name_is_of_one_table_that_there_is(by_place):
+    places = list(report.PLACES.values())
+    assert {*places} <= by_place.keys() and len({*places}) == len(places)
+    assert report.named(*report.PLACES["HAM10000, sex"]) == "HAM10000, sex"
+    longer = report.named("ham10000", f"{report.PLACES['HAM10000, sex'][1]}-epochs_9")
+    assert longer.startswith("HAM10000, folds, ") and longer.endswith(", epochs 9")
+
+
 def test_the_readme_s_table_is_made_from_the_results(by_place):
     text = (ROOT / "README.md").read_text()
     assert report.fill(text, by_place) == text
