@@ -717,7 +717,9 @@ def command_of(place, runs):
         seeds = 1 + max(r["settings"]["seed"] for r in runs)
         words += ["--seeds", seeds] if seeds > 1 or not results.in_folds(place) else []
         words += ["--folds"] if results.in_folds(place) and name != "ham10000" else []
-        words += ["--source-dir", "DIR2"] if any("source" in r["changed"] for r in runs) else []
+        if source := first["changed"].get("source"):
+            words += ["--source", source] if source != "csv" else []
+            words += ["--source-dir", "DIR2"]
         if every != {*methods}:
             words += ["--only", *methods]
         words += ["--"] if settings else []
@@ -725,6 +727,12 @@ def command_of(place, runs):
         switch = f"--{'no-' if value is False else ''}{name}".replace("_", "-")
         words += [switch] if isinstance(value, bool) else [switch, value]
     return " ".join(shlex.quote(str(word)) for word in words)
+
+
+def commands_of(place, runs):
+    """One command, or two where FairTune first learnt other pictures than the drawn stars."""
+    parts = [[run for run in runs if ("source" in run["changed"]) == own] for own in (False, True)]
+    return " and ".join(f"`{command_of(place, part)}`" for part in parts if part)
 
 
 def hours_of(runs):
@@ -749,7 +757,7 @@ def made_table(by_place):
         runs = [run for row in own for run in row.values()]
         devices = ", ".join(dict.fromkeys(run["times"]["device"] for run in runs))
         versions = ", ".join(sorted({run["times"]["torch"].partition("+")[0] for run in runs}))
-        cells = [f"`{command_of(place, runs)}`", str(len(runs)), f"{hours_of(runs):.1f}"]
+        cells = [commands_of(place, runs), str(len(runs)), f"{hours_of(runs):.1f}"]
         table.add(named(*place), [*cells, f"{devices} torch {versions}"])
     return table
 

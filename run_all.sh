@@ -9,8 +9,9 @@
 #                                            real pictures; ham10000: five folds,
 #                                            by sex and by age, or as -- says
 #     ... --task segment                     masks alone; classify: labels
-#     ... --source-dir DIR2                  FairTune first learns DIR2 (a csv
-#                                            folder), not drawn stars
+#     ... --source-dir DIR2                  FairTune first learns DIR2, not drawn
+#                                            stars: a csv folder, or as --source
+#                                            says, cifar10s
 #     ... --seeds 5                          five seeds of each run
 #     ... --folds                            five folds (csv; ham10000 has them)
 #     ... --jobs 4                           four at a time (usual: all cores)
@@ -88,7 +89,7 @@ each() {  # print the command for every part of the data and every seed
     local script=$2 settings=${*:3} last=$extra part seed
     [[ "always ${quick:-full $dataset}" =~ $1 && " ${only:-$script} " = *" $script "* ]] || return 0
     if [ "$script" = fairtune ]; then  # it tunes a transformer, whatever network the others train
-        settings+=${quick:+ --trials 4}${source_dir:+ --source csv --source-dir $source_dir}
+        settings+=${quick:+ --trials 4}${source_dir:+ --source $source --source-dir $source_dir}
         case $extra in *--student?vit_*) ;; *--student*) last+=' --student vit_tiny' ;; esac
     fi
     for part in "${parts[@]}"; do for ((seed = 0; seed < ${seeds:-$usual}; seed++)); do
@@ -109,7 +110,7 @@ fail() { echo "run_all.sh: $1; see bash run_all.sh --help" >&2; exit 2; }
 here=$PWD
 cd "$(dirname "$0")" && export -f run || exit 1
 jobs=$(getconf _NPROCESSORS_ONLN) dataset=toy parts=('') usual=3 seeds='' quick='' list='' task=''
-only='' data='' data_dir='' source_dir='' extra='' folds='' state=''
+only='' data='' data_dir='' source=csv source_dir='' extra='' folds='' state=''
 while [ $# -gt 0 ]; do case $1 in
     --quick) quick=quick usual=1 extra=' --epochs 4 --teacher-epochs 4' ;;
     --list) list=yes ;;
@@ -118,7 +119,7 @@ while [ $# -gt 0 ]; do case $1 in
     --only) [[ $# -gt 1 && $2 != --* ]] || fail "--only needs a script"
         while [[ $# -gt 1 && $2 != --* ]]; do only+=" ${2%.py}" && shift; done ;;
     --) [ $# = 1 ] || extra+=$(printf ' %q' "${@:2}"); break ;;
-    --seeds | --jobs | --dataset | --data-dir | --source-dir | --task)
+    --seeds | --jobs | --dataset | --data-dir | --source | --source-dir | --task)
         [ $# -gt 1 ] || fail "$1 needs a value"
         name=${1#--} value=$2
         case $1,$2 in *-dir,[!/]*) [ "$here" = "$PWD" ] || value=$here/$2 ;; esac  # a relative one

@@ -887,6 +887,17 @@ def test_commands_for_masks(of_masks):
     ]
 
 
+@pytest.mark.parametrize("source", ["csv", "cifar10s"])
+def test_what_fairtune_learnt_first_is_a_command_of_its_own(source):
+    other = {"source": source, "teacher_epochs": 20}
+    runs = [result("ckd", 0, fold=0), result("ckd", 0, fold=1)]
+    runs += [result("fairtune", 0, fold=fold, **other) for fold in (0, 1)]
+    one, two = report.commands_of(("ham10000", "folds"), runs).split(" and ")
+    assert "--source" not in one and "--only ckd" in one
+    said = "" if source == "csv" else f"--source {source} "
+    assert f"{said}--source-dir DIR2 --only fairtune -- --teacher-epochs 20" in two
+
+
 @pytest.mark.parametrize("task", ["classify", "segment"])
 def test_every_group_is_shown_where_there_are_more_than_two(tmp_path, task):
     for seed in range(3):

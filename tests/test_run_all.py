@@ -81,6 +81,9 @@ def test_fairtune_may_learn_something_else_before(stand_in):
     listed = lines_of(stand_in, *flags, "--source-dir", "a b")
     lines = [shlex.split(line) for line in listed if "fairtune" in line]
     assert len(lines) == 4 and all("--source-dir" in line and "a b" in line for line in lines)
+    assert all(line[line.index("--source") + 1] == "csv" for line in lines)
+    listed = lines_of(stand_in, *flags, "--source", "cifar10s", "--source-dir", "a")
+    assert all("--source cifar10s --source-dir a" in line for line in listed if "fairtune" in line)
 
 
 @pytest.mark.parametrize("student, last", [("convnet8", "vit_tiny"), ("vit_b_16", "vit_b_16")])
