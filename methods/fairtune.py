@@ -20,7 +20,8 @@ DIFFERENCES FROM THE PAPER. We could read its abstract, reviews and the code, no
     3. --mask full, all and none search, too: the learning rate alone, same trials, same range.
     4. θ₀ is of ImageNet there and, by --pretrained or --weights, here. Twenty trainings of a ViT-B
        take days without a GPU. So by default a small ViT learns toy-source first: enough to try
-       the search, too little to judge it on photographs. Another θ₀ moves accuracy by many points.
+       the search, too little to judge it on photographs. It learns until it knows them: full
+       tuning alone can finish an unfinished θ₀, and then looks best (12 epochs, not 30).
 DIFFERENCES FROM PUBLIC CODE (Raman1121/FairTune).
     1. The objective is the whole split's; there a mean over shuffled batches (in an example AUC
        0.862, not 0.865), and the largest loss the last batch's.
@@ -36,9 +37,10 @@ RUN.  python methods/fairtune.py                the toy; in two terminals, both 
       python methods/fairtune.py --dataset ham10000 --data-dir DIR      θ₀ knows drawn stars alone
       ... --dataset ham10000 --data-dir DIR --student vit_b_16 --pretrained --image-size 224
       ... the same with --student timm:vit_tiny_patch16_224 --weights FILE
-      ... --dataset ham10000 --data-dir DIR --source csv --source-dir DIR2      own pre-training
-EXPECT. On the toy (accuracy and mean-DEO, means of three seeds) full tuning has 92.3 and 14.1; the
-searched mask 80.6 and 33.8, all parts 81.0 and 33.3, the head alone 78.5 and 37.3.
+      ... --dataset ham10000 --data-dir DIR --source cifar10s --source-dir DIR2   or csv
+EXPECT. On the toy θ₀ is fair, and tuning on skewed pictures spoils that, on validation unseen. Full
+tuning has 98.9 and 2.0 (accuracy and mean-DEO, means of three seeds); all parts 99.3 and 1.4, the
+searched mask 99.3 and 1.3, the head alone 99.6 and 0.5. HAM
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

@@ -220,10 +220,13 @@ def test_a_sweep_says_its_seeds(by_place):
     assert "seeds: 0, 3, 4" in table.notes  # CKD has five
 
 
+TRANSFORMERS = "full fine-tuning", "FairTune, all parts", "FairTune", "linear probe"
+
+
 def whole(by_place, place):
-    """The rows of a table with all five folds, but ERM."""
+    """The rows of a table with all five folds, but ERM, and transformers, which have one training."""
     rows = report.without_sweeps(by_place[place])
-    return {name for name, runs in rows.items() if len(runs) == 5} - {"ERM"}
+    return {name for name, runs in rows.items() if len(runs) == 5} - {"ERM", *TRANSFORMERS}
 
 
 @pytest.mark.slow
@@ -318,23 +321,19 @@ def test_rkd_of_normalised_features_on_the_toy(rows):
     assert added.low < 0 < added.high
 
 
-def test_full_fine_tuning_is_fairer_than_the_best_mask(rows):
-    """On the toy, in three trainings: no mask frees the embedding of the patches."""
-    for name in ("FairTune", "full fine-tuning", "FairTune, all parts", "linear probe"):
+def test_full_fine_tuning_spoils_a_start_that_is_fair(rows):
+    """On the toy, in three trainings, and the searched mask less."""
+    told, changes = [], {}
+    for name in TRANSFORMERS:
         assert sorted(rows[name]) == [(0, 0), (0, 1), (0, 2)]
-    told = []
-    for name in ("full fine-tuning", "FairTune", "FairTune, all parts", "linear probe"):
         values = (results.point(rows[name], metric) for metric in ("accuracy", "mean_deo"))
         told.append("{:.1f} and {:.1f}".format(*values))
-    words = "{}; the searched mask {}, all parts {}, the head alone {}".format(*told)
+        changes[name] = results.change(rows[name], rows["linear probe"], "mean_deo")
+    words = "{}; all parts {}, the searched mask {}, the head alone {}".format(*told)
     assert words in header("fairtune")
-    for name in ("FairTune", "FairTune, all parts", "linear probe"):
-        assert results.change(rows[name], rows["full fine-tuning"], "mean_deo").low > 5
-        assert results.change(rows[name], rows["full fine-tuning"], "auroc_gap").low > 0
-        assert results.change(rows[name], rows["full fine-tuning"], "accuracy").high < -5
-    assert results.change(rows["FairTune"], rows["linear probe"], "mean_deo").high < -2
-    same = results.change(rows["FairTune"], rows["FairTune, all parts"], "mean_deo")
-    assert same.low < 0 < same.high
+    assert changes["full fine-tuning"].low > 0
+    assert changes["FairTune"].low < 0 < changes["FairTune"].high
+    assert results.change(rows["FairTune"], rows["full fine-tuning"], "mean_deo").high < 0
 
 
 @pytest.mark.slow
