@@ -38,9 +38,10 @@ RUN.  python methods/fairtune.py                the toy; in two terminals, both 
       ... --dataset ham10000 --data-dir DIR --student vit_b_16 --pretrained --image-size 224
       ... the same with --student timm:vit_tiny_patch16_224 --weights FILE
       ... --dataset ham10000 --data-dir DIR --source cifar10s --source-dir DIR2   or csv
-EXPECT. On the toy θ₀ is fair, and tuning on skewed pictures spoils that, on validation unseen. Full
-tuning has 98.9 and 2.0 (accuracy and mean-DEO, means of three seeds); all parts 99.3 and 1.4, the
-searched mask 99.3 and 1.3, the head alone 99.6 and 0.5. HAM
+EXPECT. On the toy θ₀ is fair, which tuning spoils (accuracy and mean-DEO, means of three seeds): full
+tuning has 98.9 and 2.0; all parts 99.3 and 1.4, the searched mask 99.3 and 1.3, the head alone 99.6
+and 0.5. HAM10000 by age, from CIFAR10-S, once (AUROC of all, of the old): full 87.2, 81.0; mask
+85.8, 79.2; head 82.6, 75.5.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================
