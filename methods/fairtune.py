@@ -19,9 +19,8 @@ DIFFERENCES FROM THE PAPER. We could read its abstract, reviews and the code, no
     2. 20 trials; the paper had 50, says a student project. All sizes are for small computers.
     3. --mask full, all and none search, too: the learning rate alone, same trials, same range.
     4. θ₀ is of ImageNet there and, by --pretrained or --weights, here. Twenty trainings of a ViT-B
-       take days without a GPU. So by default a small ViT learns toy-source first: enough to try
-       the search, too little to judge it on photographs. It learns until it knows them: full
-       tuning alone can finish an unfinished θ₀, and then looks best (12 epochs, not 30).
+       take days without a GPU. So by default a small ViT learns toy-source first, too little for
+       photographs. An unfinished θ₀ (12 epochs, not 30) favours full tuning, which finishes it.
 DIFFERENCES FROM PUBLIC CODE (Raman1121/FairTune).
     1. The objective is the whole split's; there a mean over shuffled batches (in an example AUC
        0.862, not 0.865), and the largest loss the last batch's.
@@ -34,14 +33,12 @@ DIFFERENCES FROM PUBLIC CODE (Raman1121/FairTune).
 RUN.  python methods/fairtune.py                the toy; in two terminals, both share the trials
       python methods/fairtune.py --mask full    full tuning; all: every bit 1; none: a linear probe
       python methods/fairtune.py --mask 110100000001 --lr 3e-4 --trials 0     a mask found before
-      python methods/fairtune.py --dataset ham10000 --data-dir DIR      θ₀ knows drawn stars alone
       ... --dataset ham10000 --data-dir DIR --student vit_b_16 --pretrained --image-size 224
       ... the same with --student timm:vit_tiny_patch16_224 --weights FILE
       ... --dataset ham10000 --data-dir DIR --source cifar10s --source-dir DIR2   or csv
-EXPECT. On the toy θ₀ is fair, which tuning spoils (accuracy and mean-DEO, means of three seeds): full
-tuning has 98.9 and 2.0; all parts 99.3 and 1.4, the searched mask 99.3 and 1.3, the head alone 99.6
-and 0.5. HAM10000 by age, from CIFAR10-S, once (AUROC of all, of the old): full 87.2, 81.0; mask
-85.8, 79.2; head 82.6, 75.5.
+EXPECT. On the toy (accuracy and mean-DEO, three seeds) full tuning has 98.9 and 2.0; all parts 99.3
+and 1.4, the searched mask 99.3 and 1.3, the head alone 99.6 and 0.5: θ₀ is fair. HAM10000 by age
+(from CIFAR10-S; AUROC of all, of the old): full 87.2, 81.0; mask 85.8, 79.2; head 82.6, 75.5.
 """
 
 # ===== 1. IMPORTS (shared) ========================================================================

@@ -494,14 +494,14 @@ def changed_by(line, num_classes):
 
 
 def test_the_command_beside_each_table_lists_its_runs(by_place):
-    commands = [row[1].strip("`") for row in report.made_table(by_place).rows]
+    commands = [re.findall("`([^`]+)`", row[1]) for row in report.made_table(by_place).rows]
     assert len(commands) == len(by_place)
     for command, rows in zip(commands, by_place.values()):
-        lines = [command]
-        if command.startswith("bash run_all.sh"):
-            words = ["bash", "run_all.sh", "--list", *shlex.split(command)[2:]]
+        lines = [one for one in command if not one.startswith("bash run_all.sh")]
+        for one in {*command} - {*lines}:
+            words = ["bash", "run_all.sh", "--list", *shlex.split(one)[2:]]
             done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-            lines = done.stdout.splitlines()
+            lines += done.stdout.splitlines()
         num_classes = len(next(run for r in rows.values() for run in r.values())["classes"])
         listed = {changed_by(line, num_classes) for line in lines}
         for name, runs in rows.items():
