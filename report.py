@@ -66,9 +66,14 @@ README = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "RKD", "CTKD", "KD
 README += ["adversarial KD", "MFD", "BIRD", "GroupDRO by class, balanced", "SWAD", "FairDi"]
 ## The same at its top, in short.
 FIRST = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "adversarial KD", "FairDi"]
-## Rows that are ranked, of classes and of masks: what else stands behind a comma is a variant.
+## Rows that are ranked, of classes and of masks: what else stands behind a comma is a variant, and
+## FairTune's have another network than the others.
 RANKED_TOO = ("CKD, both balanced", "GroupDRO by class, balanced")
-RANKED = [name for name in NAMES.values() if "," not in name or name in RANKED_TOO]
+RANKED = [
+    name
+    for key, name in NAMES.items()
+    if key.split()[0] not in OWN_NETWORKS and ("," not in name or name in RANKED_TOO)
+]
 RANKED.remove(CEILING)
 
 
