@@ -127,8 +127,8 @@ class Table:
 
 def named(dataset, label):
     """A data set and conditions in words: those of PLACES by their names there."""
-    if name := {place: name for name, place in PLACES.items()}.get((dataset, label)):
-        return name
+    if short := next((name for name, place in PLACES.items() if place == (dataset, label)), None):
+        return short
     parts = re.split(f"-(?=(?:{'|'.join(results.CONDITIONS)})_)", label)  # names of files have "-"
     return ", ".join([results.titled(dataset), *(p.replace("_", " ") for p in parts if p)])
 

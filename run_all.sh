@@ -89,7 +89,7 @@ each() {  # print the command for every part of the data and every seed
     local script=$2 settings=${*:3} last=$extra part seed
     [[ "always ${quick:-full $dataset}" =~ $1 && " ${only:-$script} " = *" $script "* ]] || return 0
     if [ "$script" = fairtune ]; then  # it tunes a transformer, whatever network the others train
-        settings+=${quick:+ --trials 4}${source_dir:+ --source $source --source-dir $source_dir}
+        settings+=${quick:+ --trials 4}${source:+ --source $source}${source_dir:+ --source-dir $source_dir}
         case $extra in *--student?vit_*) ;; *--student*) last+=' --student vit_tiny' ;; esac
     fi
     for part in "${parts[@]}"; do for ((seed = 0; seed < ${seeds:-$usual}; seed++)); do
@@ -110,7 +110,7 @@ fail() { echo "run_all.sh: $1; see bash run_all.sh --help" >&2; exit 2; }
 here=$PWD
 cd "$(dirname "$0")" && export -f run || exit 1
 jobs=$(getconf _NPROCESSORS_ONLN) dataset=toy parts=('') usual=3 seeds='' quick='' list='' task=''
-only='' data='' data_dir='' source=csv source_dir='' extra='' folds='' state=''
+only='' data='' data_dir='' source='' source_dir='' extra='' folds='' state=''
 while [ $# -gt 0 ]; do case $1 in
     --quick) quick=quick usual=1 extra=' --epochs 4 --teacher-epochs 4' ;;
     --list) list=yes ;;
@@ -126,6 +126,7 @@ while [ $# -gt 0 ]; do case $1 in
         printf -v "${name/-/_}" %q "$value" && shift ;;
     *) fail "unknown option $1" ;;
 esac; shift; done
+[ -z "$source_dir" ] || source=${source:-csv}
 [[ "$jobs ${seeds:-1}" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds and --jobs are whole numbers"
 [[ "$task" =~ ^(|classify|segment)$ ]] || fail "--task is classify or segment"
 for script in $only; do [ -f "methods/$script.py" ] || fail "there is no methods/$script.py"; done

@@ -22,6 +22,7 @@ from PIL import Image
 
 import metrics
 import networks
+import side_by_side
 from data import DATASETS, InputError, batches, load, put_back, restore
 
 KINDS = [name for name in DATASETS if name != "toy-source"]  # that one is for pre-training alone
@@ -177,10 +178,9 @@ def test_help_is_two_screens_and_about_is_the_header(name, capsys, monkeypatch):
 def kinds_of(name):
     """The data sets to run a script on: all if its method sees groups. To another they differ only
     in their numbers of classes, and the code that reads them is the same in all scripts: two."""
-    _, section = Path(importlib.import_module(name).__file__).read_text().split("4. THE METHOD")
-    place = SCRIPTS.index(name)
+    text, place = Path(importlib.import_module(name).__file__).read_text(), SCRIPTS.index(name)
     two = [KINDS[(place + step) % len(KINDS)] for step in (0, 3)]
-    return KINDS if ".groups" in section.partition("5. FIT AND EVALUATE")[0] else two
+    return KINDS if ".groups" in side_by_side.sections(text)["4. THE METHOD"] else two
 
 
 @pytest.mark.slow

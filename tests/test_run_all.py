@@ -84,6 +84,8 @@ def test_fairtune_may_learn_something_else_before(stand_in):
     assert all(line[line.index("--source") + 1] == "csv" for line in lines)
     listed = lines_of(stand_in, *flags, "--source", "cifar10s", "--source-dir", "a")
     assert all("--source cifar10s --source-dir a" in line for line in listed if "fairtune" in line)
+    listed = lines_of(stand_in, *flags, "--source", "cifar10s")  # from its usual folder
+    assert all("--source cifar10s" in line for line in listed if "fairtune" in line)
 
 
 @pytest.mark.parametrize("student, last", [("convnet8", "vit_tiny"), ("vit_b_16", "vit_b_16")])
