@@ -237,24 +237,26 @@ def read(folder, smoke=False):
                 raise Refused(f"{same}, pictures, names or files are not; delete one, or move it")
             runs.append(with_arrays(result, path))
     for path in sorted(Path(folder).glob("*.jsonl.gz")):
-        for line in gzip.decompress(path.read_bytes()).splitlines():
-            result = json.loads(line)
-            for part in tested(result).values():
-                part["test"] |= decided(**part) if "counts" in part["test"] else {}
-            place = path.with_suffix("").with_suffix(".npz"), result["arrays"]
-            runs.append(result | {"arrays": place})
+        packed = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        decide([part for result in packed for part in tested(result).values()])
+        arrays = path.with_suffix("").with_suffix(".npz")
+        runs += [result | {"arrays": (arrays, result["arrays"])} for result in packed]
     return runs
 
 
-def decided(test, class_shares, **_):
-    """What the counts of a packed test give: the metrics of decisions, and if it has collapsed."""
-    both = {end: test.get(f"counts{end}", test["counts"]) for end in metrics.ENDS}
-    made = {f"counts{end}": counts for end, counts in both.items()}
-    made["collapsed"] = metrics.is_useless(tables=both, class_shares=class_shares)
-    for end, counts in both.items():
-        hard = metrics.decisions(counts=np.array(counts))
-        made |= {metric_of(name, end): hard[METRICS[name][0]] for name in HARD}
-    return made
+def decide(parts):
+    """Give the packed tests what their counts say: metrics of decisions, and if one collapsed."""
+    tables = {}  # {shape: [(test, end, counts)]}: thousands at once take a tenth of the time
+    for test, shares in ((p["test"], p["class_shares"]) for p in parts if "counts" in p["test"]):
+        both = {end: test.get(f"counts{end}", test["counts"]) for end in metrics.ENDS}
+        test |= {f"counts{end}": counts for end, counts in both.items()}
+        test["collapsed"] = metrics.is_useless(tables=both, class_shares=shares)
+        for end, counts in both.items():
+            tables.setdefault(np.shape(counts), []).append((test, end, counts))
+    for rows in tables.values():
+        hard = metrics.decisions(counts=np.array([counts for *_, counts in rows]))
+        for n, (test, end, _) in enumerate(rows):
+            test |= {metric_of(name, end): hard[METRICS[name][0]][n] for name in HARD}
 
 
 @functools.cache
@@ -298,7 +300,7 @@ def kept(runs, rule):
 def lean(result, intervals):
     """What tables and figures read of a result: metrics with twelve digits, its log with five.
 
-    Metrics of decisions are left out: the counts give them again, see `decided`.
+    Metrics of decisions are left out: the counts give them again, see `decide`.
     """
     kept = "method settings changed classes group_names log search gains times".split()
     packed = {name: result[name] for name in kept if name in result}

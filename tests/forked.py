@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import sqlalchemy.event
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,17 @@ SERVER.set_forkserver_preload(
     ["forked", "torch._dynamo", "torchvision", "optuna", "alembic.command", "PIL.Image", "pytest"]
     + ["sqlalchemy.dialects.sqlite", "optuna.storages._rdb.models", "scipy.stats", "filelock"]
 )
+
+## What a killed process has written is there without waiting for the disk, which may take longer
+## than all else. Only a power cut needs that wait, and tests of it count the calls.
+os.fsync = lambda file: None
+
+
+@sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "connect")
+def never_wait(connection, _):
+    """The same in FairTune's study, an SQLite file."""
+    if hasattr(connection, "executescript"):
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 def small(script):

@@ -265,10 +265,10 @@ def test_maps_of_a_compiled_student_are_not_those_before_its_hooks(module):
     for compiled in ("--no-compile", "--compile"):
         args = arguments(module, compiled)
         torch.manual_seed(0)
-        teacher = module.Network(args, "convnet4", 3)
+        teacher = module.Network(args, "convnet2", 3)
         given = batch_of(32)
         teacher.train()(given.images)[1].sum().backward()
-        student = module.Network(args, "convnet4", 3)
+        student = module.Network(args, "convnet2", 3)
         method = module.Method(args, {"train": None}, student.train(), module.Teacher(teacher))
         losses.append({name: value.detach().item() for name, value in method.step(given).items()})
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

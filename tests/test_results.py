@@ -24,6 +24,8 @@ import report
 import results
 
 COMMITTED = ROOT / "results"
+## In one process the slow tests share their resamples.
+pytestmark = pytest.mark.xdist_group("results")
 _, CIFAR10S = report.PLACES["CIFAR10-S"]
 CELEBA = report.PLACES["CelebA, attractive"]
 AGE, SEX = report.PLACES["HAM10000, age"], report.PLACES["HAM10000, sex"]
