@@ -21,6 +21,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import warnings
 import zlib
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,12 @@ class InputError(ValueError):
 
 class Diverged(InputError):
     """A loss or an output has become infinite or NaN."""
+
+
+def end_with_reader():
+    """What prints ends without a traceback when its reader does, as in `| head`."""
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def check_finite(values, where):
@@ -223,7 +230,8 @@ def replacing(path):
             os.replace(temporary, path)
             if os.name == "posix":  # and its name before anybody relies on it
                 folder = os.open(path.parent, os.O_RDONLY)
-                os.fsync(folder)
+                with contextlib.suppress(OSError):  # some disks cannot
+                    os.fsync(folder)
                 os.close(folder)
         finally:
             temporary.unlink(missing_ok=True)
@@ -256,6 +264,8 @@ def restore(path, device="cpu", keys=()):
         for key in keys:
             content[key]
         return content
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
     except Exception as error:  # damaged files raise all kinds of errors
         raise InputError(
             f"{path} is damaged, or not a file of these scripts, or holds code "

@@ -161,7 +161,7 @@ def save(figure, path, sentence, where):
 def at_two_points(rows, pooled):
     """The rows of TWO_POINTS that figure and table show; and what the others are called."""
     every, whole = chosen(rows, results.TWO_POINTS), results.complete(rows)[0]
-    ## Folds need logits, and of a method's former usual weight only the last epoch's were kept.
+    ## Folds together need logits, at both epochs.
     needed = RULES if pooled else ()
     rows = {n: r for n, r in every.items() if n in whole and all(kept(r, rule) for rule in needed)}
     return rows, labels_of(every, but=rows)
@@ -406,8 +406,8 @@ def gallery(rows, data_dir, where, path):
     if results.of_masks(rows):
         return outlines(runs, found, data, where, path)
     for name, (run, rule) in runs.items():
-        shares = run[rule]["class_shares"] if end else 1
-        answers[name] = (found[name] - np.log(shares)).argmax(1)
+        shares = run[rule]["class_shares"] if end else np.ones(found[name].shape[1])
+        answers[name] = metrics.corrected(logits=found[name], class_shares=shares)
     labels, groups = test.labels.numpy(), test.groups.numpy()
     _, plain, fair = (answer == labels for answer in answers.values())  # (N,) right or not
     kinds = {"repaired": np.flatnonzero(fair & ~plain), "broken": np.flatnonzero(plain & ~fair)}

@@ -190,7 +190,10 @@ def equalized_odds_difference(*, counts):
 
 
 def decisions(*, counts):
-    """All metrics of a table of counts by name, (...,); see `headline` for group_ and class_."""
+    """All metrics of a table of counts by name, (...,); see `headline` for group_ and class_.
+
+    Tables show some; a run's result.json has all.
+    """
     shares = group_accuracy(counts=counts)
     out = {"counts": counts, "group_accuracy": shares}
     out |= {"accuracy_worst_group": worst_group(values=shares), "accuracy_gap": gap(values=shares)}
@@ -275,17 +278,20 @@ def psd(*, overall, per_group):
     return _ratio(np.where(np.isnan(spread), np.nan, std), overall), _ratio(spread, overall)
 
 
-def calibration_error(*, labels, probs, bins=10, weights=None):
+BINS = 10  # of confidence
+
+
+def calibration_error(*, labels, probs, weights=None):
     """ECE = Σ_b n_b/N |accuracy_b - mean confidence_b|: (...,) in [0, 1] (Guo et al., 2017).
 
-    Confidence is max_c probs; bin b holds ((b-1)/bins, b/bins]. MEDFAIR's number of this name is
-    another: it bins the scores of class 1 between their smallest and their largest value.
+    Confidence is max_c probs; bin b of BINS holds ((b-1)/BINS, b/BINS]. MEDFAIR's number
+    of this name is another: it bins the scores of class 1 between their smallest and their largest.
     """
     labels, probs = _scores(labels, probs)
     confidence, weights = probs.max(1), _weights(weights, len(labels))
-    bin_of = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1)
+    bin_of = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1)
     ## n_b cancels: n_b/N |Σ correct/n_b - Σ confidence/n_b| = |Σ (correct - confidence)| / N.
-    excess = ((probs.argmax(1) == labels) - confidence)[:, None] * (bin_of[:, None] == range(bins))
+    excess = ((probs.argmax(1) == labels) - confidence)[:, None] * (bin_of[:, None] == range(BINS))
     return _ratio(np.abs(weights @ excess).sum(-1), weights.sum(-1))
 
 
@@ -360,6 +366,13 @@ def are_probabilities(scores):
     return ((scores >= 0) & (scores <= 1)).all() and (abs(scores.sum(1) - 1) <= rounding).all()
 
 
+def corrected(*, logits, class_shares):
+    """The decisions argmax_c z_c - log π_c: (N,), of logits z (N, C) and shares π (C,)."""
+    log_shares = np.log(class_shares)
+    ## Shares that are equal but for a rounding must not turn a tie into another decision.
+    return (np.asarray(logits, float) - (log_shares if np.ptp(log_shares) >= 1e-6 else 0)).argmax(1)
+
+
 def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=None, strata=None):
     """All metrics by name, from labels (N,), groups (N,), logits (N, C) and class_shares π (C,).
 
@@ -378,11 +391,10 @@ def headline(*, labels, groups, logits, num_groups, class_shares=None, weights=N
     out |= {"auroc_worst_group": worst_group(values=areas), "auroc_gap": gap(values=areas)}
     out["es_auc"] = es_auc(overall=overall, per_group=areas)
     out["psd_mean"], out["psd_max"] = psd(overall=overall, per_group=areas)
-    said, log_shares = logits.argmax(1), 0.0 if class_shares is None else np.log(class_shares)
-    ## Shares that are equal but for a rounding must not turn a tie into another decision.
-    corrected = said if np.ptp(log_shares) < 1e-6 else (logits - log_shares).argmax(1)
-    for end, predictions in (("", said), ("_corrected", corrected)):
-        if not end or (corrected != said).any():
+    said = logits.argmax(1)
+    other = said if class_shares is None else corrected(logits=logits, class_shares=class_shares)
+    for end, predictions in (("", said), ("_corrected", other)):
+        if not end or (other != said).any():
             decided = {"labels": labels, "predictions": predictions, "weights": weights}
             hard = decisions(counts=confusion(**decided, **split, num_classes=num_classes))
         out |= {name + end: value for name, value in hard.items()}
@@ -448,9 +460,9 @@ def main_rule(shares):
 
 
 def _resampled(data, clusters, replicates, drawn, measured=headline):
-    """`bootstrap` of `measured`, which `drawn` gets, too: {} without resamples; and their subjects.
+    """The metrics of all resamples, which also go into the dict `drawn`, and {"subjects": n}.
 
-    One subject has none, because all of them would be the same. The subjects are {"subjects": n}.
+    Both are {} with replicates=0. Of one subject there are no resamples: all would be the same.
     """
     n = len(data["labels"])
     subjects = n if clusters is None else len(np.unique(clusters))
@@ -518,7 +530,7 @@ def evaluate(
     for end, counts in tables.items():
         recalls = recall_per_group(counts=counts)  # (G, C)
         out[f"group_recall{end}"] = _mean(recalls)  # (G,)
-        of_class[f"recall{end}"] = _ratio(*_margins(counts.sum(0))[:2])  # (C,)
+        of_class[f"recall{end}"] = recall_per_group(counts=counts.sum(0))  # (C,)
         of_class[f"recall_per_group{end}"] = recalls.T
         of_class[f"deo{end}"] = deo(counts=counts)[0]
     _add_intervals(out, draws, samples.sum(-1))
@@ -648,7 +660,8 @@ def evaluate_masks(
 
 # ----- show and time ------------------------------------------------------------------------------
 ## {block of the table: {metric: (its word, 1 if more is better, -1 if less is, 0 if neither)}}; the
-## words are those of all pages. Blocks from "fairness of Dice" on are of masks.
+## words are those of all pages. Rows that a model lacks are left out: some are of classes alone,
+## others of masks.
 BLOCKS = {
     "utility": {
         "accuracy": ("top-1", 1),
@@ -707,7 +720,7 @@ def differences(first, second):
     first, second: each what `evaluate` or `evaluate_masks` returned, and what was `drawn` then.
     """
     (a, draws_a), (b, draws_b) = first, second
-    both = [k + end for k in WORDS for end in {*ENDS, *MASK_ENDS} if k + end in draws_a]
+    both = [k + end for k in WORDS for end in (*ENDS, MASK_ENDS[1]) if k + end in draws_a]
     out = {}
     for key in [key for key in both if None not in (a[key], b[key])]:
         points = {"point_a": b[key], "point_b": a[key]}

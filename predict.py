@@ -34,7 +34,6 @@ import io
 import json
 import os
 import shlex
-import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +44,7 @@ from PIL import Image
 from torch import nn
 
 import metrics
-from data import InputError, files_of, name_codes, put_back, restore, save
+from data import InputError, end_with_reader, files_of, name_codes, put_back, restore, save
 from datasets import WHITE, decode, upright_size
 from datasets._show import outlined
 from datasets._tables import (
@@ -491,8 +490,7 @@ def main():
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # not on Windows
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
+    end_with_reader()
     try:
         main()
     except (InputError, KeyboardInterrupt) as error:

@@ -12,13 +12,12 @@ What each number means stands at the functions of metrics.py.
 """
 
 import argparse
-import signal
 import sys
 
 import numpy as np
 
 import metrics
-from data import InputError, number
+from data import InputError, end_with_reader, number
 from datasets._tables import (
     alike,
     meaning,
@@ -179,8 +178,7 @@ def compare(tables, skip_bad=False, shares=None):
 
 def main():
     """The command line of metrics.py; what is wrong with a table is one sentence."""
-    if hasattr(signal, "SIGPIPE"):  # not on Windows
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
+    end_with_reader()
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="metrics.py", description=__doc__, formatter_class=style)
     columns = (

@@ -43,7 +43,6 @@ import csv
 import itertools
 import re
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -54,7 +53,7 @@ import figures
 import metrics
 import results
 import webpages
-from data import InputError, digest, save
+from data import InputError, digest, end_with_reader, save
 from results import CEILING, MASKS, METRICS, NAMES, OWN_NETWORKS, UTILITY, Refused, Value, metric_of
 
 ROOT = Path(__file__).resolve().parent
@@ -745,9 +744,10 @@ def hours_of(runs):
     seconds, teachers = 0, {}
     for run in runs:
         times = run["times"]
+        total = max(times["total"], sum(times["epochs"]))  # older ones lack what was before a kill
         ## The total of the run that trained the teacher has the teacher in it.
-        trained = times["total"] > times["teacher"] + sum(times["epochs"])
-        seconds += times["total"] - (times["teacher"] if trained else 0)
+        trained = total > times["teacher"] + sum(times["epochs"])
+        seconds += total - (times["teacher"] if trained else 0)
         if "teacher" in run:
             own = [run["settings"].get(key) for key in ("fold", "seed", "teacher_balance")]
             teachers[*own] = times["teacher"]
@@ -1141,8 +1141,7 @@ def main():
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # not on Windows
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a traceback
+    end_with_reader()
     try:
         main()
     except InputError as error:

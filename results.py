@@ -161,7 +161,7 @@ TWO_POINTS += ("adversarial KD", "BIRD")
 
 
 class Refused(InputError):
-    """Runs that cannot stand in one table."""
+    """Results that a table cannot use: they may not be mixed, or something of them is missing."""
 
 
 # ----- reading and packing ------------------------------------------------------------------------
@@ -858,11 +858,12 @@ class Value(NamedTuple):
     def __str__(self):
         if np.isnan(self.point):
             return "undefined"
+        point = f"{round(self.point, 1) + 0.0:.1f}"  # + 0.0: never -0.0
         if np.isnan(self.low):
-            return f"{self.point:.1f}{self.mark}"
+            return f"{point}{self.mark}"
         if self.style == "±":
-            return f"{self.point:.1f} ± {(self.high - self.low) / 2:.1f}{self.mark}"
-        return f"{self.point:.1f} [{self.low:.1f}, {self.high:.1f}]{self.mark}"
+            return f"{point} ± {(self.high - self.low) / 2:.1f}{self.mark}"
+        return f"{point} [{self.low:.1f}, {self.high:.1f}]{self.mark}"
 
 
 def values(runs, metric, rule="last", group=None, split="test"):

@@ -260,7 +260,7 @@ def calibration(run):
         logits, labels = logits[inside], run.labels[inside]
         probs = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))  # (n, C)
         right, sure = probs.argmax(1) == labels, probs.max(1)
-        bins = [np.ceil(10 * sure) == b for b in range(1, 11)]  # those of calibration_error
+        bins = [np.ceil(metrics.BINS * sure) == b + 1 for b in range(metrics.BINS)]
         points = [(sure[part].mean(), right[part].mean()) for part in bins if part.any()]
         error = 100 * metrics.calibration_error(labels=labels, probs=probs)
         words = f"{group}: error {error:.1f}"
@@ -325,7 +325,7 @@ def gallery(run, data_dir):
             said_of[name] = [f"Dice {100 * d:.0f}" for d in dice]
         else:
             shares = run.parts[name]["class_shares"] if run.end else np.ones(len(run.classes))
-            answers = (part - np.log(shares)).argmax(1)
+            answers = metrics.corrected(logits=part, class_shares=shares)
             said_of[name], good[name] = [run.classes[c] for c in answers], answers == run.labels
     wrong = np.flatnonzero(~good["student"])
     places = figures.in_turn(wrong, run.labels, run.groups, 8)
@@ -400,7 +400,6 @@ def of_run(result, rows, data_dir=None):
     made += "" if settings["fold"] is None else f"fold {settings['fold']}, "
     made += "{total:.0f} seconds on {device}, torch {torch}".format(**result["times"])
     made += "; a smoke run, on too few pictures to learn from" if settings["smoke"] else ""
-    changed = {k: settings[k] for k in result["changed"]}
     two = len(run.classes) == 2
     sections = {
         "Training": training(run),
@@ -416,7 +415,7 @@ def of_run(result, rows, data_dir=None):
     return document(
         html.escape(f"{results.row_name(result)}: {results.scene({'': runs})}"),
         f"<p class=said>{html.escape(sentence)}</p><p>{html.escape(made)}</p>",
-        table(["changed setting", "value"], changed.items()) if changed else "",
+        table(["changed setting", "value"], result["changed"].items()) if result["changed"] else "",
         f"<details><summary>all settings</summary>{others}</details>",
         table(header, lines),
         "<p class=note>↑ more is better, ↓ less is. On the test pictures, with 95 % intervals: a "

@@ -352,11 +352,13 @@ def decode_into(path, table, views, shape, skip_bad, masks):
                 darker = [n for n, f in enumerate(table.files) if ranges.get(f, grey)[0] < white]
                 list(pool.map(lambda n: decode_one(n, white), darker))
         images.flush()
-        refuse_faults(faults, len(images), skip_bad, f"{what} cannot be read")  # the disk's fault?
+        number = len(images)
+        images = None  # closed: Windows renames no file that is open
+        refuse_faults(faults, number, skip_bad, f"{what} cannot be read")  # the disk's fault?
         kinds = {kind: (len(shares), np.mean(shares)) for kind, shares in sorted(kinds.items())}
         found = {"faults": faults, "flat": sorted(flat), "grey": grey, "kinds": kinds}
         save(path.with_suffix(".json"), json.dumps(found))
-    print(f"decoded {len(images)} {what} in {time.time() - start:.1f} s into {path}")
+    print(f"decoded {number} {what} in {time.time() - start:.1f} s into {path}")
 
 
 def decode_all(table, size, folder, skip_bad, source="", masks=False):

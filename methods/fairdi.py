@@ -316,7 +316,7 @@ def half_w2_squared(a, b):
     n, m = len(a), len(b)
     ## W₂² is the integral over q in (0, 1) of the squared difference of both quantile functions.
     ## They are constant between multiples of 1/n and of 1/m: `ends` are these multiples times n·m.
-    ends = torch.cat([torch.arange(m, n * m + 1, m), torch.arange(n, n * m + 1, n)]).sort()[0]
+    ends = torch.cat([torch.arange(k, n * m + 1, k, device=a.device) for k in (m, n)]).sort()[0]
     width = ends.diff(prepend=ends.new_zeros(1)).to(a)  # (n + m,)
     moved = a.sort().values[(ends - 1) // m] - b.sort().values[(ends - 1) // n]  # (n + m,)
     # Eq. (4)
@@ -444,9 +444,9 @@ def gain(own, control, split, replicates):
 
 
 def train_head(args, data, head, train, val, number):
-    """Step 1: train a head on `number` pictures an epoch. Answers on val, their score, the first.
+    """Step 1: train a head on `number` pictures an epoch, up to its best one.
 
-    train, val: a Frozen and positions (n,) in it. Its best epoch counts; first: before training.
+    train, val: a Frozen and positions (n,) in it. Returns answers on val, score after, and before.
     """
     (phi, index), (phi_val, index_val) = train, val
     labels_val = phi_val.split.labels[index_val].cpu().numpy()
@@ -883,7 +883,7 @@ def main():
     same = ["--dataset", args.dataset, "--task", args.task, *["--smoke"] * args.smoke]
     usual = settle(parse(same), len(data.outputs))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
-    words = [re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items()][::-1]  # its own first
+    words = [re.sub(r'[<>:"/\\|?*]', "_", f"{k}_{v}") for k, v in changed.items()][::-1]
     name = "-".join(words)[:100] or "default"
     everything = chosen(args) | {"pictures": data.hash(), "words": data.words()}
     everything |= files_of(args.student, args.weights, args.teacher, args.teacher_weights)
@@ -960,7 +960,7 @@ def train_and_test(args, data, folder, about):
             result["difference"] = metrics.differences(*pair)
         gpu = torch.cuda.get_device_name(args.device) if "cuda" in args.device else None
         times = {
-            "total": time.time() - start,
+            "total": max(time.time() - start, sum(seconds)),  # of a resumed run
             "teacher": teacher_seconds,
             "method": own_seconds,
             "epochs": seconds,

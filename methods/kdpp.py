@@ -695,7 +695,7 @@ def main():
     same = ["--dataset", args.dataset, "--task", args.task, *["--smoke"] * args.smoke]
     usual = settle(parse(same), len(data.outputs))
     changed = {k: v for k, v in chosen(args).items() if v != getattr(usual, k) and k != "seed"}
-    words = [re.sub("[/:]", "_", f"{k}_{v}") for k, v in changed.items()][::-1]  # its own first
+    words = [re.sub(r'[<>:"/\\|?*]', "_", f"{k}_{v}") for k, v in changed.items()][::-1]
     name = "-".join(words)[:100] or "default"
     everything = chosen(args) | {"pictures": data.hash(), "words": data.words()}
     everything |= files_of(args.student, args.weights, args.teacher, args.teacher_weights)
@@ -772,7 +772,7 @@ def train_and_test(args, data, folder, about):
             result["difference"] = metrics.differences(*pair)
         gpu = torch.cuda.get_device_name(args.device) if "cuda" in args.device else None
         times = {
-            "total": time.time() - start,
+            "total": max(time.time() - start, sum(seconds)),  # of a resumed run
             "teacher": teacher_seconds,
             "method": own_seconds,
             "epochs": seconds,

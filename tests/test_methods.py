@@ -412,6 +412,8 @@ def test_another_setting_is_another_folder(here):
     for flags in (["--no-smoke"], ["--sensitive", "very/" * 60]):
         folder, _ = folder_of("ckd", *small("ckd"), *flags, data=data)
         assert folder.name not in seen and len(folder.name) < 130
+    folder, _ = folder_of("ckd", *small("ckd"), "--sensitive", r"C:\a?\<b>", data=data)
+    assert "sensitive_C__a___b_" in folder.name  # on Windows, too, one name that is allowed
     assert folder_of("ckd", data=data)[0].name.startswith("default-")
     folder, _ = folder_of("groupdro", *small("groupdro"), "--weight-step", "0.5", data=data)
     assert folder.name.startswith("weight_step_0.5-"), "its own settings are never cut away"

@@ -97,6 +97,15 @@ def changed_test(made, **values):
     return made | {"last": last | {"test": last["test"] | values}}
 
 
+def test_hours_of_a_resumed_run_are_those_of_all_its_epochs():
+    """Older results tell the total since the last start."""
+    made = result("ckd", seed=0)
+    del made["teacher"]
+    for total, hours in ((60, 3), (4 * 3600, 4)):
+        times = made["times"] | {"epochs": [3600] * 3, "teacher": 0, "total": total}
+        assert report.hours_of([made | {"times": times}]) == hours
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Three seeds of CKD and RKD on the toy."""
