@@ -263,7 +263,8 @@ def refuse_unknown(networks, files, segment=False):
                 raise InputError(f"timm has no network {what!r}: did you mean {similar}?")
     for file in filter(None, files):
         if not Path(file).is_file():
-            raise InputError(f"{file} gives no weights: there is no such file")
+            what = "it is a folder: name a file in it" if Path(file).is_dir() else "no such file"
+            raise InputError(f"{file} gives no weights: {what}")
 
 
 def of_torchvision(name, size, started, pretrained, segment=False):
@@ -479,6 +480,11 @@ def start_from(net, path):
         last = [[name.rpartition(".")[2] for name in names] for names in (own, given)]
         sorted_anew = [k for k, a, b in zip(own, *last) if a != b and b in kinds]
         wrong = [k for k in own if k not in taken or taken[k].shape != own[k].shape] + sorted_anew
+        lost = [k for k in own if k not in given]
+        if named and len(named) == len(given):
+            raise InputError(
+                f"{path} is not whole: it lacks {len(lost)} tensors, such as {lost[0]}"
+            )
         if wrong:
             raise InputError(
                 f"{path} is not for this network: {len(named)} of {len(own)} tensors agree in name "
@@ -487,6 +493,8 @@ def start_from(net, path):
                 f"{', '.join([*given][:2]) or 'nothing'}"
             )
     for name, tensor in taken.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} has numbers that are NaN or infinite: take another")
         own[name].copy_(tensor)
     random = [k for k in own if k not in taken]
     for what, names in (("not used", unused), ("left random", random)):

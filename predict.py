@@ -364,6 +364,9 @@ def pixels_of(files, saved, bad, ranges):
     for file in files:
         try:
             pixels = decode(file, saved["size"], white=saved["notes"].get(WHITE), ranges=ranges)
+        except FileNotFoundError:
+            bad.append(f"{file} does not exist")
+            print(bad[-1], file=sys.stderr)
         except Exception as why:  # decoders raise all kinds of errors
             bad.append(f"{file} cannot be read as a picture ({why})")
             print(bad[-1], file=sys.stderr)
@@ -437,6 +440,9 @@ def main():
     if args.csv:
         read = [args.student, args.student / "student.pt", args.labels, *files]
         refuse_replacing("--csv", args.csv, filter(None, read))
+        there = args.csv.read_bytes()[:100_000] if args.csv.is_file() else b""
+        if there and b"class,class_corrected,score_" not in there.splitlines()[0]:
+            raise InputError(f"--csv {args.csv} is no table of predict.py: choose another name")
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
     csv.writer(table := io.StringIO()).writerow(header)
@@ -445,7 +451,7 @@ def main():
         row = files[file]
         z = student(pixels[None])[0]  # (C,)
         likely, corrected = (classes[scores.argmax()] for scores in (z, z - log_shares))
-        shares = z.softmax(0).tolist()
+        shares = z.double().softmax(0).tolist()  # in which outputs stay apart
         told = [(row or {}).get(name, "") for name in truth]
         name = row["file"] if row else file  # as the table of labels calls it
         csv.writer(table).writerow([name, *told, likely, corrected, *shares])

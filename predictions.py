@@ -39,7 +39,7 @@ def refuse_alike(path, names):
 
 
 def in_order(classes):
-    """The places of classes in the order of --shares: by name, where capitals do not count."""
+    """The places of classes by name, where capitals do not count: in --shares, and of a score."""
     ## Columns lose their capitals, and a class without a row has no other name: so no order may
     ## rest on them.
     return sorted(range(len(classes)), key=lambda c: place(classes[c].lower()))
@@ -85,7 +85,8 @@ def read(path, skip_bad=False):
                     "or probabilities, with a point"
                 )
     rows = sorted(lines.values(), key=lambda row: row.get("file", ""))  # without: as they are
-    known, groups = (sorted({row[name] for row in rows}, key=place) for name in ("label", "group"))
+    known, groups = ([*{row[name] for row in rows}] for name in ("label", "group"))
+    known, groups = [known[c] for c in in_order(known)], sorted(groups, key=place)
     for names in (known, groups):
         refuse_alike(path, names)
     scores = np.array([[float(row[name]) for name in scored] for row in rows])  # (N, C), or (N, 1)
@@ -183,16 +184,16 @@ def main():
     parser = argparse.ArgumentParser(prog="metrics.py", description=__doc__, formatter_class=style)
     columns = (
         "columns label, group and, of each class, score_NAME: logits, or probabilities that sum to "
-        "1; of two classes score is enough, of the label that is last when both are sorted "
-        "(capitals first). If you have them: file, fold (if each was tested by a model of its "
+        "1; of two classes score is enough, of the label that is last when both are sorted. If "
+        "you have them: file, fold (if each was tested by a model of its "
         "own), and subject, patient_id or the like, who may have several rows"
     )
     parser.add_argument("tables", nargs="+", metavar="TABLE", help=columns)
     skip = "leave out rows that have no label or no group"
     parser.add_argument("--skip-bad", action="store_true", help=skip)
     shares = (
-        "how frequent the classes were in training, sorted by name (capitals do not count, unlike "
-        "for a single score): for corrected decisions"
+        "how frequent the classes were in training, sorted by name (capitals do not count): "
+        "for corrected decisions"
     )
     parser.add_argument("--shares", nargs="+", type=number(1e-9), metavar="SHARE", help=shares)
     args = parser.parse_args()

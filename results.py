@@ -167,6 +167,7 @@ class Refused(InputError):
 # ----- reading and packing ------------------------------------------------------------------------
 
 TRUTH = ("labels", "groups", "ids", "subjects")  # of the test pictures
+WEIGHTS = ("weights", "teacher_weights")  # settings that are files
 OWN_NAME = "name on pages"  # a note of datasets/csv.py
 
 
@@ -230,6 +231,9 @@ def read(folder, smoke=False):
         whole = isinstance(result, dict) and "test" in result.get("last", ())
         if not whole or not {"method", "settings", "changed"} <= result.keys():
             raise Refused(f"{path} lacks its settings or its student: delete it and run again")
+        ## With its folder a file of weights would make another table; "files" has its digest.
+        for part in (result["settings"], result["changed"]):
+            part |= {key: Path(part[key]).name for key in WEIGHTS if part.get(key)}
         if smoke or not result["settings"].get("smoke"):
             first = homes.setdefault(identity(result), path.parent)
             if first != path.parent:

@@ -122,8 +122,8 @@ class Table:
                 if not fault and not all(counts.values()):
                     lacking, told = min(counts, key=counts.get), [*map(str, counts.values())]
                     fault = f"{what!r} has no picture in the {lacking} split of {name} (train, val "
-                    fault += f"and test have {', '.join(told)}): merge it with another {kind}, or "
-                    fault += "leave it out"
+                    fault += f"and test have {', '.join(told)}): merge it with another {kind}, "
+                    fault += "leave it out, or bring more pictures (or a larger --train-share)"
                     if what[0].isdigit() and len(names) > 4:
                         fault += ", or make bins, such as "
                         fault += "age:18,40" if is_number(what) else "date:2019 (2021-06-30)"

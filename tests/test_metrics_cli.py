@@ -84,12 +84,12 @@ def test_probabilities_are_recognised_and_logits_of_two_classes(main):
     ## One column: of the label that is sorted last; above 0.5 or, of logits, above 0 it is said.
     two = [row for row in rows if row["label"] != "nv"]
     for row in two:
-        said = float(row.pop("score_akiec")) / (1 - float(row.pop("score_nv")) + 1e-9)
-        row["score"] = said  # of akiec, which is after Melanoma, because capitals are first
-        del row["score_Melanoma"]
-    hits = np.mean([(row["score"] > 0.5) == (row["label"] == "akiec") for row in two])
+        said = float(row.pop("score_Melanoma")) / (1 - float(row.pop("score_nv")) + 1e-9)
+        row["score"] = said  # of Melanoma, which is after akiec: capitals do not count
+        del row["score_akiec"]
+    hits = np.mean([(row["score"] > 0.5) == (row["label"] == "Melanoma") for row in two])
     of_probabilities, corrected = main(two), main(two, shares=[0.8, 0.2])
-    told = "are read as probabilities of 'akiec', the last of both labels;"
+    told = "are read as probabilities of 'Melanoma', the last of both labels;"
     assert told in of_probabilities
     assert f"{100 * hits:.1f} [" in of_probabilities.splitlines()[3]
     for row in two:
@@ -97,7 +97,7 @@ def test_probabilities_are_recognised_and_logits_of_two_classes(main):
     assert main(two) == of_probabilities.replace("as probabilities", "as logits")
     assert main(two, shares=[0.8, 0.2]) == corrected.replace("as probabilities", "as logits")
     for n, row in enumerate(two):  # however small, it is no tie
-        row["score"] = (1 + n) * 1e-22 * (1 + 1e3 * (row["label"] == "akiec"))
+        row["score"] = (1 + n) * 1e-22 * (1 + 1e3 * (row["label"] == "Melanoma"))
     assert cells_of(main(two))["utility", "AUROC", ""][0].startswith("100.0")
 
 

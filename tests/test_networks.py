@@ -187,7 +187,8 @@ def test_what_is_no_network_is_said(folder, monkeypatch, name, words):
         (["--student", "none.py"], "none.py alone is no network: write FILE.py:FUNCTION"),
         (["--student", "unet4"], "unet4 is for --task segment"),
         (["--task", "segment", "--student", "convnet4"], "convnet4 is not for --task segment"),
-        (["--weights", "none.pt"], "none.pt gives no weights"),
+        (["--weights", "none.pt"], "none.pt gives no weights: no such file"),
+        (["--weights", "."], ". gives no weights: it is a folder: name a file in it"),
         (["--teacher-weights", "none.pt"], "none.pt gives no weights"),
         pytest.param(
             ["--teacher", "timm:resnet10", "--alpha", "0"],
@@ -322,11 +323,24 @@ def test_a_part_of_the_names_is_not_enough(tmp_path, capsys):
             start_from(network(0).body, tmp_path / "w.pt")
             said = f"{19 - number} of 20 tensors taken by name, left random: 0.1.weight"
             assert said in capsys.readouterr().out
-    with pytest.raises(InputError, match="17 of 20 tensors agree in name and shape, and in order"):
+    with pytest.raises(InputError, match="w.pt is not whole: it lacks 3 tensors, such as 0.1.w"):
         start_from(network(0).body, tmp_path / "w.pt")
     torch.save(network(1, "convnet4").body.state_dict(), tmp_path / "w.pt")
     with pytest.raises(InputError, match="and in order 0.0.weight has another shape"):
         start_from(network(0).body, tmp_path / "w.pt")
+
+
+def test_a_file_that_is_not_whole_or_not_finite_is_not_taken(tmp_path):
+    """A loss of NaN would be laid to the learning rate."""
+    state = network(1).body.state_dict()
+    names = [name for name, value in state.items() if value.ndim]
+    half = {name: state[name] for name in names[: len(names) // 2]}
+    spoilt = state | {names[3]: torch.full_like(state[names[3]], np.nan)}
+    lost = f"is not whole: it lacks {len(names) - len(half)} tensors, such as {names[len(half)]}"
+    for content, words in ((half, lost), (spoilt, f"{names[3]} has numbers that are NaN")):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(InputError, match=f"w.pth:? {re.escape(words)}"):
+            start_from(network(0).body, tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("content", [None, "text", [1], {"a": 1}, {"model": 3}])
