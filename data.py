@@ -251,6 +251,10 @@ def save(path, content):
         temporary.write_bytes(content)
 
 
+## Not all of OSError, as PyTorch raises it for a file that was cut.
+NOT_THERE = FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError
+
+
 def restore(path, device="cpu", keys=()):
     """Read what `save` wrote into `path`, JSON or torch.save's form, without running code in it.
 
@@ -264,7 +268,7 @@ def restore(path, device="cpu", keys=()):
         for key in keys:
             content[key]
         return content
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+    except (*NOT_THERE, MemoryError, torch.OutOfMemoryError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error})") from None
     except Exception as error:  # damaged files raise all kinds of errors
         raise InputError(
