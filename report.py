@@ -1117,7 +1117,8 @@ def main():
         raise Refused(f"{source} holds no results: run a script first, or run_all.sh")
     if args.pack:
         results.pack(source, packed)
-        return print(f"packed {source} into {packed}")
+        of = ", ".join(sorted({data for data, _ in every}))
+        return print(f"packed the runs of {of} in {source} into {packed}")
     committed = any(source.glob("*.jsonl.gz"))
     folder = source if committed else source / "report"
     folder.mkdir(exist_ok=True)

@@ -846,9 +846,14 @@ def test_masks_over_seeds_have_a_table(of_masks):
     assert kinds == {"masks", "gains"}
 
 
-def test_packed_masks_give_the_same_tables(masks, of_masks, tmp_path):
-    packed = tmp_path / "packed"
-    results.pack(masks, packed)
+def test_packed_masks_give_the_same_tables(masks, of_masks, tmp_path, monkeypatch, capsys):
+    packed = tmp_path / "results"
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(masks), "--pack"])
+    report.main()
+    assert (
+        f"packed the runs of ham10000-segment, toy-segment in {masks} " in capsys.readouterr().out
+    )
     names = {path.name for path in packed.iterdir()}
     assert names == {
         f"{d}-segment.{end}" for d in ("ham10000", "toy") for end in ("npz", "jsonl.gz")

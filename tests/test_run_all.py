@@ -38,9 +38,10 @@ def run(folder, *flags, programs=None, cwd=None):
 def stand_in(tmp_path):
     """A copy of run_all.sh; its python notes its arguments and fails for rkd.py."""
     shutil.copy(ROOT / "run_all.sh", tmp_path)
-    (tmp_path / "methods").mkdir()
-    for path in (ROOT / "methods").glob("*.py"):
-        (tmp_path / "methods" / path.name).touch()
+    for folder in ("methods", "datasets"):
+        (tmp_path / folder).mkdir()
+        for path in (ROOT / folder).glob("*.py"):
+            (tmp_path / folder / path.name).touch()
     program = tmp_path / "bin" / "python"
     program.parent.mkdir()
     program.write_text(
@@ -249,6 +250,7 @@ def test_it_says_what_is_running_and_how_to_use_it(tmp_path, stand_in):
         (["--seeds", "0"], "--seeds and --jobs are whole numbers"),
         (["--jobs", "0"], "--seeds and --jobs are whole numbers"),
         (["--jobs", ""], "--seeds and --jobs are whole numbers"),
+        (["--dataset", "nope", "--list"], "there is no data set nope"),
         (["--only", "nokd"], "there is no methods/nokd.py"),
         (["--task", "mask"], "--task is classify or segment"),
     ],
