@@ -480,8 +480,8 @@ def start_from(net, path):
         last = [[name.rpartition(".")[2] for name in names] for names in (own, given)]
         sorted_anew = [k for k, a, b in zip(own, *last) if a != b and b in kinds]
         wrong = [k for k in own if k not in taken or taken[k].shape != own[k].shape] + sorted_anew
-        lost = [k for k in own if k not in given]
         if named and len(named) == len(given):
+            lost = [k for k in own if k not in given]
             raise InputError(
                 f"{path} is not whole: it lacks {len(lost)} tensors, such as {lost[0]}"
             )

@@ -364,11 +364,11 @@ def pixels_of(files, saved, bad, ranges):
     for file in files:
         try:
             pixels = decode(file, saved["size"], white=saved["notes"].get(WHITE), ranges=ranges)
-        except FileNotFoundError:
-            bad.append(f"{file} does not exist")
-            print(bad[-1], file=sys.stderr)
         except Exception as why:  # decoders raise all kinds of errors
-            bad.append(f"{file} cannot be read as a picture ({why})")
+            gone = isinstance(why, FileNotFoundError)
+            bad.append(
+                f"{file} {'does not exist' if gone else f'cannot be read as a picture ({why})'}"
+            )
             print(bad[-1], file=sys.stderr)
         else:
             yield file, torch.tensor(pixels).permute(2, 0, 1)
@@ -420,7 +420,7 @@ def main():
     student, saved = load_student(args.student, args.rule, args.student_module)
     if args.masks and not student.network.segment:
         raise InputError(f"{args.student} answers with classes: leave out --masks")
-    classes, log_shares = saved["classes"], torch.tensor(saved["class_shares"]).log()  # (C,)
+    classes, taught = saved["classes"], saved["class_shares"]  # (C,) each
     failed = []
     if args.export:
         folder = args.student if args.student.is_dir() else args.student.parent
@@ -440,9 +440,11 @@ def main():
     if args.csv:
         read = [args.student, args.student / "student.pt", args.labels, *files]
         refuse_replacing("--csv", args.csv, filter(None, read))
-        there = args.csv.read_bytes()[:100_000] if args.csv.is_file() else b""
-        if there and b"class,class_corrected,score_" not in there.splitlines()[0]:
-            raise InputError(f"--csv {args.csv} is no table of predict.py: choose another name")
+        if args.csv.is_file():
+            with open(args.csv, "rb") as file:
+                first = file.readline(100_000)
+            if first and b"class,class_corrected,score_" not in first:
+                raise InputError(f"--csv {args.csv} is no table of predict.py: choose another name")
     truth = ["label", "group", "subject"] if args.labels else []
     header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
     csv.writer(table := io.StringIO()).writerow(header)
@@ -450,7 +452,8 @@ def main():
     for file, pixels in pixels_of(files, saved, bad, ranges):
         row = files[file]
         z = student(pixels[None])[0]  # (C,)
-        likely, corrected = (classes[scores.argmax()] for scores in (z, z - log_shares))
+        (other,) = metrics.corrected(logits=z[None].numpy(), class_shares=taught)
+        likely, corrected = classes[z.argmax()], classes[other]
         shares = z.double().softmax(0).tolist()  # in which outputs stay apart
         told = [(row or {}).get(name, "") for name in truth]
         name = row["file"] if row else file  # as the table of labels calls it
@@ -464,7 +467,7 @@ def main():
     if args.csv:
         save(args.csv, table.getvalue())
         if args.labels:
-            told = " ".join(f"{saved['class_shares'][c]:.4g}" for c in in_order(classes))
+            told = " ".join(f"{taught[c]:.4g}" for c in in_order(classes))
             file = shlex.quote(str(args.csv))
             told += " --skip-bad" * (len(known) < len(files))
             print(f"\nto compare it with others: python metrics.py {file} --shares {told}")
@@ -488,7 +491,7 @@ def main():
             logits=np.stack(logits),
             num_classes=len(classes),
             num_groups=len(groups),
-            class_shares=saved["class_shares"],
+            class_shares=taught,
             clusters=subjects,
         )
         print(metrics.show({"student": result}, classes, groups))

@@ -85,8 +85,8 @@ def read(path, skip_bad=False):
                     "or probabilities, with a point"
                 )
     rows = sorted(lines.values(), key=lambda row: row.get("file", ""))  # without: as they are
-    known, groups = ([*{row[name] for row in rows}] for name in ("label", "group"))
-    known, groups = [known[c] for c in in_order(known)], sorted(groups, key=place)
+    known, groups = (sorted({row[name] for row in rows}, key=place) for name in ("label", "group"))
+    known = [known[c] for c in in_order(known)]
     for names in (known, groups):
         refuse_alike(path, names)
     scores = np.array([[float(row[name]) for name in scored] for row in rows])  # (N, C), or (N, 1)

@@ -129,7 +129,9 @@ esac; shift; done
 [ -z "$source_dir" ] || source=${source:-csv}
 [[ "$jobs ${seeds:-1}" =~ ^[1-9][0-9]*\ [1-9][0-9]*$ ]] || fail "--seeds and --jobs are whole numbers"
 [[ "$task" =~ ^(|classify|segment)$ ]] || fail "--task is classify or segment"
-[ -f "datasets/${dataset//-/_}.py" ] || fail "there is no data set $dataset: see datasets/"
+for name in $dataset $source; do
+    [ -f "datasets/${name//-/_}.py" ] || fail "there is no data set $name: see datasets/"
+done
 for script in $only; do [ -f "methods/$script.py" ] || fail "there is no methods/$script.py"; done
 [[ -z $folds && $dataset$quick != ham10000 ]] || {
     usual=1 parts=('--fold '{0..4})

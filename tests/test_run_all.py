@@ -251,6 +251,7 @@ def test_it_says_what_is_running_and_how_to_use_it(tmp_path, stand_in):
         (["--jobs", "0"], "--seeds and --jobs are whole numbers"),
         (["--jobs", ""], "--seeds and --jobs are whole numbers"),
         (["--dataset", "nope", "--list"], "there is no data set nope"),
+        (["--source", "nope", "--list"], "there is no data set nope"),
         (["--only", "nokd"], "there is no methods/nokd.py"),
         (["--task", "mask"], "--task is classify or segment"),
     ],
