@@ -30,7 +30,7 @@ reversal (Ganin and Lempitsky, 2015): λ turns the step towards fairness. Two ot
        wrong for matrices). Two backward passes, and even a clueless u takes its part of t away.
     2. The critic gate (Savani et al., 2020; the slides' code): a critic c learns a batch's gap in
        recall; L is multiplied by max(1, λ (|c| - ε + margin) + 1), in the slides' code with c of
-       the first picture alone, and L is CE there, also for CKD. That makes steps longer but
+       the first picture alone (and L, for CKD and CTKD, CE alone). That makes steps longer but
        hardly turns them. (Their first code has 1/L_A and -λ L_A without gradient: λ does nothing.)
 DIFFERENCES FROM PUBLIC CODE (AD in DQle38/Fair-Feature-Distillation-for-Visual-Recognition).
     1. A mean over samples, not a sum of means per class: there λ grows with the number of classes.
@@ -42,8 +42,8 @@ DIFFERENCES FROM PUBLIC CODE (AD in DQle38/Fair-Feature-Distillation-for-Visual-
     5. The ramp, from 0 to 1 at half-time. A strong adversary in the first epochs ends in collapse.
     6. The adversary moves first and fast (Adam, 0.01). Theirs moves with the student, at 3e-4,
        slower once its loss on test pictures no longer falls; their λ is 2.
-    7. With a teacher their student's loss is CE + 4 · L_KD, where the 4 falls to 1, + a loss of
-       features. So CE weighs more there against the adversary than here, as a tenth of Eq. (3).
+    7. With a teacher their student's loss is CE + 4 · L_KD at T = 3, where the 4 falls to 1, + one
+       of features. So CE weighs more there against the adversary than here, as a tenth of Eq. (3).
 
 RUN.  python methods/adversarial_kd.py                         the toy, two CPU cores: 2 minutes
       python methods/adversarial_kd.py --adversary-weight 0.5  less of it; 0 is CKD
@@ -255,8 +255,7 @@ class PlainTraining:
     """
 
     needs_teacher = False  # or True, or a setting's name: needed unless that is 0
-    can_compile = True  # whether torch.compile may be used for its networks
-    no_masks = ""  # why the method has no meaning for --task segment
+    refuses = {}  # settings that cannot be with the method, each with the reason
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -716,10 +715,10 @@ def load_pictures(args):
 
 def main():
     args = parse()
-    if args.compile and not Method.can_compile:
-        raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
-    if args.task == "segment" and Method.no_masks:
-        raise InputError(f"--task segment is not for {Path(__file__).name}: {Method.no_masks}")
+    given = {f"--{name} {value}".removesuffix(" True") for name, value in vars(args).items()}
+    for flag, reason in Method.refuses.items():
+        if flag in given:
+            raise InputError(f"{flag} is not for {Path(__file__).name}: {reason}; leave it out")
     if args.log and not find_spec(args.log):
         raise InputError(f"--log {args.log} needs the package {args.log}: install it")
     names, files = (args.teacher, args.student), (args.teacher_weights, args.weights)

@@ -258,8 +258,7 @@ class PlainTraining:
     """
 
     needs_teacher = False  # or True, or a setting's name: needed unless that is 0
-    can_compile = True  # whether torch.compile may be used for its networks
-    no_masks = ""  # why the method has no meaning for --task segment
+    refuses = {}  # settings that cannot be with the method, each with the reason
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -377,12 +376,13 @@ class Method(PlainTraining):
     """Distillation by Eq. (3), of gated features by Eq. (8), and a direct penalty on the gap."""
 
     needs_teacher = True
-    can_compile = False  # torch.compile does not differentiate a network twice
+    refuses = {
+        "--compile": "torch.compile does not differentiate a network twice",
+        "--optimizer adamw": "stage I is a step of SGD",
+    }
 
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
-        if args.optimizer != "sgd":
-            raise InputError("stage I is a step of SGD: leave out --optimizer")
         own, width = student.width, teacher.network.width
         for layer in student.modules():  # of mobilenet_v3; PyTorch differentiates it only once
             if isinstance(layer, nn.Hardsigmoid):
@@ -747,10 +747,10 @@ def load_pictures(args):
 
 def main():
     args = parse()
-    if args.compile and not Method.can_compile:
-        raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
-    if args.task == "segment" and Method.no_masks:
-        raise InputError(f"--task segment is not for {Path(__file__).name}: {Method.no_masks}")
+    given = {f"--{name} {value}".removesuffix(" True") for name, value in vars(args).items()}
+    for flag, reason in Method.refuses.items():
+        if flag in given:
+            raise InputError(f"{flag} is not for {Path(__file__).name}: {reason}; leave it out")
     if args.log and not find_spec(args.log):
         raise InputError(f"--log {args.log} needs the package {args.log}: install it")
     names, files = (args.teacher, args.student), (args.teacher_weights, args.weights)

@@ -30,16 +30,16 @@ DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review th
     2. Our reading: what is frozen (φ), linear heads that all start from step 0's, Eqs. (3), (7),
        (8), α, T. Epochs are chosen by AUC (Dice) on validation: step 0's by its worst group, maybe
        an early one (--step0-epoch last: the last), a teacher's by its own group, maybe its start.
-       Step 1 has --teacher-epochs, --teacher-optimizer and a constant --teacher-lr; it needs no
-       --teacher and never has --balance.
+       Step 1: --teacher-epochs, --teacher-optimizer, fixed --teacher-lr; no --teacher, --balance.
     3. Before step 2 it is printed what a teacher gains on its own group over a control, the same
        head trained on as many pictures of everybody, both chosen on the pictures that measure it.
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
     1. Its distance, a Sinkhorn divergence stopped early, can be negative; Eq. (4) is exact.
     2. It divides Eq. (6) by B. Its AdamW does not feel that; our SGD would, as a rate of lr/B.
-    3. u is measured in evaluation mode, not augmented; there it moves batch norm's statistics.
-    4. t = 30; there 1, for networks from ImageNet. Of 1, 3, 10 and 30 validation chose 30 or 10 for
-       FIS, on CelebA once 3. At 30 wI and wG are nearly equal, and step 0 nearly plain training.
+    3. u: B pictures of a group, in evaluation mode, not augmented, drawn with replacement; there
+       64, drawn without, and they move batch norm's statistics.
+    4. t = 30; there 1 (ViT from ImageNet) or 10 (3-D ResNet). Of 1, 3, 10, 30 validation chose 30
+       or 10 for FIS, on CelebA once 3. At 30 step 0 is nearly plain training.
     5. FEBS fine-tunes there, 5 epochs after 300 of plain training; here it has all epochs. Its Dice
        is not that of `label_loss`: it squares below the line, and background is a class. It scales
        maps, not losses, the worst group's least, and so looks away from it. Where a batch lacks a
@@ -152,7 +152,7 @@ def settings():
     add = parser.group("the method's own")
     # ----- the method's own -----------------------------------------------------------------------
     add("--fusion", type=share, default=0.5, help="κ: share of wG in L_FIS (FairVision: 0.5)")
-    add("--fis-temperature", type=number(1e-6), default=30.0, help="t: softens both (theirs: 1)")
+    add("--fis-temperature", type=number(1e-6), default=30.0, help="t: softens both, theirs: 1")
     ways = "of masks also FEBS: as published, or mended"
     add("--step0", default="fis", choices=["fis", "febs", "febs-mended"], help=ways)
     epochs = ["best_worst_group", "last"]
@@ -249,8 +249,7 @@ class PlainTraining:
     """
 
     needs_teacher = False  # or True, or a setting's name: needed unless that is 0
-    can_compile = True  # whether torch.compile may be used for its networks
-    no_masks = ""  # why the method has no meaning for --task segment
+    refuses = {}  # settings that cannot be with the method, each with the reason
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -364,7 +363,7 @@ class FairScaling(PlainTraining):
     def step(self, batch):
         if self.args.step0 != "fis":
             return self.febs_step(batch)
-        ## Distances from n other pictures of each group: a batch may have one of a group, or none.
+        ## Distances from n pictures of each group: a batch may have one of a group, or none.
         args, n, train = self.args, self.args.batch_size, self.data["train"]
         drawn = torch.cat([m[torch.randint(len(m), (n,))] for m in self.members])  # (G·n,)
         others = next(batches(train.subset(drawn), len(drawn)))
@@ -863,10 +862,10 @@ def load_pictures(args):
 
 def main():
     args = parse()
-    if args.compile and not Method.can_compile:
-        raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
-    if args.task == "segment" and Method.no_masks:
-        raise InputError(f"--task segment is not for {Path(__file__).name}: {Method.no_masks}")
+    given = {f"--{name} {value}".removesuffix(" True") for name, value in vars(args).items()}
+    for flag, reason in Method.refuses.items():
+        if flag in given:
+            raise InputError(f"{flag} is not for {Path(__file__).name}: {reason}; leave it out")
     if args.log and not find_spec(args.log):
         raise InputError(f"--log {args.log} needs the package {args.log}: install it")
     names, files = (args.teacher, args.student), (args.teacher_weights, args.weights)

@@ -28,7 +28,7 @@ DIFFERENCES FROM PUBLIC CODE (Raman1121/FairTune).
        most trials after one epoch, when the rate has just warmed up: a few of 20 reach the end.
     3. The last run repeats the best trial: its rate, its seed. There the rate found is not used.
     4. AdamW, whatever --optimizer says: by SGD, such rates change little. One layout of bits.
-    5. Rates up to 1e-1, not 1e-3, because a head alone needs them.
+    5. Rates up to 1e-1, not 1e-3, because a head alone needs them. Else the recipe is ckd.py's.
 
 RUN.  python methods/fairtune.py                the toy; in two terminals, both share the trials
       python methods/fairtune.py --mask full    full tuning; all: every bit 1; none: a linear probe
@@ -246,8 +246,7 @@ class PlainTraining:
     """
 
     needs_teacher = False  # or True, or a setting's name: needed unless that is 0
-    can_compile = True  # whether torch.compile may be used for its networks
-    no_masks = ""  # why the method has no meaning for --task segment
+    refuses = {}  # settings that cannot be with the method, each with the reason
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -537,8 +536,8 @@ class Method(Tuning):
     """One more run with the bits and the learning rate that the search chose."""
 
     needs_teacher = False
-    can_compile = False  # copies of a compiled network are not compiled
-    no_masks = "it tunes the blocks of a transformer that classifies pictures"
+    refuses = {"--compile": "copies of a compiled network are not compiled"}
+    refuses["--task segment"] = "it tunes the blocks of a transformer that classifies pictures"
 
     def __init__(self, args, data, student, teacher=None):
         start = theta_0(args, data)
@@ -863,10 +862,10 @@ def load_pictures(args):
 
 def main():
     args = parse()
-    if args.compile and not Method.can_compile:
-        raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
-    if args.task == "segment" and Method.no_masks:
-        raise InputError(f"--task segment is not for {Path(__file__).name}: {Method.no_masks}")
+    given = {f"--{name} {value}".removesuffix(" True") for name, value in vars(args).items()}
+    for flag, reason in Method.refuses.items():
+        if flag in given:
+            raise InputError(f"{flag} is not for {Path(__file__).name}: {reason}; leave it out")
     if args.log and not find_spec(args.log):
         raise InputError(f"--log {args.log} needs the package {args.log}: install it")
     names, files = (args.teacher, args.student), (args.teacher_weights, args.weights)

@@ -24,8 +24,9 @@ DIFFERENCES FROM THE PAPER. We follow the authors' code, which we could check, n
     1. Their teacher has the student's architecture. Where our widths differ, a linear map, trained
        with the student and only for L_MMD, leads from one to the other. This map may hide what the
        features tell of the group.
-    2. f is what the classifier sees, as in their CIFAR network; for ResNet-18 they take the map
-       before pooling. Two architectures need not have a map of the same size.
+    2. f is what the classifier sees, as in their CIFAR network; for ResNet-18 and ShuffleNet they
+       take the map before pooling. Two architectures need not have a map of the same size. A
+       dropout before the classifier sets parts of f to 0; in their networks no dropout does.
 DIFFERENCES FROM PUBLIC CODE (DQle38/Fair-Feature-Distillation-for-Visual-Recognition).
     1. Their sampler fills the cells about equally, which alone may make a student fairer. Ours does
        so only with --balance; else the target of a class is mostly that of its largest group.
@@ -238,8 +239,7 @@ class PlainTraining:
     """
 
     needs_teacher = False  # or True, or a setting's name: needed unless that is 0
-    can_compile = True  # whether torch.compile may be used for its networks
-    no_masks = ""  # why the method has no meaning for --task segment
+    refuses = {}  # settings that cannot be with the method, each with the reason
 
     def __init__(self, args, data, student, teacher=None):
         self.args, self.data, self.student, self.teacher = args, data, student, teacher
@@ -343,7 +343,7 @@ class Method(PlainTraining):
     """Distillation by Eq. (7)."""
 
     needs_teacher = True
-    no_masks = "it compares pictures of one class, each with one vector of features"
+    refuses = {"--task segment": "it compares pictures of one class"}
 
     def __init__(self, args, data, student, teacher):
         super().__init__(args, data, student, teacher)
@@ -679,10 +679,10 @@ def load_pictures(args):
 
 def main():
     args = parse()
-    if args.compile and not Method.can_compile:
-        raise InputError("--compile is not for this method, see Method.can_compile: leave it out")
-    if args.task == "segment" and Method.no_masks:
-        raise InputError(f"--task segment is not for {Path(__file__).name}: {Method.no_masks}")
+    given = {f"--{name} {value}".removesuffix(" True") for name, value in vars(args).items()}
+    for flag, reason in Method.refuses.items():
+        if flag in given:
+            raise InputError(f"{flag} is not for {Path(__file__).name}: {reason}; leave it out")
     if args.log and not find_spec(args.log):
         raise InputError(f"--log {args.log} needs the package {args.log}: install it")
     names, files = (args.teacher, args.student), (args.teacher_weights, args.weights)

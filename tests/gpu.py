@@ -93,13 +93,13 @@ def correct(device, smoke, ways=("float32", "bf16")):
                 row = {"skipped": str(error)}
                 yield f"{script} classify {way}", functools.partial(dict, row)
                 continue
-            if (smoke and way != "float32") or (way == "compile" and not method.can_compile):
+            if (smoke and way != "float32") or (way == "compile" and "--compile" in method.refuses):
                 continue
             most = max(most, TRAINED[1]) if script in TRAINED[0] else most
             width = 2 if smoke else 8  # of both networks: with two, KD++ would draw its dropout
             own = [f"--student=convnet{width}", f"--teacher=convnet{width}"]
             tasks = {"classify": [] if script == "fairtune" else own}
-            if not method.no_masks:
+            if "--task segment" not in method.refuses:
                 own = [f"--student=unet{width}", f"--teacher=unet{width}"]
                 tasks["segment"] = ["--task", "segment", *own]
             for task, flags in tasks.items():

@@ -30,7 +30,8 @@ if torch.__version__.startswith("2.6"):
 
 THERE = torch.device("meta")  # the only other device that PyTorch has without hardware
 UNKNOWN = fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException
-MASKS = [s for s in SCRIPTS if not importlib.import_module(s).Method.no_masks]
+REFUSED = {s: importlib.import_module(s).Method.refuses for s in SCRIPTS}
+MASKS = [s for s in SCRIPTS if "--task segment" not in REFUSED[s]]
 
 
 class Pretended(torch.Tensor):

@@ -261,16 +261,31 @@ def test_the_losses_that_all_have_are_those_of_the_batch(name, toy):
     torch.testing.assert_close(losses["loss_kd"], module.kd_loss(logits_s, logits_t, 3.0))
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_compile_says_where_it_cannot_be(name, here, tmp_path, monkeypatch):
+REFUSED = {script: {*importlib.import_module(script).Method.refuses} for script in SCRIPTS}
+
+
+def test_who_refuses_what():
+    masks, compiled, adamw = "--task segment", "--compile", "--optimizer adamw"
+    refused = {"rkd": {masks}, "kdpp": {masks}, "mfd": {masks}, "fairtune": {masks, compiled}}
+    refused |= {"bird": {compiled, adamw}, "ctkd": {adamw}}
+    assert REFUSED == dict.fromkeys(SCRIPTS, set()) | refused
+
+
+@pytest.mark.parametrize("name, flag", [(n, f) for n in SCRIPTS for f in sorted(REFUSED[n])])
+def test_what_a_method_refuses_it_says_before_anything_is_read(name, flag, monkeypatch):
+    """No picture is decoded and no teacher trained for nothing."""
     module = importlib.import_module(name)
-    assert module.Method.can_compile != (name in ("bird", "fairtune"))
-    if not module.Method.can_compile:
-        with pytest.raises(InputError, match="--compile is not for this method"):
-            run(name, *small(name), "--compile", "--out", tmp_path)
+    monkeypatch.setattr(module, "load_pictures", None)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *flag.split()])
+    with pytest.raises(InputError, match=f"^{flag} is not for {name}.py: .*; leave it out$"):
+        module.main()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_compile_says_what_it_needs(name, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="--compile needs a C"):
-        arguments(module, "--compile")
+        arguments(importlib.import_module(name), "--compile")
 
 
 # ----- the name of a run's folder -----------------------------------------------------------------

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import arguments, make_pictures, method_of
+from conftest import arguments, make_pictures
 from forked import ROOT, Script, run_script, small
 
 import networks
@@ -468,12 +468,6 @@ def test_adamw_has_a_rate_of_its_own():
         assert (args.lr, args.teacher_lr) == (lr, teacher_lr), script
     own = importlib.import_module("ctkd").parse(["--optimizer", "adamw", "--lr", "0.05"])
     assert own.lr == 0.05  # as it usually has by SGD, but asked for
-
-
-@pytest.mark.parametrize("script", ["bird", "ctkd"])
-def test_methods_that_are_steps_of_sgd_refuse_adamw(script, toy):
-    with pytest.raises(InputError, match="leave out --optimizer"):
-        method_of(importlib.import_module(script), toy, "--optimizer", "adamw")
 
 
 def test_a_random_body_has_no_head_to_train():

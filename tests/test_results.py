@@ -373,6 +373,21 @@ def test_ctkd_without_its_curriculum(by_place, repeated):
     assert again.low < 0 < again.high and told in header("ctkd")
 
 
+def test_where_ctkds_temperature_ends(every):
+    """Between which bounds, by classes and size of the pictures."""
+    ends = {}
+    for result in every:
+        if result["method"] == "ctkd" and result["log"]:
+            key = len(result["classes"]), result["settings"]["image_size"]
+            ends.setdefault(key, []).append(result["log"][-1]["temperature"])
+    (toy, small, large, photographs) = (ends[key] for key in ((6, 32), (2, 32), (2, 96), (10, 32)))
+    assert {f"{end:.0f}" for end in photographs} == {"8"}
+    assert {f"{end:.1f}" for end in toy} == {"20.8", "20.9"}
+    told = [f"{bound:.1f}" for ends in (small, large) for bound in (min(ends), max(ends))]
+    said = "two classes it ends between {} and {}, with larger networks (HAM10000, 96 pixels) "
+    assert (said + "between {} and {}.").format(*told) in header("ctkd")
+
+
 def test_whose_ranks_are_first_in_mean_deo(by_place):
     """Over eight data sets and attributes: GroupDRO by class, balanced, and the adversary without a
     teacher; in AUROC they are 15th and 17th of 18."""
