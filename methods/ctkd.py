@@ -42,7 +42,7 @@ RUN.  python methods/ctkd.py                     the toy data, two CPU cores: 2 
       python methods/ctkd.py --span 0 --temperature 4     exactly ckd.py, at the same --lr
 EXPECT. τ starts at 15.6. In the authors' figure, CIFAR-100, it ends between 3.4 and 4. On the toy
 it rises to 20.8 or 20.9 with every seed, because L_KD grows with τ up to there. On CIFAR10-S it
-falls to 8. With two classes it ends between 14.7 and 15.9, with larger networks (HAM10000, 96
+falls to 8. With two classes it ends between 14.7 and 15.8, with larger networks (HAM10000, 96
 pixels) between 17.7 and 18.0.
 """
 

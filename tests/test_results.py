@@ -376,7 +376,8 @@ def test_ctkd_without_its_curriculum(by_place, repeated):
 def test_where_ctkds_temperature_ends(every):
     """Between which bounds, by classes and size of the pictures."""
     ends = {}
-    for result in every:
+    rows = (rows for place in every.values() for rows in place.values())
+    for result in (result for runs in rows for result in runs.values()):
         if result["method"] == "ctkd" and result["log"]:
             key = len(result["classes"]), result["settings"]["image_size"]
             ends.setdefault(key, []).append(result["log"][-1]["temperature"])
