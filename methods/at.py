@@ -131,7 +131,7 @@ def settings():
     add("--precision", default="float32", choices=["float32", "bf16"], help="in the networks")
     add("--compile", action=switch, default=False, help="make networks faster on GPUs")
     add("--live-teacher", action=switch, default=False, help="keep no answers of the teacher")
-    add("--log", choices=["tensorboard"], help="writes the losses, too [no]")
+    add("--log", choices=["tensorboard"], help="writes losses and metrics [no]")
     add("--about", action="version", version=__doc__, help="show paper, equations, examples")
     add("--help", "-h", action="help", help=argparse.SUPPRESS)
     add = parser.group("the method's own")
@@ -185,7 +185,7 @@ def parse(argv=None):
 
 def settle(args, num_classes):
     """The settings, with each pair of defaults (for two classes, for more) replaced by its own."""
-    if args.smoke:  # only now: `load` has checked the whole batches against all pictures
+    if args.smoke:  # only now: `load` compares the batch of a whole run with all pictures
         args.batch_size = min(args.batch_size, 32)
     for name, value in vars(args).items():
         if isinstance(value, tuple):
@@ -194,7 +194,7 @@ def settle(args, num_classes):
 
 
 def chosen(args):
-    """{setting: value} but for those of where files are, what is shown, which device computes."""
+    """{setting: value}, but for where files are, what is shown or kept, and which device works."""
     others = ("describe", "device", "download", "live_teacher", "log", "out", "restart")
     return {k: v for k, v in vars(args).items() if k not in others and not k.endswith("_dir")}
 
@@ -452,7 +452,7 @@ def measure(model, data, part, shares=None, replicates=0, folder=None, drawn=Non
 
 ## Which epoch counts? Three rules, fixed in advance, all reported: the last ("last"), the one with
 ## the best AUROC on validation, and the one with the best AUROC of the worst group there; of masks
-## Dice stands for AUROC. Of equal ones the lowest loss decides, and an epoch without a value (a
+## Dice stands for AUROC. Of equal epochs the lowest loss decides, and an epoch without a value (a
 ## class is missing) is never best.
 RULES = {
     "classify": {"best_overall": "auroc", "best_worst_group": "auroc_worst_group"},
@@ -503,14 +503,14 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
         views = training_views(args, method.split, epoch)
         now, whole = f"{label} {epoch + 1}/{args.epochs}", steps * (args.epochs + later)
         bar = with_bar(views, now, whole, initial=steps * epoch, smoothing=0)
-        bar.initial, bar.start_t = 0, start - sum(seconds)  # what is left is told by all epochs
+        bar.initial, bar.start_t = 0, start - sum(seconds)  # all epochs tell how long it takes
         for batch in bar:
             if answers:
                 rows = slice(batch.step * size, (batch.step + 1) * size)
                 rows = rows if args.teacher_sees == "view" else batch.index
                 batch = batch._replace(answers=tuple(part[rows] for part in answers))
-            ## Half a cosine takes the rate from its highest value to 0. In the first epoch it also
-            ## rises from 0, because large steps would spoil fresh weights.
+            ## Half a cosine takes the rate down towards 0. In the first epoch it also rises: large
+            ## steps would spoil fresh weights.
             done = epoch + batch.step / steps  # in epochs
             scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
             for group in method.optimizer.param_groups:
@@ -559,7 +559,7 @@ def data_folder(args):
 class Teacher:
     """A trained network that never changes: no gradient reaches it, its batch norm stands still.
 
-    The views of the pictures, which are cropped and flipped, depend on (seed, epoch) alone. So most
+    The views of the pictures, cropped or flipped, are drawn from (seed, epoch) alone. So most
     methods ask a teacher the same questions: the first run writes its answers, features and logits,
     to the views of an epoch into a file, and the others read it. A teacher that sees the pictures
     themselves, or all their flips, has one answer to each of them for all seeds and epochs.
@@ -582,7 +582,7 @@ class Teacher:
     def begin_epoch(self, args, split, epoch):
         """The answers to the views of an epoch, (steps · B, D') and (steps · B, C), or None.
 
-        None, where they are not kept, as maps never are: each step then asks the network itself.
+        None, where they are not kept, as feature maps never are: each step then asks the network.
         One answer for each picture, (N, D') and (N, C), where the teacher does not see the views.
         """
         if args.teacher_sees != "view":
@@ -651,7 +651,7 @@ def get_teacher(args, data):
         recipe["ways"] = ways  # in which the last layer sees each picture
     else:
         recipe |= {"batch_size": args.batch_size, "views": args.views}
-        own = ("epochs", "lr", "optimizer")  # what a teacher has besides the student
+        own = ("epochs", "lr", "optimizer")  # of which teacher and student each have one
         recipe |= {name: getattr(args, f"teacher_{name}") for name in own}
     ## A seed of its own: else a teacher built like its student would start from the same weights
     ## and see the same views, and plain training would give the teacher once more.
@@ -716,7 +716,7 @@ def main():
     if args.describe:
         return data.contact_sheet(args.out)
     ## The folder's name tells what was changed, the method's own settings first; its digest covers
-    ## all settings, the seed, the pictures and what is said of them. Another setting has another
+    ## all that is `chosen`, the pictures and what is said of them. Another setting has another
     ## folder: no run overwrites another one.
     same = ["--dataset", args.dataset, "--task", args.task, *["--smoke"] * args.smoke]
     usual = settle(parse(same), len(data.outputs))
@@ -802,7 +802,7 @@ def train_and_test(args, data, folder, about):
             "teacher": teacher_seconds,
             "method": own_seconds,
             "epochs": seconds,
-            "images_per_second": len(method.split) * len(seconds) / sum(seconds),  # and validation
+            "images_per_second": len(method.split) * len(seconds) / sum(seconds),  # with validation
             "device": gpu or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "torchvision", "numpy")},
