@@ -61,10 +61,12 @@ ROOT = Path(__file__).resolve().parent
 SLIDES = ["ERM", "CKD", "CKD, T = 1", "RKD", "CTKD", "KD++", "FitNet", "AT", "re-balancing"]
 POSTER = ["ERM", "CKD", "FitNet", "AT", "AD", "MFD", "BIRD", "BIRD, gates fixed", "adversarial KD"]
 POSTER += ["re-balancing"]
-README = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "RKD", "CTKD", "KD++", "FitNet", "AT"]
-README += ["adversarial KD", "MFD", "BIRD", "GroupDRO by class, balanced", "SWAD", "FairDi"]
+TEACHER = "*the teacher*"
+README = [TEACHER, "ERM", "re-balancing", "CKD", "CKD, both balanced", "RKD", "CTKD", "KD++"]
+README += ["FitNet", "AT", "adversarial KD", "MFD", "BIRD", "GroupDRO by class, balanced"]
+README += ["SWAD", "FairDi"]
 ## The same at its top, in short.
-FIRST = ["ERM", "re-balancing", "CKD", "CKD, both balanced", "adversarial KD", "FairDi"]
+FIRST = [TEACHER, "ERM", "re-balancing", "CKD", "CKD, both balanced", "adversarial KD", "FairDi"]
 ## Rows that are ranked, of classes and of masks: what else stands behind a comma is a variant, and
 ## FairTune's have another network than the others.
 RANKED_TOO = ("CKD, both balanced", "GroupDRO by class, balanced")
@@ -149,7 +151,6 @@ LAYOUTS = {  # the columns of each kind of table
     "Dice, − ERM|Dice gap, − ERM|Dice, − CKD|Dice gap, − CKD|train worst cell",
 }
 EVERYTHING = ("overview", "masks")  # the tables that have all rows, also those with fewer runs
-TEACHER = "*the teacher*"
 ## The end of a column's name: the row that is taken off. "change in %" is the column before it, in
 ## percent of the other row.
 BASES = {"− teacher": "teacher", "− CKD": "CKD", "− ERM": "ERM", "λ − 0": "0", "T − 1": "1"}
@@ -794,7 +795,7 @@ PLACES = HEADLINE | {  # and others that have a short name
 
 
 def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-DEO"), sure=False):
-    """Metrics of the methods in the README on its data sets, a column each.
+    """Metrics of CKD's teachers and of the README's methods on its data sets, a column each.
 
     sure    whether the last metric has its interval
     """
@@ -803,7 +804,10 @@ def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-
         if rows := by_place.get(place):
             end, most = results.main_rule(rows), max(map(len, rows.values()))
             keys, head = [metric_of(s, end) for s in shown], ", prior-corrected" if end else ""
-            cells = [headline_cell(rows.get(n, {}), keys, place, most, sure) for n in names]
+            found = [rows.get("CKD" if name == TEACHER else name, {}) for name in names]
+            rules = ["teacher" if name == TEACHER else "last" for name in names]
+            more = keys, place, most, sure
+            cells = [headline_cell(runs, *more, rule) for runs, rule in zip(found, rules)]
             columns[title + head] = cells
     table = Table(["method", *columns])
     for name, *cells in zip(names, *columns.values()):
@@ -811,16 +815,16 @@ def headline_table(by_place, names=README, shown=("AUROC", "worst group", "mean-
     return table
 
 
-def headline_cell(runs, shown, place, most, sure=False):
+def headline_cell(runs, shown, place, most, sure=False, rule="last"):
     """The metrics `shown` of a method on one data set, on which others have `most` runs."""
-    bad = results.number_collapsed(runs)
+    bad = results.number_collapsed(runs, rule)
     if bad == len(runs):  # also of none
         return "collapsed" if bad else ""
     pooled = results.in_folds(place)
-    texts = [f"{results.point(runs, metric, pooled=pooled):.1f}" for metric in shown]
+    texts = [f"{results.point(runs, metric, rule, pooled):.1f}" for metric in shown]
     if sure:
-        texts[-1] = str(results.cell(runs, shown[-1], pooled=pooled))
-    notes = [results.pretrained(runs), results.weight_of(runs).strip(", ")]
+        texts[-1] = str(results.cell(runs, shown[-1], rule, pooled=pooled))
+    notes = [results.pretrained(runs, rule), results.weight_of(runs).strip(", ")]
     notes += [f"{bad} of {len(runs)} collapsed" if bad else ""]
     notes.append(f"{runs_of(runs)}, not {most}" if len(runs) < most else "")
     note = ", ".join(filter(None, notes))

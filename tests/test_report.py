@@ -1378,6 +1378,14 @@ def test_a_method_trained_at_one_weight_alone_stands_at_it(folder):
     assert list(toy_rows(folder)) == ["CKD", "RKD", "BIRD, μ = 0.1", "BIRD, μ = 0.3"]
 
 
+def test_the_readmes_teacher_is_ckds(folder):
+    for seed in range(3):
+        put(folder, changed_test(result("ckd", seed), accuracy=0.7))
+    rows = {("toy", ""): toy_rows(folder)}
+    table = report.headline_table(rows, ["CKD", report.TEACHER], ("top-1", "mean-DEO"))
+    assert table.rows == [["CKD", "70.0 / 50.0"], [report.TEACHER, "80.0 / 50.0"]]
+
+
 def test_incomplete_grids_choose_nothing(folder):
     put_grid(folder, 3)
     shutil.rmtree(folder / "toy" / "bird" / "3-seed0")
