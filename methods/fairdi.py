@@ -152,7 +152,7 @@ def settings():
     add = parser.group("the method's own")
     # ----- the method's own -----------------------------------------------------------------------
     add("--fusion", type=share, default=0.5, help="κ: share of wG in L_FIS (FairVision: 0.5)")
-    add("--fis-temperature", type=number(1e-6), default=30.0, help="t: softens both, theirs: 1")
+    add("--fis-temperature", type=number(1e-6), default=30.0, help="t: softens both; theirs: 1, 10")
     ways = "of masks also FEBS: as published, or mended"
     add("--step0", default="fis", choices=["fis", "febs", "febs-mended"], help=ways)
     epochs = ["best_worst_group", "last"]

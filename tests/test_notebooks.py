@@ -94,6 +94,15 @@ def test_a_notebook_is_short_quick_and_was_executed_as_it_is_now(path):
 
 
 @notebooks
+def test_code_that_is_shown_is_as_it_stands_in_the_scripts(path):
+    """With its comments, for which outputs need not be made anew."""
+    paths = [*(ROOT / "methods").glob("*.py"), ROOT / "metrics.py"]
+    scripts = "".join(path.read_text(encoding="utf-8") for path in paths)
+    for cell in code_of(nbformat.read(path, 4)):
+        assert all(f in scripts for f in re.findall(r"```python\n(.*?)```", shown(cell), re.S))
+
+
+@notebooks
 def test_below_each_output_stands_what_it_says(path):
     """The cell ends by asserting it, and all of its numbers can be read in the output above."""
     cells = nbformat.read(path, 4).cells
