@@ -36,8 +36,8 @@ DIFFERENCES FROM THE PAPER. Abstract and captions could be read, and a review th
 DIFFERENCES FROM PUBLIC CODE (FairVision, of FIS by its authors; FairSeg, of FEBS; of FairDi none).
     1. Its distance, a Sinkhorn divergence stopped early, can be negative; Eq. (4) is exact.
     2. It divides Eq. (6) by B. Its AdamW does not feel that; our SGD would, as a rate of lr/B.
-    3. u: B pictures of a group, in evaluation mode, not augmented, drawn with replacement; there
-       64, drawn without, and they move batch norm's statistics.
+    3. u_g: B pictures of a group, drawn with replacement, in evaluation mode, not augmented; there
+       64 (3-D: 8 or 6), drawn without, and they move batch norm's statistics.
     4. t = 30; there 1 (ViT from ImageNet) or 10 (3-D ResNet). Of 1, 3, 10, 30 validation chose 30
        or 10 for FIS, on CelebA once 3. At 30 step 0 is nearly plain training.
     5. FEBS fine-tunes there, 5 epochs after 300 of plain training; here it has all epochs. Its Dice

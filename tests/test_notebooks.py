@@ -96,10 +96,13 @@ def test_a_notebook_is_short_quick_and_was_executed_as_it_is_now(path):
 @notebooks
 def test_code_that_is_shown_is_as_it_stands_in_the_scripts(path):
     """With its comments, for which outputs need not be made anew."""
-    paths = [*(ROOT / "methods").glob("*.py"), ROOT / "metrics.py"]
-    scripts = "".join(path.read_text(encoding="utf-8") for path in paths)
+    paths = {p.stem: p for p in [*(ROOT / "methods").glob("*.py"), ROOT / "metrics.py"]}
     for cell in code_of(nbformat.read(path, 4)):
-        assert all(f in scripts for f in re.findall(r"```python\n(.*?)```", shown(cell), re.S))
+        names = re.findall(r"lesson\.source\((\w+)\.", cell.source)
+        parts = re.findall(r"```python\n(.*?)```", shown(cell), re.S)
+        assert len(parts) == len(names)
+        for name, part in zip(names, parts):
+            assert part in paths[name].read_text(encoding="utf-8")
 
 
 @notebooks

@@ -294,6 +294,7 @@ def by_sex(rows, by_place):
             own = sexes[key[0]]
             assert places["ids"] == own["ids"]
             out[name][key] = run | {"arrays": (path, places | {"groups": own["groups"]})}
+        assert (results.pool(out[name]).groups != results.pool(rows[name]).groups).any()
     return out
 
 
