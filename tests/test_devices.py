@@ -24,14 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import data
+import results
 
 if torch.__version__.startswith("2.6"):
     pytest.skip("PyTorch 2.6 refuses a fake tensor for the meta device", allow_module_level=True)
 
 THERE = torch.device("meta")  # the only other device that PyTorch has without hardware
 UNKNOWN = fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException
-REFUSED = {s: importlib.import_module(s).Method.refuses for s in SCRIPTS}
-MASKS = [s for s in SCRIPTS if "--task segment" not in REFUSED[s]]
 
 
 class Pretended(torch.Tensor):
@@ -168,7 +167,7 @@ def test_a_run_on_a_gpu_that_is_not_there_is_that_on_the_cpu(script):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", MASKS)
+@pytest.mark.parametrize("script", results.OF_MASKS)
 def test_a_run_with_masks(script, beside_the_pictures):
     add_masks(beside_the_pictures)
     flags = ["--task", "segment", "--teacher", "unet4", "--student", "unet2"]

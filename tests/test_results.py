@@ -279,14 +279,23 @@ def test_with_a_teacher_from_imagenet_no_row_serves_the_old_better_twice(by_plac
         assert pooled(by_place[place], name, "ERM", "auroc").high < -1
 
 
+def test_the_auroc_of_the_teacher_from_imagenet(by_place, repeated):
+    """In both READMEs."""
+    (place,) = (p for p in repeated if LARGE in p[1])
+    rows = by_place[place]["CKD"], repeated[place]["CKD"]
+    areas = [results.point(runs, "auroc", "teacher", pooled=True) for runs in rows]
+    here, there = (" ".join((p / "README.md").read_text().split()) for p in (ROOT, COMMITTED))
+    assert "has an AUROC of {:.1f} and {:.1f},".format(*areas) in there
+    assert all(f"an ImageNet teacher with an AUROC of {area:.0f}," in here for area in areas)
+
+
 BLIND = ["ERM", "CKD", "RKD", "CTKD", "KD++", "AT", "FitNet"]  # these methods see no groups
 
 
 def by_sex(rows, by_place):
     """Rows by age, with the sexes for groups: the same networks, as the next test shows."""
-    sexes, out = {}, {}
-    for (fold, _), run in by_place[SEX]["ERM"].items():
-        sexes[fold] = run["arrays"][1]
+    sexes = {fold: run["arrays"][1] for (fold, _), run in by_place[SEX]["ERM"].items()}
+    out = {}
     for name in rows.keys() & BLIND:
         out[name] = {}
         for key, run in rows[name].items():
@@ -420,12 +429,12 @@ def test_ctkd_without_its_curriculum(by_place, repeated):
 def test_where_ctkds_temperature_ends(every):
     """Between which bounds, by classes and size of the pictures."""
     ends = {}
-    rows = (rows for place in every.values() for rows in place.values())
-    for result in (result for runs in rows for result in runs.values()):
-        if result["method"] == "ctkd" and result["log"]:
-            key = len(result["classes"]), result["settings"]["image_size"]
-            ends.setdefault(key, []).append(result["log"][-1]["temperature"])
-    (toy, small, large, photographs) = (ends[key] for key in ((6, 32), (2, 32), (2, 96), (10, 32)))
+    rows = [runs for place in every.values() for runs in place.values()]
+    for run in (run for runs in rows for run in runs.values() if run["method"] == "ctkd"):
+        if run["log"]:
+            key = len(run["classes"]), run["settings"]["image_size"]
+            ends.setdefault(key, []).append(run["log"][-1]["temperature"])
+    toy, small, large, photographs = (ends[key] for key in ((6, 32), (2, 32), (2, 96), (10, 32)))
     assert {f"{end:.0f}" for end in photographs} == {"8"}
     assert {f"{end:.1f}" for end in toy} == {"20.8", "20.9"}
     told = [f"{bound:.1f}" for ends in (small, large) for bound in (min(ends), max(ends))]
