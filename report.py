@@ -786,6 +786,7 @@ PLACES = HEADLINE | {  # and others that have a short name
     "HAM10000, sex": ("ham10000", f"folds-image_size_32-{NETWORKS}"),
     "HAM10000, sex and age": ("ham10000", f"folds-image_size_32-sensitive_sex+age-{NETWORKS}"),
     "HAM10000, age, ImageNet teacher": ("ham10000", f"folds-image_size_96-sensitive_age-{LITE0}"),
+    "HAM10000, sex, ImageNet teacher": ("ham10000", f"folds-image_size_96-{LITE0}"),
     "CelebA, smiling": ("celeba", f"image_size_32-target_Smiling-{NETWORKS}"),
     "CelebA, blond hair": ("celeba", f"image_size_32-target_Blond_Hair-{NETWORKS}"),
     "HAM10000, masks, age": ("ham10000-segment", f"{BY_AGE}-{UNETS}"),
