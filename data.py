@@ -466,7 +466,8 @@ def times_shown(split, balance=""):
 
 def class_shares(split, num_classes, balance=""):
     """The share of each class among the pictures that `batches` gives: a list (C,)."""
-    counts = torch.bincount(split.labels, times_shown(split, balance), minlength=num_classes)
+    shown = times_shown(split, balance).cpu()  # a GPU adds in any order
+    counts = torch.bincount(split.labels.cpu(), shown, minlength=num_classes)
     ## A class without a picture counts as one: its share must not be 0, which has no logarithm.
     counts = torch.where(counts > 0, counts, 1.0)  # (C,)
     return (counts / counts.sum()).tolist()

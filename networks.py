@@ -27,6 +27,7 @@ import runpy
 import sys
 import traceback
 import warnings
+from collections import OrderedDict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,6 +37,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from data import InputError, near
+
+## On a GPU: float32 is float32, and a convolution twice gives the same numbers.
+torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
 
 ## Mean and deviation of red, green and blue, from 0 to 1. They belong to the weights, not to the
 ## architecture: two files for one network may need different ones.
@@ -68,6 +72,13 @@ def convnet(width):
         stages.append(nn.Sequential(*layers(inputs, *[outputs] * depth), nn.MaxPool2d(2)))
         inputs = outputs
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1))
+
+
+class Chain(nn.Sequential):
+    """nn.Sequential, whose own `forward` torch 2.11 does not compile."""
+
+    def forward(self, images):
+        return super().forward(images)
 
 
 class Encoder(nn.Module):
@@ -533,6 +544,8 @@ class Network(nn.Module):
         fetch = args.pretrained and not args.weights and load
         self.body, self.width = body(name, self.size, started, fetch, self.segment)
         if args.compile:
+            if type(self.body) is nn.Sequential:
+                self.body = Chain(OrderedDict(self.body.named_children()))
             self.body.compile()
         if args.pretrained and not args.weights and not offered(name):
             print(f"nobody offers weights of {name}: it starts from random ones")
@@ -551,6 +564,11 @@ class Network(nn.Module):
             enlarge = nn.Upsample(args.image_size, mode="bilinear")
             self.head = nn.Sequential(nn.Conv2d(self.width, num_classes, 1), enlarge)
         self.train().to(memory_format=torch.channels_last)  # faster convolutions
+
+    @property
+    def at_once(self):
+        """How many pictures it answers in one batch: less memory than to train on a few."""
+        return max(1, min(256, 2**22 // self.size**2))
 
     def expect(self, split):
         """Take pictures normalised as those of `split`, and normalise them anew; returns self."""

@@ -193,8 +193,9 @@ def parse(argv=None):
         )
     if args.live_teacher and args.teacher_sees != "view":
         raise InputError(f"--teacher-sees {args.teacher_sees} keeps answers: no --live-teacher")
-    if args.compile and args.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise InputError("--compile needs a C++ compiler (g++) for the CPU: leave it out")
+    compiler = ("CXX", "g++") if args.device == "cpu" else ("CC", "gcc")
+    if args.compile and not shutil.which(os.environ.get(*compiler)):
+        raise InputError("--compile needs a compiler ({}, or {}): leave it out".format(*compiler))
     return args
 
 
@@ -563,8 +564,8 @@ def outputs(network, split, folder=None):
     network.eval()
 
     def ask():
-        steps = math.ceil(len(split) / 256)
-        views = with_bar(batches(split, 256), f"{network.name} answers", steps)
+        steps = math.ceil(len(split) / network.at_once)
+        views = with_bar(batches(split, network.at_once), f"{network.name} answers", steps)
         return torch.cat([network(batch.images)[0] for batch in views])
 
     if folder:
@@ -600,7 +601,8 @@ def measure(model, data, part, shares=None, replicates=0, folder=None, drawn=Non
     if model.segment:
         model.eval()
         with torch.no_grad():
-            found = [areas(model(b.images)[1], b.labels) for b in batches(data[part], 256)]
+            views = batches(data[part], model.at_once)
+            found = [areas(model(b.images)[1], b.labels) for b in views]
         found = torch.cat(found).cpu().numpy()  # (N, 3)
         return found, metrics.evaluate_masks(**more, areas=found)
     _, logits = outputs(model, data[part], folder)

@@ -3,7 +3,7 @@
 #
 #     --out FOLDER     where result files go (default: runs/gpu); what is there is not done again
 #                      (a rehearsal: runs/gpu-smoke)
-#     --minutes N      stop after N minutes (default: 25); the same command then goes on
+#     --minutes N      stop after N minutes (default: 25) and pack; the same command then goes on
 #     --cifar PLACE    CIFAR-10: a folder as datasets/cifar10s.py reads it, or a packed one, .tgz
 #     --device cpu --smoke      a rehearsal of every part; its numbers mean nothing
 #
@@ -18,7 +18,8 @@ esac; shift; done
 [ -z "$cifar" ] || [ -e "$cifar" ] || { echo "gpu.sh: there is no $cifar: name a folder or a .tgz" >&2; exit 2; }
 [ -z "$cifar" ] || cifar=$(cd "$(dirname "$cifar")" && pwd)/$(basename "$cifar")
 out=${out:-$(dirname "$0")/../runs/gpu${smoke/--/-}}
-py=$(command -v python || command -v python3) && "$py" -c 'import torch, torchvision' || {
+for py in python python3; do "$py" -c 'import torch, torchvision' 2>/dev/null && break || py=''; done
+[ "$py" ] || {
     echo "gpu.sh: Python with PyTorch is missing: pip install -r requirements.txt" >&2; exit 1
 }
 [ "$device" = cpu ] || "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
@@ -56,6 +57,7 @@ part correct "$py" tests/gpu.py correct "$out/correct.json" --device $device $sm
 scripts=(methods/*.py) jobs=8 threads=2
 [ -z "$smoke" ] || scripts=(methods/{ckd,swad}.py) jobs=2 threads=1
 for script in "${scripts[@]}"; do
+    [[ $script != *fairtune* ]] || "$py" -c 'import optuna' 2>/dev/null || continue  # its search
     printf '%q %s --smoke --device %s --out %q\n' "$py" "$script" $device "$out/whole"
 done >"$out/commands"
 OMP_NUM_THREADS=$threads lines whole $jobs "$out/commands"
