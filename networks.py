@@ -566,7 +566,7 @@ class Network(nn.Module):
         self.train().to(memory_format=torch.channels_last)  # faster convolutions
 
     @property
-    def at_once(self):
+    def largest_batch(self):
         """How many pictures it answers in one batch: less memory than to train on a few."""
         return max(1, min(256, 2**22 // self.size**2))
 

@@ -449,8 +449,8 @@ def outputs(network, split, folder=None):
     network.eval()
 
     def ask():
-        steps = math.ceil(len(split) / network.at_once)
-        views = with_bar(batches(split, network.at_once), f"{network.name} answers", steps)
+        steps = math.ceil(len(split) / network.largest_batch)
+        views = with_bar(batches(split, network.largest_batch), f"{network.name} answers", steps)
         return torch.cat([network(batch.images)[0] for batch in views])
 
     if folder:
@@ -486,7 +486,7 @@ def measure(model, data, part, shares=None, replicates=0, folder=None, drawn=Non
     if model.segment:
         model.eval()
         with torch.no_grad():
-            views = batches(data[part], model.at_once)
+            views = batches(data[part], model.largest_batch)
             found = [areas(model(b.images)[1], b.labels) for b in views]
         found = torch.cat(found).cpu().numpy()  # (N, 3)
         return found, metrics.evaluate_masks(**more, areas=found)

@@ -284,7 +284,7 @@ def test_what_a_method_refuses_it_says_before_anything_is_read(name, flag, monke
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_compile_says_what_it_needs(name, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(InputError, match="--compile needs a C"):
+    with pytest.raises(InputError, match=r"--compile needs a compiler \(CXX, or g\+\+\)"):
         arguments(importlib.import_module(name), "--compile")
 
 
