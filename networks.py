@@ -567,7 +567,7 @@ class Network(nn.Module):
 
     @property
     def largest_batch(self):
-        """How many pictures it answers in one batch: less memory than to train on a few."""
+        """How many pictures it answers at once: of large ones fewer, which fit into memory."""
         return max(1, min(256, 2**22 // self.size**2))
 
     def expect(self, split):

@@ -36,7 +36,8 @@ WAYS = {
     "compile": (["--compile"], 1e-3),
 }
 TRAINED = ("fairdi", "fairtune"), 0.1
-MAPS_OF_MASKS = {"float32": 0.02, "compile": 0.02, "bf16": 0.3}  # AT's β = 1000 multiplies rounding
+OF_MASKS = {("at", "bf16"): 0.3}  # β = 1000 multiplies the rounding of its maps
+OF_MASKS |= {(name, way): 0.02 for name in ("at", "fitnet") for way in ("float32", "compile")}
 PAIRS = [("resnet18", "resnet18", 32), ("resnet18", "resnet18", 224)]
 PAIRS += [("efficientnet_b3", "efficientnet_b0", 224), ("unet16", "unet16", 128)]
 LAYOUTS = {  # name: precision, layout in memory, compiled?
@@ -103,9 +104,7 @@ def correct(device, smoke, ways=("float32", "bf16")):
                 own = [f"--student=unet{width}", f"--teacher=unet{width}"]
                 tasks["segment"] = ["--task", "segment", *own]
             for task, flags in tasks.items():
-                wide = most
-                if task == "segment" and script in ("at", "fitnet"):
-                    wide = MAPS_OF_MASKS[way]
+                wide = OF_MASKS.get((script, way), most) if task == "segment" else most
                 row = f"{script} {task} {way}"
                 yield row, functools.partial(compared, script, flags, extra, wide)
 
