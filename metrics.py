@@ -866,6 +866,9 @@ def show(columns, class_names, group_names, difference=None, advice=ADVICE):
         notes.append(f"beware: intervals are over subjects, and these are pictures of {one}")
     for reason, names in reasons.items():
         notes.append(f"undefined, because {reason}: {'; '.join(names)}")
+    areas = [group.get("auroc", 0) for group in models[0]["groups"]]  # of masks there are none
+    if None in areas and any(areas):
+        notes.append("worst group: of those that have an AUROC")
     for g, c in np.argwhere(cell_sizes(models[0]) == 0):
         notes.append(f"no picture of {class_names[c]}, {group_names[g]}: means leave it out")
     why = "it gives up a class, gives a group one answer, or is about as good as chance"

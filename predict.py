@@ -117,9 +117,10 @@ def load_student(path, rule="last", module=None):
         same = module.rpartition(":")[2] == saved["network"].rpartition(":")[2]
         sums = files_of(module).get("files")
         if not same or sums and not {*sums} <= {*saved["settings"].get("files", sums)}:
+            edited = " (its text, or that of a file which it imports, is another one)" * same
             raise InputError(
                 f"{module} is not what {file} was trained with, {saved['network']} as it was "
-                "then: pass that"
+                f"then{edited}: pass that"
             )
     sys.path.insert(0, str(METHODS[saved["method"]].parent))
     script = importlib.import_module(saved["method"])
@@ -190,6 +191,9 @@ def label_rows(table, files, saved):
     rows = {row["file"]: row for row in rows}
     known = {name: row for name, row in rows.items() if row["label"] and row["group"]}
     refuse_alike(table, dict.fromkeys(row["group"] for row in known.values()))
+    classes = {meaning(name): name for name in saved["classes"]}  # where capitals do not count
+    for row in known.values():
+        row["label"] = classes.get(meaning(row["label"]), row["label"])
     for name in [name for name, row in known.items() if row["label"] not in saved["classes"]]:
         label, classes = known[name]["label"], ", ".join(saved["classes"])
         raise InputError(f"{table}: {name} is {label!r}, no class of it: {classes}")
@@ -349,6 +353,12 @@ def say_problems(files, bad, ranges, saved, rule, failed):
         print(
             f"{len(ranges)} pictures are grey of more than 8 bits, as none was in training: white "
             "is the end of each one's own range, so that they may differ in brightness"
+        )
+    white = saved["notes"].get(WHITE) or 0  # of pictures that training had
+    if darker := [file for file, (own, _) in ranges.items() if own < white]:
+        print(
+            f"beware: {len(darker)} pictures, such as {darker[0]}, are grey of a smaller range "
+            f"than those of the training, where {white:g} is white: are they meant to be so dark?"
         )
     if bad:
         failed.append(f"{len(bad)} of {len(files)} pictures are left out, the first: {bad[0]}")

@@ -53,7 +53,7 @@ import figures
 import metrics
 import results
 import webpages
-from data import InputError, digest, end_with_reader, save
+from data import InputError, digest, end_with_reader, explained, save
 from results import CEILING, MASKS, METRICS, NAMES, OWN_NETWORKS, UTILITY, Refused, Value, metric_of
 
 ROOT = Path(__file__).resolve().parent
@@ -1126,9 +1126,10 @@ def main():
         return print(f"packed the runs of {of} in {source} into {packed}")
     committed = any(source.glob("*.jsonl.gz"))
     folder = source if committed else source / "report"
-    folder.mkdir(exist_ok=True)
     made, refused = tables(by_place, repeated)
-    captions = draw(by_place, folder, COMMITTED if committed else (), args.data_dir)
+    with explained(folder):
+        folder.mkdir(exist_ok=True)
+        captions = draw(by_place, folder, COMMITTED if committed else (), args.data_dir)
     texts = pages(by_place, made, captions)
     for name, text in texts.items():
         save(folder / name, text)

@@ -223,7 +223,7 @@ def read(folder, smoke=False):
     """All results in `folder`, fresh or packed, smoke runs only if they are asked for.
 
     Each gets an entry "arrays": the path of a file of arrays, and {name: name in that file}.
-    Refused are runs of which tables could not say which one a number is from.
+    Of runs that differ in none of their settings, but in pictures or files, only the newest counts.
     """
     runs, homes = [], {}
     for path in sorted(Path(folder).glob("*/*/*/result.json")):
@@ -235,11 +235,13 @@ def read(folder, smoke=False):
         for part in (result["settings"], result["changed"]):
             part |= {key: Path(part[key]).name for key in WEIGHTS if part.get(key)}
         if smoke or not result["settings"].get("smoke"):
-            first = homes.setdefault(identity(result), path.parent)
-            if first != path.parent:
-                same = f"{path.parent} cannot be told from {first} in tables: settings are equal"
-                raise Refused(f"{same}, pictures, names or files are not; delete one, or move it")
-            runs.append(with_arrays(result, path))
+            homes.setdefault(identity(result), []).append((path.stat().st_mtime, path, result))
+    for twins in homes.values():  # which tables could not tell apart
+        *older, (_, path, result) = sorted(twins, key=lambda twin: twin[:2])
+        runs.append(with_arrays(result, path))
+        for _, old, _ in older:
+            why = "settings are equal, pictures, names or files are not"
+            print(f"left out: {old.parent}, which is older than {path.parent} ({why})")
     for path in sorted(Path(folder).glob("*.jsonl.gz")):
         packed = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
         decide([part for result in packed for part in tested(result).values()])
@@ -445,6 +447,8 @@ def own_settings(result):
     """{setting: value} of what was changed and makes the row."""
     ## All of FairTune's rows start from the same source of pictures; no other row has one.
     shared = {*CONDITIONS, "fold", "source"}
+    if result["changed"].get("alpha") == 0:  # nothing is distilled
+        shared.add("temperature")
     return {k: v for k, v in sorted(result["changed"].items()) if k not in shared}
 
 
@@ -1053,7 +1057,7 @@ def brief(by_place):
         except Refused as error:
             lines += ["", f"{titled(place[0])} {place[1]}".rstrip() + f": {error}"]
             continue
-        own = {n: runs for n, runs in rows.items() if n in NAMES.values() or "," not in n}
+        own = {n: runs for n, runs in rows.items() if n in NAMES.values() or "," not in n} or rows
         end = main_rule(rows)
         test = first_of(rows)["last"]["test"]
         keys = {k: k + end if k + end in test else k for k in metrics.BRIEF if k in test}

@@ -143,6 +143,7 @@ table=${data_dir:-data/csv}
 [[ $state != *-0 ]] || state=''
 [ "$dataset" = toy ] || data="--dataset $dataset${data_dir:+ --data-dir $data_dir}"
 if [ -n "$list" ]; then commands; exit; fi
+[[ $extra != *--out* ]] || fail "-- --out is for --list alone: tables are made of runs/"
 mkdir -p runs/logs && touch runs/finished || exit 1
 # Linux's glibc gives large activations back to the system at every step, and gets them cleared
 # anew, unless told not to: a step of EfficientNet-Lite0 at 128 pixels then takes a third less.

@@ -124,6 +124,13 @@ def compared(rows, runs, base, difference, base_rule="last", pooled=False):
         yield [with_arrow(name, column), *values, difference.get(metric, "")]
 
 
+DIGESTS = {  # settings whose values are sums, which say nothing
+    "pictures": "pictures: others",
+    "words": "names of classes or groups, or who is in which picture: others",
+    "files": "files of networks or weights: others",
+}
+
+
 def compare(first, second):
     """Two runs, or rows of runs over seeds, as text: values, and B minus A, paired."""
     base, runs = results.in_both(read(first), read(second))
@@ -147,7 +154,8 @@ def compare(first, second):
     lines = ["  ".join(map(str.ljust, line, wide)).rstrip() for line in lines]
     for name in sorted({*a["settings"], *b["settings"]} - {"seed"}):
         both = [run["settings"].get(name) for run in (a, b)]
-        lines += ["{}: A {}, B {}".format(name, *both)] if both[0] != both[1] else []
+        said = "{}: A {}, B {}".format(name, *both)
+        lines += [DIGESTS.get(name, said)] if both[0] != both[1] else []
     lines.append(f"paired over {results.what_both_have(runs, base, pooled)}, with 95 % intervals")
     names = [f"A: {results.row_name(a)}, {first}", f"B: {results.row_name(b)}, {second}"]
     bad, rule = map(results.number_collapsed, (base, runs)), results.main_rule(rows)

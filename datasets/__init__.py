@@ -134,6 +134,15 @@ class Table:
             print(describe(name, self.classes, self.group_names, parts, self.notes))
             raise InputError(fault)
 
+    def note_one_class(self):
+        """Note the groups that have no AUROC: a worst group of AUROC is that of the others."""
+        for part in ("val", "test"):
+            there = {(g, c) for g, c, p in zip(self.groups, self.labels, self.split) if p == part}
+            held = collections.Counter(g for g, _ in there)
+            if alone := [self.group_names[g] for g, classes in sorted(held.items()) if classes < 2]:
+                what = f"GROUPS OF ONE CLASS IN {part}, which its worst group of AUROC leaves out"
+                self.notes[what] = alone
+
     def refuse_empty(self, flat, name):
         """Raise InputError where all masks of a split are in `flat`, ids of empty or full ones."""
         for part in ("train", "val", "test"):
@@ -497,14 +506,16 @@ def read_table(
             grey = [int(level) if level == int(level) else level for level in found["grey"]]
             table.notes[WHITE], table.notes["the brightest level of these pictures"] = grey
         table.refuse_gaps(name)
-        owners, flat = collections.defaultdict(set), {*found["flat"]}
+        owners, flat = collections.defaultdict(dict), {*found["flat"]}
         rows = zip(table.ids, table.images, table.subjects, table.split)
         for picture, pixels, subject, part in rows:
             if picture not in flat and part:  # "" was left out: its pixels were not read
-                owners[hash(pixels.tobytes())].add(subject)
-        if several := sum(len(subjects) > 1 for subjects in owners.values()):
+                owners[hash(pixels.tobytes())].setdefault(subject, picture)
+        if several := [" = ".join(same.values()) for same in owners.values() if len(same) > 1]:
             table.notes["EQUAL PICTURES OF SEVERAL SUBJECTS"] = several  # in several splits, maybe
     elif size != table.images.shape[1]:
         side = table.images.shape[1]
         raise InputError(f"{name} has {side} pixels a side, --image-size says {size}")
+    if table.masks is None:
+        table.note_one_class()
     return table

@@ -53,6 +53,7 @@ published validation pictures test, and every tenth of the others validates.
 
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,9 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
         number = len({s for s, alone in zip(subjects, own) if not alone})
         notes["subjects"] = f"{number} of the column {subject!r} (see --subject)"
         notes["pictures without a subject, each its own"] = sum(own)
+        who, most = Counter(subjects).most_common(1)[0]
+        if most > len(rows) / 10 and most > 3 * len(rows) / len({*subjects}):
+            notes["THE LARGEST SUBJECT"] = f"{who!r}, of {most} pictures: is that one person?"
     subjects = np.array(subjects)
     if "split" not in rows[0]:
         split = split_by_subject(subjects, labels * len(group_names) + groups, fold)

@@ -499,7 +499,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
         for name, part in method.saved.items():
             put_back(part, parts.get(name), checkpoint)
     model, size, steps = method.student, args.batch_size, len(method.split) // args.batch_size
-    writer = None
+    writer, before = None, networks.forget_start(model, steps * args.epochs)
     if checkpoint and vars(args).get("log"):  # losses and metrics, for tensorboard --logdir runs
         from torch.utils.tensorboard import SummaryWriter
 
@@ -531,6 +531,7 @@ def fit(args, data, method, label, checkpoint=None, rules=None, later=2):
             scale = min(1, done + 1 / steps) * (1 + math.cos(math.pi * done / args.epochs)) / 2
             for group in method.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
+            before(steps * epoch + batch.step)
             for name, loss in method.step(batch).items():
                 sums[name] = sums.get(name, 0) + loss.detach()  # .item() would stop the device
         losses = {name: float(total) / steps for name, total in sums.items()}

@@ -1013,6 +1013,35 @@ def test_pictures_of_nearly_one_colour_are_named(pictures):
     assert f"{told}: 2: pictures/000.png, pictures/001.jpg\n" in loaded.describe()
 
 
+def test_groups_of_one_class_are_named(pictures):
+    """They have no AUROC, and the worst group, by which an epoch may be chosen, leaves them out."""
+    rows, told = read_table(pictures / "labels.csv"), "GROUPS OF ONE CLASS IN val"
+    group = rows[0]["group"]
+    for n, row in enumerate(rows):
+        row["split"] = ("train", "train", "val", "test")[n // 3 % 4]  # a person has three pictures
+    write_table(pictures / "labels.csv", rows)
+    assert not any(told in note for note in load("csv", pictures, 16).notes)
+    kept = [r for r in rows if (r["split"], r["group"]) != ("val", group) or r["label"] == "cat"]
+    assert len(kept) < len(rows)
+    write_table(pictures / "labels.csv", kept)
+    ((what, groups),) = [n for n in load("csv", pictures, 16).notes.items() if told in n[0]]
+    assert groups == [group] and "worst group of AUROC leaves out" in what
+
+
+def test_a_word_in_place_of_a_subject_is_noted(pictures):
+    """0000 of half of all pictures is no person, and moves them all into one split."""
+    rows, told = read_table(pictures / "labels.csv"), "THE LARGEST SUBJECT"
+    for n, row in enumerate(rows):
+        row["subject"] = f"p{n // 2}"
+    write_table(pictures / "labels.csv", rows)
+    assert told not in load("csv", pictures, 16).notes
+    for row in rows[::4]:
+        row["subject"] = "0000"
+    write_table(pictures / "labels.csv", rows)
+    said = f"'0000', of {len(rows[::4])} pictures: is that one person?"
+    assert load("csv", pictures, 16).notes[told] == said
+
+
 def test_a_picture_under_the_names_of_two_subjects_is_counted(pictures):
     """They may stand in training and in test; of one subject they cannot."""
     rows, told = read_table(pictures / "labels.csv"), "EQUAL PICTURES OF SEVERAL SUBJECTS"
@@ -1024,11 +1053,12 @@ def test_a_picture_under_the_names_of_two_subjects_is_counted(pictures):
     assert told not in load("csv", pictures, 16).notes
     first = next(row for row in rows if row["subject"] != rows[0]["subject"])
     own = next(row for row in rows[1:] if row["subject"] == rows[0]["subject"])
-    for other, count in ((own, None), (first, 1)):
+    pair = f"{rows[0]['file']} = {first['file']}"
+    for other, named in ((own, None), (first, [pair])):
         shutil.copy(pictures / rows[0]["file"], pictures / other["file"])
         loaded = load("csv", pictures, 16)
-        assert loaded.notes.get(told) == count
-    assert f"{told}: 1\n" in loaded.describe()
+        assert loaded.notes.get(told) == named
+    assert f"{told}: 1: {pair}\n" in loaded.describe()
     (pictures / rows[0]["file"]).unlink()  # what is left out has no pixels to be equal
     (pictures / first["file"]).write_text("no picture")
     (pictures / rows[-1]["file"]).write_text("no picture")

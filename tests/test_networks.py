@@ -105,6 +105,25 @@ class Choosy(Mine):
 
 def choosy(size):
     return Choosy()
+
+class Squeezed(Mine):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+def squeezed(size):
+    return Squeezed()
+
+class Averaged(Mine):
+    def forward(self, x):
+        return self.last(self.conv(x).mean((0, 2, 3)))[None]
+
+def averaged(size):
+    return Averaged()
+
+def wild(size):
+    net = Mine()
+    nn.init.constant_(net.conv.weight, float("nan"))
+    return net
 """
 
 
@@ -163,6 +182,9 @@ def test_student_and_teacher_of_ones_own(folder, monkeypatch):
         ("nets.py:endless", ["does not end in a linear layer"]),
         ("nets.py:sideways", ["does not end in a linear layer"]),
         ("nets.py:hidden", ["does not end in a linear layer"]),
+        ("nets.py:wild", ["or gives NaN or other numbers each time"]),
+        ("nets.py:squeezed", ["it gives numbers of the shape [7] for 1 of them, not first"]),
+        ("nets.py:averaged", ["it gives numbers of the shape [1, 7] for 2 of them, not first"]),
         ("nets.py:two", ["nets.py:two gives a tuple: let it give logits alone"]),
         ("nets.py:aside", ["nets.py:aside gives a tuple in training: let it give logits alone"]),
         ("nets.py:choosy", ["nets.py:choosy cannot take pictures", "(I want 64 pixels)"]),
@@ -199,6 +221,31 @@ def test_what_is_no_network_is_said(folder, monkeypatch, name, words):
 )
 def test_names_are_checked_before_pictures_are_read(folder, flags, words):
     assert words in sentence(folder, *flags) and not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5"])
+def test_few_steps_are_enough_for_batch_norm(name, capsys):
+    """Where its momentum is for ImageNet's many steps, a student would say the same of all."""
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 32, 32) * torch.linspace(0.5, 2, 16)[:, None, None, None]
+
+    def spread(steps):
+        """How the logits of pictures vary at test, relative to how they do in training."""
+        net = started(name, size=32).train()
+        for drop in (m for m in net.modules() if isinstance(m, torch.nn.Dropout)):
+            drop.p = 0
+        before = networks.forget_start(net, steps)
+        with torch.no_grad():
+            for step in range(60):
+                before(step)
+                learnt = net(images)[1]
+            return float(net.eval()(images)[1].std(0).mean() / learnt.std(0).mean())
+
+    slow = name != "shufflenet_v2_x0_5"
+    assert 0.4 < spread(60) < 1.6
+    assert ("there are only 60 steps" in capsys.readouterr().out) == slow
+    wanted = spread(100_000)  # as many as it was made for
+    assert not capsys.readouterr().out and wanted < 0.01 if slow else wanted > 0.4
 
 
 def test_the_last_layer_is_the_one_that_answers_last(folder, monkeypatch):

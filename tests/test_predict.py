@@ -381,7 +381,10 @@ def test_grey_of_more_than_8_bits_is_spread_as_in_training(run, main, tmp_path):
         main(tmp_path / "other.pt", tmp_path / f"{name}.png", "--csv", tmp_path / "t.csv")
         for name in ("dark", "meant")
     )
-    assert dark.partition(": ")[2] == meant.partition(": ")[2]
+    warning = f"beware: 1 pictures, such as {tmp_path / 'dark.png'}, are grey of a smaller range"
+    assert warning in dark and "beware: 1 pictures" not in meant
+    (answer, *_), (expected, *_) = (said.partition(": ")[2].splitlines() for said in (dark, meant))
+    assert answer == expected
     told = "1 pictures are grey of more than 8 bits, as none was in training: white is the end of"
     assert told in main(run, tmp_path / "dark.png") and told not in main(
         run, tmp_path / "meant.png"
@@ -405,10 +408,11 @@ def test_the_code_of_a_network_must_be_that_of_the_training(run, main, tmp_path,
     said = main(folder, "picture.png", "--student-module", "net.py:head")
     shutil.copy(code, "moved.py")
     assert main(folder, "picture.png", "--student-module", "moved.py:head") == said
-    refused = "is not what run/student.pt was trained with, net.py:head as it was then: pass that"
-    for module in ("net.py:other", "changed.py:head"):
+    refused = "is not what run/student.pt was trained with, net.py:head as it was then"
+    edited = r" \(its text, or that of a file which it imports, is another one\): pass that"
+    for module, words in (("net.py:other", ": pass that"), ("changed.py:head", edited)):
         code.with_name("changed.py").write_text(code.read_text() + "\n")
-        with pytest.raises(InputError, match=f"{module} {refused}"):
+        with pytest.raises(InputError, match=f"{module} {refused}{words}"):
             main("run", "picture.png", "--student-module", module)
     del saved["settings"]["files"]  # of an older version: then shapes alone can tell
     torch.save(saved, folder / "student.pt")
@@ -655,7 +659,7 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
     "not its code": (
         {},
         ["picture.png", "--student-module", "net.py:f"],
-        ["net.py:f is not what run/student.pt was trained with, convnet2 as it was then"],
+        ["net.py:f is not what run/student.pt was trained with, convnet2 as it was then: pass"],
     ),
 }
 

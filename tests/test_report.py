@@ -8,6 +8,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -130,14 +131,19 @@ def test_rows_are_means_over_seeds_with_intervals(folder):
 
 
 @pytest.mark.parametrize("script, more", [("ckd", {}), ("fairtune", {"source": "other"})])
-def test_runs_that_differ_in_their_pictures_alone_are_refused(tmp_path, script, more):
-    """One of them would silently stand for both; a packed run is replaced, see below."""
-    put(tmp_path, result(script))
-    home = put(tmp_path, result(script, pictures="y", **more), "other")
-    message = f"{home.name} cannot be told from .*default-seed0 in tables"
-    for reads in (results.collect, lambda folder: results.pack(folder, tmp_path / "packed")):
-        with pytest.raises(results.Refused, match=message):
-            reads(tmp_path)
+def test_of_runs_that_differ_in_their_pictures_alone_the_newest_counts(
+    tmp_path, capsys, script, more
+):
+    """A label that was corrected must not end all tables, and the older run must not be silent."""
+    homes = [put(tmp_path, result(script))]
+    homes.append(put(tmp_path, result(script, pictures="y", **more), "other"))
+    for newest in homes + homes[:1]:
+        for home in homes:
+            os.utime(home / "result.json", (9, 2 if home == newest else 1))
+        (run,) = results.read(tmp_path)
+        assert run["arrays"][0].parent == newest
+        (older,) = {*homes} - {newest}
+        assert f"left out: {older}, which is older than {newest} (" in capsys.readouterr().out
 
 
 def test_smoke_runs_are_left_out(folder):
@@ -148,6 +154,7 @@ def test_smoke_runs_are_left_out(folder):
     ("script", "own", "name"),
     [
         ("ckd", {"alpha": 0.0}, "ERM"),
+        ("ckd", {"alpha": 0.0, "temperature": 3.5}, "ERM"),
         ("ckd", {"balance": "cells", "alpha": 0.0}, "re-balancing"),
         ("bird", {}, "BIRD"),
         ("bird", {"fair_weight": 0.3}, "BIRD, μ = 0.3"),

@@ -254,6 +254,7 @@ def test_it_says_what_is_running_and_how_to_use_it(tmp_path, stand_in):
         (["--source", "nope", "--list"], "there is no data set nope"),
         (["--only", "nokd"], "there is no methods/nokd.py"),
         (["--task", "mask"], "--task is classify or segment"),
+        (["--", "--out", "there"], "-- --out is for --list alone: tables are made of runs/"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path, stand_in, flags, words):
