@@ -647,13 +647,13 @@ def get_teacher(args, data):
         recipe["ways"] = ways  # in which the last layer sees each picture
     else:
         recipe |= {"batch_size": args.batch_size, "views": args.views}
-        own = ("epochs", "lr", "optimizer")  # of which teacher and student each have one
-        recipe |= {name: getattr(args, f"teacher_{name}") for name in own}
+        recipe |= {k: getattr(args, f"teacher_{k}") for k in ("epochs", "lr", "optimizer")}
     ## A seed of its own: else a teacher built like its student would start from the same weights
     ## and see the same views, and plain training would give the teacher once more.
     recipe["seed"] = args.seed + 1_000_003
     ## Nothing but the recipe decides what it learns. Without groups it serves every --sensitive.
     recipe |= {"balance": args.teacher_balance} if args.teacher_balance else {}
+    recipe |= {"compile": True} if args.compile else {}  # which rounds otherwise
     recipe["pictures"] = data.hash("train", groups=args.teacher_balance in ("cells", "groups"))
     recipe |= files_of(args.teacher, args.teacher_weights)
     name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"

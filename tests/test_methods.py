@@ -11,6 +11,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -386,6 +387,36 @@ def flags_of(name, value):
     flag = f"--{name.replace('_', '-')}"
     needed = ["--teacher-weights", "mine.pt"] if name == "teacher_train" else []
     return [flag] if value is True else [flag, value, *needed]
+
+
+OF_TEACHERS = {  # settings that change what a teacher learns, of those that leave its pictures
+    *"image_size teacher teacher_balance pretrained batch_size teacher_epochs teacher_lr".split(),
+    *"weight_decay teacher_weights teacher_statistics teacher_train views".split(),
+    *"teacher_optimizer precision compile".split(),
+}
+OF_STUDENTS = set("student balance epochs lr weights statistics optimizer alpha".split())
+OF_STUDENTS |= {"temperature", "teacher_sees"}
+
+
+def test_another_setting_of_a_teacher_is_another_teacher(here, monkeypatch):
+    """And no setting of the student is: its runs share one."""
+    ckd = importlib.import_module("ckd")
+    Path("mine.pt").write_text("weights")
+    monkeypatch.setattr(ckd, "Network", mock.MagicMock())
+    monkeypatch.setattr(ckd, "made_once", mock.Mock(side_effect=lambda path, *_, **__: 1 / 0))
+    data = ckd.load_pictures(ckd.parse(small("ckd")))
+
+    def folder(*flags):
+        with pytest.raises(ZeroDivisionError):
+            ckd.get_teacher(ckd.settle(ckd.parse(small("ckd") + [*flags]), 2), data)
+        return ckd.made_once.call_args.args[0].parent.name.rpartition("-")[2]
+
+    usual = folder()
+    others = {name: folder(*flags_of(name, OTHER_VALUES[name])) for name in OF_TEACHERS}
+    assert len({usual, folder("--seed", "1"), *others.values()}) == len(others) + 2, others
+    assert {folder(*flags_of(name, OTHER_VALUES[name])) for name in OF_STUDENTS} == {usual}
+    of_data = set("target sensitive skew fold train_share skip_bad subject file_column".split())
+    assert {*OTHER_VALUES} == OF_TEACHERS | OF_STUDENTS | of_data
 
 
 def test_another_setting_is_another_folder(here):

@@ -403,6 +403,7 @@ def test_the_table_says_why_a_metric_is_undefined():
     text = " ".join(text.split())
     assert "undefined, because fewer than two groups have an AUROC: gap; ES-AUC" in text
     assert "undefined, because without samples of two classes there is no AUROC: AUROC, m" in text
+    assert "worst group: of those that have an AUROC" in text
     two = "undefined, because a class needs samples in two groups: disparity, akiec; "
     assert two in text
     absent = metrics.evaluate(**data | {"num_groups": 3}, num_classes=3, replicates=0)

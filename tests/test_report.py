@@ -146,6 +146,13 @@ def test_of_runs_that_differ_in_their_pictures_alone_the_newest_counts(
         assert f"left out: {older}, which is older than {newest} (" in capsys.readouterr().out
 
 
+def test_a_report_that_cannot_be_written_is_a_sentence(folder, monkeypatch):
+    (folder / "report").write_text("in its place")
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(folder)])
+    with pytest.raises(InputError, match="report cannot be written .*: make room, or choose"):
+        report.main()
+
+
 def test_smoke_runs_are_left_out(folder):
     assert {seed for runs in toy_rows(folder).values() for _, seed in runs} == {0, 1, 2}
 

@@ -636,6 +636,19 @@ def test_networks_of_the_other_task_are_a_sentence(name, words):
         ckd.Network(args, name, 2)
 
 
+@pytest.mark.parametrize("maps, told", [(1, True), (2, True), (12, False)])
+def test_a_last_layer_that_was_left_in_place_is_suspected(
+    tmp_path, monkeypatch, capsys, maps, told
+):
+    """Its answers would be taken for features, and a second last layer be put upon it."""
+    monkeypatch.chdir(tmp_path)
+    code = f"from torch import nn\ndef net(size):\n    return nn.Conv2d(3, {maps}, 3, padding=1)\n"
+    (tmp_path / "mine.py").write_text(code)
+    assert ckd.Network(segmenting(ckd), "mine.py:net", 2).width == maps
+    words = f"beware: mine.py:net gives {maps} maps: is its last layer gone?"
+    assert (words in capsys.readouterr().out) == told
+
+
 def test_timm_gives_encoders():
     pytest.importorskip("timm")
     net = ckd.Network(segmenting(ckd), "timm:resnet10t", 2)
