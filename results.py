@@ -389,7 +389,8 @@ def pack(source, target):
 
     Each distinct array is kept once, and only what tables and figures read. Where intervals are
     over seeds no logits are needed, but for the runs whose answers a figure shows, nor of a weight
-    that was not chosen. Of what is packed already, only the logits of such a weight are lost.
+    that was not chosen, nor of chosen epochs of a second training. Of what is packed already, only
+    the logits of both of these are lost.
     """
     datasets, keys, orders, fresh = {}, {}, {}, read(source)
     for result in [*read(target), *fresh]:
@@ -399,7 +400,12 @@ def pack(source, target):
         weights = keys.setdefault((data, place, plain), {})
         weights.setdefault(row, set()).add((fold, seed))
     for dataset in dict.fromkeys(map(data_of, fresh)):
-        lines, kept = [], {}
+        lines, kept, by_place = [], {}, {}
+        for (place, _, row, fold, seed), result in datasets[dataset].items():
+            rows = by_place.setdefault((dataset, place), {})
+            rows.setdefault(row, {})[fold or 0, seed] = result
+        once, _ = trainings(by_place)
+        once = {id(r) for rows in once.values() for runs in rows.values() for r in runs.values()}
         for (place, plain, row, fold, seed), result in datasets[dataset].items():
             is_packed = result["arrays"][0].name != "logits.npz"
             weights = keys[dataset, place, plain]
@@ -418,6 +424,8 @@ def pack(source, target):
             candidate = result["settings"].get(setting) in values
             if candidate and len(weights[row]) < max(map(len, weights.values())):
                 names = []  # another weight was chosen
+            if id(result) not in once:
+                names = [name for name in names if not name.endswith((*RULES,))]
             content = dict(zip(names, arrays(result, names)))
             masks = task_of(result) == "segment"
             content = small(content) if masks else {n: shifted(a) for n, a in content.items()}

@@ -992,6 +992,19 @@ def test_another_seed_does_not_throw_away_the_logits_of_folds(folded, tmp_path):
     assert len(pooled_tables(packed)["-differences"].rows) == 1
 
 
+def test_of_a_second_training_chosen_epochs_are_not_packed(lesions, tmp_path):
+    """No table or figure reads their answers; of the first, two points are shown."""
+    for seed, fold in itertools.product(range(2), range(5)):
+        made = result("groupdro", seed, dataset="ham10000", fold=fold)
+        path = put(tmp_path / "runs", made, f"fold_{fold}")
+        put_arrays(path, lesions, "groupdro", lesions["fold"] == fold)
+    results.pack(tmp_path / "runs", tmp_path / "packed")
+    runs = results.collect(tmp_path / "packed")["ham10000", "folds"]["GroupDRO"]
+    kept = {key: run["arrays"][1].keys() - {*results.TRUTH} for key, run in runs.items()}
+    both = {"teacher", "last"}, {"teacher", "last", *results.RULES}
+    assert kept == {(fold, seed): both[seed == 0] for seed in range(2) for fold in range(5)}
+
+
 def test_pictures_of_celeba_are_packed_without_their_names(lesions, tmp_path):
     """In another order, persons too, which is the same for all runs: they can be paired."""
     told_apart = np.outer(np.arange(600) / 4, [0, 1]).astype(np.float16)
