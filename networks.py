@@ -351,16 +351,19 @@ def body(name, size, started=False, pretrained=False, segment=False):
                 if not isinstance(given, torch.Tensor):
                     kind, what = type(given).__name__, "maps" if segment else "logits"
                     raise InputError(f"{name} gives a {kind}{when}: let it give {what} alone")
-                number = 2 if when else 1  # of the pictures that it was given
+                number, pictures = (2, "two pictures") if when else (1, "one picture")
                 if given.ndim < 2 or len(given) != number:
-                    shape = f"numbers of the shape {[*given.shape]} for {number} of them"
-                    raise TypeError(f"it gives {shape}, not first a dimension of pictures")
+                    raise InputError(
+                        f"{name} gives the shape {[*given.shape]} for {pictures}{when}: let its "
+                        f"first dimension be {number}, that of the pictures"
+                    )
             feats = answers[""]
             if segment:
                 if feats.ndim != 4:
                     raise TypeError("it gives no maps, which --task segment needs")
-                if feats.shape[1] < 4:
-                    print(f"beware: {name} gives {feats.shape[1]} maps: is its last layer gone?")
+                if ".py:" in name and feats.shape[1] < 4:
+                    what = "let it return what its last layer would see"
+                    print(f"beware: {name} gives {feats.shape[1]} channels: {what}")
             elif not name.startswith("timm:"):  # which comes without a last layer
                 names = {layer: where for where, layer in net.named_modules()}
                 linear = [x for x in used if isinstance(x, nn.Linear) and x in names]
@@ -369,9 +372,9 @@ def body(name, size, started=False, pretrained=False, segment=False):
                     logits, feats = feats, net(black)
                 if not (linear and torch.allclose(linear[-1](feats), logits)):
                     raise InputError(
-                        f"{name} does not end in a linear layer, of which the features could be "
-                        "taken, or gives NaN or other numbers each time: let its FUNCTION return "
-                        "a classifier without softmax"
+                        f"{name} does not end in a linear layer, whose input would be the "
+                        "features, or gives NaN, or other numbers at each call: let its FUNCTION "
+                        "return a classifier without softmax"
                     )
     except InputError:
         raise
@@ -528,21 +531,23 @@ def forget_start(network, steps):
     """Let batch norms forget their start where `steps` are too few for that: a function of a step.
 
     Evaluation uses running means, of which each step replaces a share, the momentum. torchvision's
-    mobilenet_v3, for ImageNet's many steps, has 0.01: after 70 of them half of these means were
-    those of no picture, and a student's answers all the same. Where more than e^-5 would be left,
-    the function that is called before each step, counted from 0, sets a larger one: at first 1,
-    1/2, 1/3 ..., the mean of all steps, and then 5/steps, that of the last ones.
+    mobilenet_v3, for ImageNet's many steps, has 0.01: after 70 steps half of each mean was still
+    its start, which no picture has, and a student gave all pictures the same answer. Where more
+    than e^-5 of the start would be left, the function, called before each step (from 0), sets a
+    larger one: at first 1, from step 15 on 1/16, in the end 5/steps (at most 0.1, the usual one).
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    least = min(0.1, 5 / steps)  # 0.1 is PyTorch's usual one
+    for norm in norms:  # a second training of a network begins like the first one
+        norm.momentum = norm.usual = getattr(norm, "usual", norm.momentum)
+    least = min(0.1, 5 / steps)
     slow = [norm for norm in norms if norm.momentum and norm.momentum < least]
     if slow:
         was = f"{min(norm.momentum for norm in slow):g}"
         print(f"batch norm's momentum is {least:.2g}, not {was}: there are only {steps} steps")
 
     def before(step):
-        for norm in slow:
-            norm.momentum = max(least, 1 / (step + 1))
+        for norm in slow:  # few values, because --compile compiles anew for each
+            norm.momentum = max(least, 1.0 if step < 15 else 1 / 16 if step < 255 else 0)
 
     return before
 

@@ -358,7 +358,7 @@ def say_problems(files, bad, ranges, saved, rule, failed):
     if darker := [file for file, (own, _) in ranges.items() if own < white]:
         print(
             f"beware: {len(darker)} pictures, such as {darker[0]}, are grey of a smaller range "
-            f"than those of the training, where {white:g} is white: are they meant to be so dark?"
+            f"than those of the training, where {white:g} is white: they are read as dark ones"
         )
     if bad:
         failed.append(f"{len(bad)} of {len(files)} pictures are left out, the first: {bad[0]}")

@@ -1129,7 +1129,7 @@ def main():
     made, refused = tables(by_place, repeated)
     with explained(folder):
         folder.mkdir(exist_ok=True)
-        captions = draw(by_place, folder, COMMITTED if committed else (), args.data_dir)
+    captions = draw(by_place, folder, COMMITTED if committed else (), args.data_dir)
     texts = pages(by_place, made, captions)
     for name, text in texts.items():
         save(folder / name, text)

@@ -223,7 +223,7 @@ def read(folder, smoke=False):
     """All results in `folder`, fresh or packed, smoke runs only if they are asked for.
 
     Each gets an entry "arrays": the path of a file of arrays, and {name: name in that file}.
-    Of runs that differ in none of their settings, but in pictures or files, only the newest counts.
+    Of runs that tables cannot tell apart, such as on pictures that have changed, the newest counts.
     """
     runs, homes = [], {}
     for path in sorted(Path(folder).glob("*/*/*/result.json")):
@@ -236,11 +236,11 @@ def read(folder, smoke=False):
             part |= {key: Path(part[key]).name for key in WEIGHTS if part.get(key)}
         if smoke or not result["settings"].get("smoke"):
             homes.setdefault(identity(result), []).append((path.stat().st_mtime, path, result))
-    for twins in homes.values():  # which tables could not tell apart
+    for twins in homes.values():
         *older, (_, path, result) = sorted(twins, key=lambda twin: twin[:2])
         runs.append(with_arrays(result, path))
         for _, old, _ in older:
-            why = "settings are equal, pictures, names or files are not"
+            why = "tables cannot tell them apart"
             print(f"left out: {old.parent}, which is older than {path.parent} ({why})")
     for path in sorted(Path(folder).glob("*.jsonl.gz")):
         packed = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
@@ -1057,7 +1057,7 @@ def what_both_have(runs, base, pooled=False):
 
 
 def brief(by_place):
-    """The rows of all tables that have a name of their own, in a few columns: for the terminal."""
+    """The rows of all tables that have a name of their own, or else all, in a few columns."""
     lines = []
     for place, rows in by_place.items():
         try:

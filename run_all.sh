@@ -148,10 +148,6 @@ mkdir -p runs/logs && touch runs/finished || exit 1
 # Linux's glibc gives large activations back to the system at every step, and gets them cleared
 # anew, unless told not to: a step of EfficientNet-Lite0 at 128 pixels then takes a third less.
 export MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000
-# What is wrong with pictures or flags would end every run: the first one only reads them, once.
-first=$(unfinished | head -n 1)
-[ -z "$data" ] || [ -z "$first" ] || bash -c "$first --describe" </dev/null &>runs/logs/pictures.log ||
-    { echo "run_all.sh: $(tail -n 1 runs/logs/pictures.log)" >&2; exit 1; }
 echo "$(commands | wc -l) runs, $(unfinished | wc -l) to do (not those in runs/finished), $jobs at a time"
 unfinished | tr '\n' '\0' | xargs -0 -n 1 -P "$jobs" bash -c '[ -z "$1" ] || run "$1"' _
 python report.py; ended=$?

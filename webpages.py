@@ -124,10 +124,10 @@ def compared(rows, runs, base, difference, base_rule="last", pooled=False):
         yield [with_arrow(name, column), *values, difference.get(metric, "")]
 
 
-DIGESTS = {  # settings whose values are sums, which say nothing
-    "pictures": "pictures: others",
-    "words": "names of classes or groups, or who is in which picture: others",
-    "files": "files of networks or weights: others",
+DIGESTS = {  # settings whose values are checksums, which say nothing to a reader
+    "pictures": "pictures: not the same",
+    "words": "names of classes or groups, or which subject is in which picture: not the same",
+    "files": "files of networks or weights: not the same",
 }
 
 

@@ -140,7 +140,7 @@ class Table:
             there = {(g, c) for g, c, p in zip(self.groups, self.labels, self.split) if p == part}
             held = collections.Counter(g for g, _ in there)
             if alone := [self.group_names[g] for g, classes in sorted(held.items()) if classes < 2]:
-                what = f"GROUPS OF ONE CLASS IN {part}, which its worst group of AUROC leaves out"
+                what = f"GROUPS OF ONE CLASS IN {part}, left out of the worst group of AUROC there"
                 self.notes[what] = alone
 
     def refuse_empty(self, flat, name):

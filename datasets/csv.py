@@ -163,7 +163,9 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
         notes["pictures without a subject, each its own"] = sum(own)
         who, most = Counter(subjects).most_common(1)[0]
         if most > len(rows) / 10 and most > 3 * len(rows) / len({*subjects}):
-            notes["THE LARGEST SUBJECT"] = f"{who!r}, of {most} pictures: is that one person?"
+            notes["THE LARGEST SUBJECT"] = (
+                f"{who!r}, of {most} pictures: is it one subject, or a word for none?"
+            )
     subjects = np.array(subjects)
     if "split" not in rows[0]:
         split = split_by_subject(subjects, labels * len(group_names) + groups, fold)

@@ -641,7 +641,7 @@ def get_teacher(args, data):
     recipe["seed"] = args.seed + 1_000_003
     ## Nothing but the recipe decides what it learns. Without groups it serves every --sensitive.
     recipe |= {"balance": args.teacher_balance} if args.teacher_balance else {}
-    recipe |= {"compile": True} if args.compile else {}  # which rounds otherwise
+    recipe |= {"compile": True} if args.compile else {}  # it rounds differently
     recipe["pictures"] = data.hash("train", groups=args.teacher_balance in ("cells", "groups"))
     recipe |= files_of(args.teacher, args.teacher_weights)
     name, teachers = Path(args.teacher).name.replace(":", "_"), data_folder(args) / "teachers"

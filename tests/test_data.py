@@ -1025,11 +1025,11 @@ def test_groups_of_one_class_are_named(pictures):
     assert len(kept) < len(rows)
     write_table(pictures / "labels.csv", kept)
     ((what, groups),) = [n for n in load("csv", pictures, 16).notes.items() if told in n[0]]
-    assert groups == [group] and "worst group of AUROC leaves out" in what
+    assert groups == [group] and "left out of the worst group of AUROC" in what
 
 
 def test_a_word_in_place_of_a_subject_is_noted(pictures):
-    """0000 of half of all pictures is no person, and moves them all into one split."""
+    """0000 of a quarter of all pictures is no person, and moves them all into one split."""
     rows, told = read_table(pictures / "labels.csv"), "THE LARGEST SUBJECT"
     for n, row in enumerate(rows):
         row["subject"] = f"p{n // 2}"
@@ -1038,7 +1038,7 @@ def test_a_word_in_place_of_a_subject_is_noted(pictures):
     for row in rows[::4]:
         row["subject"] = "0000"
     write_table(pictures / "labels.csv", rows)
-    said = f"'0000', of {len(rows[::4])} pictures: is that one person?"
+    said = f"'0000', of {len(rows[::4])} pictures: is it one subject, or a word for none?"
     assert load("csv", pictures, 16).notes[told] == said
 
 

@@ -389,7 +389,7 @@ def flags_of(name, value):
     return [flag] if value is True else [flag, value, *needed]
 
 
-OF_TEACHERS = {  # settings that change what a teacher learns, of those that leave its pictures
+OF_TEACHERS = {  # settings that change what a teacher learns from the same pictures
     *"image_size teacher teacher_balance pretrained batch_size teacher_epochs teacher_lr".split(),
     *"weight_decay teacher_weights teacher_statistics teacher_train views".split(),
     *"teacher_optimizer precision compile".split(),

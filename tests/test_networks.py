@@ -182,9 +182,9 @@ def test_student_and_teacher_of_ones_own(folder, monkeypatch):
         ("nets.py:endless", ["does not end in a linear layer"]),
         ("nets.py:sideways", ["does not end in a linear layer"]),
         ("nets.py:hidden", ["does not end in a linear layer"]),
-        ("nets.py:wild", ["or gives NaN or other numbers each time"]),
-        ("nets.py:squeezed", ["it gives numbers of the shape [7] for 1 of them, not first"]),
-        ("nets.py:averaged", ["it gives numbers of the shape [1, 7] for 2 of them, not first"]),
+        ("nets.py:wild", ["or gives NaN, or other numbers at each call"]),
+        ("nets.py:squeezed", ["gives the shape [7] for one picture: let its first"]),
+        ("nets.py:averaged", ["gives the shape [1, 7] for two pictures in training: let"]),
         ("nets.py:two", ["nets.py:two gives a tuple: let it give logits alone"]),
         ("nets.py:aside", ["nets.py:aside gives a tuple in training: let it give logits alone"]),
         ("nets.py:choosy", ["nets.py:choosy cannot take pictures", "(I want 64 pixels)"]),
@@ -246,6 +246,23 @@ def test_few_steps_are_enough_for_batch_norm(name, capsys):
     assert ("there are only 60 steps" in capsys.readouterr().out) == slow
     wanted = spread(100_000)  # as many as it was made for
     assert not capsys.readouterr().out and wanted < 0.01 if slow else wanted > 0.4
+
+
+def test_momenta_of_a_second_training_are_those_of_the_first():
+    """FairDi's student is trained twice; where a file has its first training, once."""
+    net = started("mobilenet_v3_small")
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+    def momenta(steps):
+        before, found = networks.forget_start(net, steps), []
+        for step in range(steps):
+            before(step)
+            found.append({norm.momentum for norm in norms})
+        return found
+
+    first = momenta(60)
+    assert first == momenta(60) == 15 * [{1.0}] + 45 * [{5 / 60}]
+    assert momenta(600) == 600 * [{0.01}]
 
 
 def test_the_last_layer_is_the_one_that_answers_last(folder, monkeypatch):

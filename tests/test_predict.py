@@ -173,6 +173,9 @@ def test_labels_give_the_metrics_by_group(lively, originals, main, tmp_path):
     if saved["test"]["last"]["collapsed"]:  # when it was tested: such answers are of no use
         expected += "\nbeware: on the test pictures of its data set this student has collapsed"
     assert printed.endswith(f"\n{expected}\n")
+    table = [row | {"label": row["label"].upper()} for row in rows]  # capitals do not count
+    write_table(folder / "loud.csv", table)
+    assert main(lively, "--labels", folder / "loud.csv").endswith(f"\n{expected}\n")
     answers = read_table(tmp_path / "answers.csv")
     assert [row["file"] for row in answers] == [row["file"] for row in rows]
     said = logits.argmax(1), (logits - np.log([0.9, 0.08, 0.02])).argmax(1)

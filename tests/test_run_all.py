@@ -201,14 +201,6 @@ def test_failures_are_named_and_stop_nothing_and_what_has_ended_is_not_run_again
     assert sorted(calls) == ["methods/at.py --seed 2", *sorted(failing), "report.py"]
 
 
-def test_what_would_end_every_run_is_said_once(tmp_path, stand_in):
-    """Of a wrong folder, or a flag that no script has: after the first, which reads alone."""
-    done = stand_in("--dataset", "csv", "--data-dir", "x", "--only", "rkd", "--seeds", "9")
-    (call,) = (tmp_path / "calls").read_text().splitlines()
-    assert done.returncode == 1 and done.stderr == "run_all.sh: oh dear\n" and not done.stdout
-    assert call == "methods/rkd.py --seed 0 --dataset csv --data-dir x --describe"
-
-
 def test_all_well_is_exit_code_0(tmp_path, stand_in):
     for to_do in (1, 0):
         done = stand_in("--seeds", "1", "--only", "at", "--task", "classify")

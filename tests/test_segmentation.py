@@ -645,7 +645,7 @@ def test_a_last_layer_that_was_left_in_place_is_suspected(
     code = f"from torch import nn\ndef net(size):\n    return nn.Conv2d(3, {maps}, 3, padding=1)\n"
     (tmp_path / "mine.py").write_text(code)
     assert ckd.Network(segmenting(ckd), "mine.py:net", 2).width == maps
-    words = f"beware: mine.py:net gives {maps} maps: is its last layer gone?"
+    words = f"beware: mine.py:net gives {maps} channels: let it return what its last layer would"
     assert (words in capsys.readouterr().out) == told
 
 
