@@ -1002,9 +1002,10 @@ def rank_blocks(by_place, metric):
     """Names (k) and values (P, k), higher is better, of the rows of RANKED on every data set and
     attribute; the names of the other rows; the P data sets in words.
 
-    FairDi's paper claims the best rank, so data sets without it are left out, and those that lack
-    more than two of the methods; the toy counts alone or not at all. What is undefined ranks last,
-    in a metric of decisions also a row of which one run has collapsed.
+    FairDi's paper claims the best rank, so data sets without it are left out. A method that one of
+    them lacks is left out of all, so those that lack more than one method are left out themselves.
+    The toy counts alone or not at all. What is undefined ranks last, in a metric of decisions also
+    a row of which one run has collapsed.
     """
     blocks, weights = {}, collections.defaultdict(dict)  # weights: {name: {data set: "λ = 3"}}
     for place, rows in by_place.items():
@@ -1021,7 +1022,7 @@ def rank_blocks(by_place, metric):
     real = {place: block for place, block in blocks.items() if not place[0].startswith("toy")}
     blocks = real or blocks
     there = {name for block in blocks.values() for name in block}
-    blocks = {k: block for k, block in blocks.items() if len(block) >= len(there) - 2}
+    blocks = {k: block for k, block in blocks.items() if len(block) >= len(there) - 1}
     names = [name for name in RANKED if all(name in block for block in blocks.values())]
     lost = [name for name in RANKED if name in there and name not in names]
     scores = [[block[name] for name in names] for block in blocks.values()]
