@@ -191,9 +191,9 @@ def label_rows(table, files, saved):
     rows = {row["file"]: row for row in rows}
     known = {name: row for name, row in rows.items() if row["label"] and row["group"]}
     refuse_alike(table, dict.fromkeys(row["group"] for row in known.values()))
-    classes = {meaning(name): name for name in saved["classes"]}  # where capitals do not count
+    meant = {meaning(name): name for name in saved["classes"]}  # where capitals do not count
     for row in known.values():
-        row["label"] = classes.get(meaning(row["label"]), row["label"])
+        row["label"] = meant.get(meaning(row["label"]), row["label"])
     for name in [name for name, row in known.items() if row["label"] not in saved["classes"]]:
         label, classes = known[name]["label"], ", ".join(saved["classes"])
         raise InputError(f"{table}: {name} is {label!r}, no class of it: {classes}")
@@ -349,12 +349,12 @@ def say_problems(files, bad, ranges, saved, rule, failed):
     if pictures were left out, or for what else has `failed`."""
     if saved["test"][rule].get("collapsed"):
         print("beware: on the test pictures of its data set this student has collapsed")
-    if ranges and not saved["notes"].get(WHITE):
+    white = saved["notes"].get(WHITE, 0)  # 0: no picture in training was like these
+    if ranges and not white:
         print(
             f"{len(ranges)} pictures are grey of more than 8 bits, as none was in training: white "
             "is the end of each one's own range, so that they may differ in brightness"
         )
-    white = saved["notes"].get(WHITE) or 0  # of pictures that training had
     if darker := [file for file, (own, _) in ranges.items() if own < white]:
         print(
             f"beware: {len(darker)} pictures, such as {darker[0]}, are grey of a smaller range "

@@ -137,9 +137,9 @@ class Table:
     def note_one_class(self):
         """Note the groups that have no AUROC: a worst group of AUROC is that of the others."""
         for part in ("val", "test"):
-            there = {(g, c) for g, c, p in zip(self.groups, self.labels, self.split) if p == part}
-            held = collections.Counter(g for g, _ in there)
-            if alone := [self.group_names[g] for g, classes in sorted(held.items()) if classes < 2]:
+            cells = np.stack([self.groups, self.labels])[:, self.split == part]
+            held = np.bincount(np.unique(cells, axis=1)[0])  # (G,) classes of each group
+            if alone := [name for name, classes in zip(self.group_names, held) if classes == 1]:
                 what = f"GROUPS OF ONE CLASS IN {part}, left out of the worst group of AUROC there"
                 self.notes[what] = alone
 

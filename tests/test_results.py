@@ -273,10 +273,9 @@ def test_with_a_teacher_from_imagenet_no_row_serves_the_old_better_twice(by_plac
     assert results.number_collapsed(by_place[IMAGENET]["AD"]) == 3
     for name in ("RKD", "KD++", "AT", "AD"):
         assert pooled(by_place[IMAGENET], name, "ERM", "auroc").high < -1
-    drawn = [by_place[IMAGENET], "GroupDRO by class, balanced"]
-    assert (
-        pooled(*drawn, "ERM", "auroc").high < 0 < -pooled(*drawn, "ERM", "mean_deo_corrected").high
-    )
+    drawn = by_place[IMAGENET], "GroupDRO by class, balanced"
+    for metric in ("auroc", "mean_deo_corrected"):
+        assert pooled(*drawn, "ERM", metric).high < 0
     assert pooled(*drawn, "re-balancing", "mean_deo_corrected").high > 0
 
 
