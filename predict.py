@@ -23,7 +23,8 @@ card.json: use, numbers by group, limits, data, licence.
 A student of --task segment says which pixels are inside, as NAME-mask.png (0
 and 255, as large as the picture), and draws its outline into NAME-outline.png,
 the centre square, which is all it sees. So the mask is 0 also outside of this
-square.
+square. With --labels, whose table then has a column mask, masks are compared as
+in the test of its training: scaled to as few pixels.
 """
 
 import argparse
@@ -45,7 +46,7 @@ from torch import nn
 
 import metrics
 from data import InputError, end_with_reader, files_of, name_codes, put_back, restore, save
-from datasets import WHITE, decode, upright_size
+from datasets import WHITE, decode, decode_mask, upright_size
 from datasets._show import outlined
 from datasets._tables import (
     attribute,
@@ -170,7 +171,12 @@ def label_rows(table, files, saved):
         own = trained.get(setting) or name
         used[name] = own if {*columns_of(own)} <= {*header} or name not in header else name
     used["file"] = used["file"].lower()
-    require(table, header, [used["file"]])
+    masks = ["mask"] if saved["settings"]["task"] == "segment" else []
+    require(table, header, [used["file"], *masks])
+    if trained.get("target") == "none":
+        used["label"] = "none"
+        for row in rows:
+            row["none"] = "all"  # as in datasets/csv.py
     by_folder, places = used["label"] == "label" not in header, {}
     if by_folder or not files:
         places = locate(table.parent, [row[used["file"]] for row in rows], table)
@@ -187,9 +193,15 @@ def label_rows(table, files, saved):
     for row, label, group in zip(rows, labels, groups):
         row |= {"file": row[used["file"]], "label": label, "group": group}
         row["subject"] = row.get(used["subject"], "")
+    if masks:
+        named = [row["mask"] for row in rows if not missing(row["mask"])]
+        there = locate(table.parent, named, table, [row["file"] for row in rows])
+        for row in rows:
+            row["mask"] = there.get(row["mask"])
     refuse_repeated(table, [row["file"] for row in rows])
     rows = {row["file"]: row for row in rows}
-    known = {name: row for name, row in rows.items() if row["label"] and row["group"]}
+    needed = ["label", "group", *masks]
+    known = {name: row for name, row in rows.items() if all(row[k] for k in needed)}
     refuse_alike(table, dict.fromkeys(row["group"] for row in known.values()))
     meant = {meaning(name): name for name in saved["classes"]}  # where capitals do not count
     for row in known.values():
@@ -218,7 +230,7 @@ def label_rows(table, files, saved):
         what = "two pictures are the same row" if names else "it says nothing about these pictures"
         advice = "write more of their folders into its column file"
         if not known:
-            what, advice = "no row has both a label and a group", "fill them in"
+            what, advice = f"no row has a {' and a '.join(needed)}", "fill them in"
         raise InputError(f"{table}: {what}: {advice}")
     return found, order
 
@@ -299,9 +311,8 @@ def card_of(saved, rule, path, card):
     changed = ", ".join(f"{k} {settings[k]}" for k in saved.get("changed", ())) or "none"
     about = f"{settings['dataset']}, target {settings['target']}, groups by {settings['sensitive']}"
     does = f"tells {' from '.join(classes)}"
-    how = ", by\n  `python predict.py STUDENT --labels TABLE`"
     if settings.get("task") == "segment":
-        does, how = f"says which pixels are {saved['outputs'][1]}", ""
+        does = f"says which pixels are {saved['outputs'][1]}"
     given = "\n".join(f"- {k}: {v}" for k, v in card.items() if isinstance(v, str))
     return f"""# {saved["network"]}, a student of {saved["method"]}.py
 
@@ -319,7 +330,8 @@ It is no medical device, and nobody has examined it for use.
 ## Limits
 
 - The numbers hold for pictures that are made and chosen like those. On others, of another clinic,
-  camera or population, it may be worse, and differently so for each group: measure it there{how}.
+  camera or population, it may be worse, and differently so for each group: measure it there, by
+  `python predict.py STUDENT --labels TABLE`.
 - Groups that are not named above were not compared, nor smaller groups inside of these.
 - It is never told to which group a person belongs.
 
@@ -384,12 +396,16 @@ def pixels_of(files, saved, bad, ranges):
             yield file, torch.tensor(pixels).permute(2, 0, 1)
 
 
-def draw_masks(student, saved, files, folder):
-    """Write what is inside of the pictures, as masks and as outlines, into a folder.
+def answer_by_masks(student, saved, files, args):
+    """Write what is inside of the pictures, as masks and as outlines, into args.masks.
 
-    Returns `bad` and `ranges` as of `pixels_of`.
+    files    {picture: its row in the table of labels, or None}
+    Returns answers {picture: pixels inside as said, in truth, and both (3,)} of those with a row;
+    `bad` and `ranges` as of `pixels_of`.
     """
-    taken, bad, ranges = {}, [], {}
+    folder, own = args.masks or Path("masks"), {row["mask"].parent for row in files.values() if row}
+    refuse_replacing("--masks", folder, {file.parent for file in files} | own)
+    taken, answers, bad, ranges = {}, {}, [], {}
     for file in files:  # before the first is written
         if taken.setdefault(file.stem, file) != file:
             both = f"{file} and {taken[file.stem]}"
@@ -399,8 +415,18 @@ def draw_masks(student, saved, files, folder):
         side = min(width, height)
         square = Image.fromarray(decode(file, side, white=saved["notes"].get(WHITE)))
         left, top = (width - side) // 2, (height - side) // 2
+        logits = student(pixels[None])  # (1, 2, H, W)
+        if row := files[file]:
+            try:
+                true = decode_mask(row["mask"], saved["size"], file) > 0  # (H, W)
+            except Exception as why:  # decoders raise all kinds of errors
+                bad.append(f"{row['mask']} cannot be read as a mask ({why})")
+                print(bad[-1], file=sys.stderr)
+            else:
+                said = (logits[0, 1] > logits[0, 0]).numpy()
+                answers[file] = np.array([said.sum(), true.sum(), (said & true).sum()])
         ## The logits are enlarged, not the answers: an outline of large squares would come of that.
-        logits = nn.functional.interpolate(student(pixels[None]), side, mode="bilinear")[0]
+        logits = nn.functional.interpolate(logits, side, mode="bilinear")[0]
         inside = 255 * (logits[1] > logits[0]).byte().numpy()  # (side, side)
         mask = Image.new("L", (width, height))
         mask.paste(Image.fromarray(inside), (left, top))
@@ -409,7 +435,85 @@ def draw_masks(student, saved, files, folder):
             save(folder / f"{file.stem}-{name}.png", buffer.getvalue())
         share = f"{(inside > 0).mean():.1%} of the centre square is {saved['outputs'][1]}"
         print(f"{file}: {share}, see {folder / file.stem}-outline.png")
-    return bad, ranges
+    return answers, bad, ranges
+
+
+def answer_by_classes(student, saved, files, args):
+    """Print the classes of the pictures, and write them into the table args.csv, if there is one.
+
+    files    {picture: its row in the table of labels, or None}
+    Returns answers {picture: logits (C,)} of those with a row; `bad` and `ranges` as of
+    `pixels_of`.
+    """
+    if args.csv:
+        read = [args.student, args.student / "student.pt", args.labels, *files]
+        refuse_replacing("--csv", args.csv, filter(None, read))
+        if args.csv.is_file():
+            with open(args.csv, "rb") as file:
+                first = file.readline(100_000)
+            if first and b"class,class_corrected,score_" not in first:
+                raise InputError(f"--csv {args.csv} is no table of predict.py: choose another name")
+    classes, taught = saved["classes"], saved["class_shares"]  # (C,) each
+    truth = ["label", "group", "subject"] if args.labels else []
+    header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
+    csv.writer(table := io.StringIO()).writerow(header)
+    answers, bad, ranges = {}, [], {}
+    for file, pixels in pixels_of(files, saved, bad, ranges):
+        row = files[file]
+        z = student(pixels[None])[0]  # (C,)
+        (other,) = metrics.corrected(logits=z[None].numpy(), class_shares=taught)
+        likely, corrected = classes[z.argmax()], classes[other]
+        shares = z.double().softmax(0).tolist()  # in which outputs stay apart
+        told = [(row or {}).get(name, "") for name in truth]
+        name = row["file"] if row else file  # as the table of labels calls it
+        csv.writer(table).writerow([name, *told, likely, corrected, *shares])
+        each = ", ".join(f"{name} {share:.3f}" for name, share in zip(classes, shares))
+        print(f"{file}: {likely}, corrected {corrected} ({each})")
+        if row:
+            answers[file] = z.numpy()
+    if args.csv:
+        save(args.csv, table.getvalue())
+        if args.labels:
+            told = " ".join(f"{taught[c]:.4g}" for c in in_order(classes))
+            file = shlex.quote(str(args.csv))
+            told += " --skip-bad" * (len(answers) < len(files))
+            print(f"\nto compare it with others: python metrics.py {file} --shares {told}")
+    return answers, bad, ranges
+
+
+def print_scores(answers, rows, group_names, saved):
+    """Print how good and how fair the answers are.
+
+    answers        {picture: logits (C,), or of masks its areas (3,)}
+    rows           {picture: its row in the table of labels}
+    group_names    of all rows, in order
+    """
+    known = [rows[file] for file in answers]
+    names = [[row["file"], *ends_of(file)] for row, file in zip(known, answers)]
+    again = sum(torch.isin(name_codes(each), saved["trained_on"]).any() for each in names)
+    if again:
+        print(
+            f"{again} of them have names of pictures that this student was trained on: if they "
+            "are the same, it knows them, and it will be worse on others"
+        )
+    classes, there = saved["classes"], {row["group"] for row in known}
+    groups = [name for name in group_names if name in there]
+    subjects = [  # 1.0 is 1, and p1 is P1, as in training
+        row["file"] if missing(row["subject"]) else meaning(row["subject"]) for row in known
+    ]
+    about = {
+        "labels": np.array([classes.index(row["label"]) for row in known]),
+        "groups": np.array([groups.index(row["group"]) for row in known]),
+        "num_classes": len(classes),
+        "num_groups": len(groups),
+        "clusters": subjects,
+    }
+    values = np.stack([*answers.values()])  # (N, C), or (N, 3)
+    if saved["settings"]["task"] == "segment":
+        result = metrics.evaluate_masks(**about, areas=values)
+    else:
+        result = metrics.evaluate(**about, logits=values, class_shares=saved["class_shares"])
+    print(metrics.show({"student": result}, classes, groups))
 
 
 @torch.no_grad()
@@ -430,7 +534,8 @@ def main():
     student, saved = load_student(args.student, args.rule, args.student_module)
     if args.masks and not student.network.segment:
         raise InputError(f"{args.student} answers with classes: leave out --masks")
-    classes, taught = saved["classes"], saved["class_shares"]  # (C,) each
+    if args.csv and student.network.segment:
+        raise InputError(f"{args.student} answers with masks: leave out --csv")
     failed = []
     if args.export:
         folder = args.student if args.student.is_dir() else args.student.parent
@@ -439,72 +544,15 @@ def main():
         except InputError as error:  # said last: pictures are answered all the same
             failed.append(str(error))
     files = dict.fromkeys(file for path in args.pictures for file in pictures_in(path))
-    if student.network.segment:
-        if args.labels or args.csv:
-            raise InputError(f"{args.student} answers with masks: leave out --labels and --csv")
-        folder = args.masks or Path("masks")
-        refuse_replacing("--masks", folder, {file.parent for file in files})
-        problems = draw_masks(student, saved, files, folder)
-        return say_problems(files, *problems, saved, args.rule, failed)
-    files, group_names = label_rows(args.labels, files, saved) if args.labels else (files, [])
-    if args.csv:
-        read = [args.student, args.student / "student.pt", args.labels, *files]
-        refuse_replacing("--csv", args.csv, filter(None, read))
-        if args.csv.is_file():
-            with open(args.csv, "rb") as file:
-                first = file.readline(100_000)
-            if first and b"class,class_corrected,score_" not in first:
-                raise InputError(f"--csv {args.csv} is no table of predict.py: choose another name")
-    truth = ["label", "group", "subject"] if args.labels else []
-    header = ["file", *truth, "class", "class_corrected", *[f"score_{name}" for name in classes]]
-    csv.writer(table := io.StringIO()).writerow(header)
-    known, places, logits, bad, ranges = [], [], [], [], {}
-    for file, pixels in pixels_of(files, saved, bad, ranges):
-        row = files[file]
-        z = student(pixels[None])[0]  # (C,)
-        (other,) = metrics.corrected(logits=z[None].numpy(), class_shares=taught)
-        likely, corrected = classes[z.argmax()], classes[other]
-        shares = z.double().softmax(0).tolist()  # in which outputs stay apart
-        told = [(row or {}).get(name, "") for name in truth]
-        name = row["file"] if row else file  # as the table of labels calls it
-        csv.writer(table).writerow([name, *told, likely, corrected, *shares])
-        each = ", ".join(f"{name} {share:.3f}" for name, share in zip(classes, shares))
-        print(f"{file}: {likely}, corrected {corrected} ({each})")
-        if row:
-            known.append(row)
-            places.append(file)
-            logits.append(z.numpy())
-    if args.csv:
-        save(args.csv, table.getvalue())
-        if args.labels:
-            told = " ".join(f"{taught[c]:.4g}" for c in in_order(classes))
-            file = shlex.quote(str(args.csv))
-            told += " --skip-bad" * (len(known) < len(files))
-            print(f"\nto compare it with others: python metrics.py {file} --shares {told}")
-    if args.labels and known:
-        print(f"\n{len(known)} of {len(files)} pictures have a label and a group")
-        names = [[row["file"], *ends_of(file)] for row, file in zip(known, places)]
-        again = sum(torch.isin(name_codes(each), saved["trained_on"]).any() for each in names)
-        if again:
-            print(
-                f"{again} of them have names of pictures that this student was trained on: if they "
-                "are the same, it knows them, and it will be worse on others"
-            )
-        there = {row["group"] for row in known}
-        groups = [name for name in group_names if name in there]
-        subjects = [  # 1.0 is 1, and p1 is P1, as in training
-            row["file"] if missing(row["subject"]) else meaning(row["subject"]) for row in known
-        ]
-        result = metrics.evaluate(
-            labels=np.array([classes.index(row["label"]) for row in known]),
-            groups=np.array([groups.index(row["group"]) for row in known]),
-            logits=np.stack(logits),
-            num_classes=len(classes),
-            num_groups=len(groups),
-            class_shares=taught,
-            clusters=subjects,
-        )
-        print(metrics.show({"student": result}, classes, groups))
+    group_names = []
+    if args.labels:
+        files, group_names = label_rows(args.labels, files, saved)
+    answer = answer_by_masks if student.network.segment else answer_by_classes
+    answers, bad, ranges = answer(student, saved, files, args)
+    mask = " and a mask" * student.network.segment
+    if answers:
+        print(f"\n{len(answers)} of {len(files)} pictures have a label and a group" + mask)
+        print_scores(answers, files, group_names, saved)
     say_problems(files, bad, ranges, saved, args.rule, failed)
 
 

@@ -635,7 +635,7 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
     "labels that are empty": (
         {},
         ["picture.png", "--labels", "unknown.csv"],
-        ["unknown.csv: no row has both a label and a group: fill them in"],
+        ["unknown.csv: no row has a label and a group: fill them in"],
     ),
     "two rows of one picture": (
         {},

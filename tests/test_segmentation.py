@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import adversarial_kd
 import bird
@@ -782,10 +783,9 @@ def test_predict_writes_masks_and_outlines(masked, tmp_path, monkeypatch, capsys
     with torch.no_grad():
         torch.testing.assert_close(exported(pixels), saved_as(pixels), rtol=1e-4, atol=1e-4)
     card = json.loads((student.parent / "export-last" / "card.json").read_text())
-    assert "--labels" not in (student.parent / "export-last" / "card.md").read_text()
     assert card["classes"] == ["background", "inside"] and "dice" in str(card)
     monkeypatch.setattr("sys.argv", ["predict.py", str(student), "wide.png", "--csv", "x.csv"])
-    with pytest.raises(InputError, match="answers with masks: leave out --labels and --csv"):
+    with pytest.raises(InputError, match="answers with masks: leave out --csv"):
         predict.main()
     monkeypatch.setattr(
         "sys.argv", ["predict.py", str(student), "wide.png", "./wide.png", "wide.png"]
@@ -822,6 +822,65 @@ def test_predict_writes_masks_and_outlines(masked, tmp_path, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", ["predict.py", "grey.pt", "dark.png"])
     predict.main()
     assert "more than 8 bits" not in capsys.readouterr().out and seen[0].max() == 12
+
+
+@pytest.mark.parametrize("target", ["label", "none"])
+def test_predict_compares_masks_as_the_test_did(target, masked, tmp_path, monkeypatch, capsys):
+    """Areas, groups and the whole table are those of the run's own test; what lacks a mask or has
+    one that does not fit is left out and counted."""
+    import predict
+
+    data = load("csv", masked, 16, task="segment", target=target)
+    settings = ["--dataset", "csv", "--data-dir", masked, "--image-size", 16, "--batch-size", 8]
+    settings += ["--target", target]
+    run("ckd", data, *flags_of(tmp_path / "runs"), *settings, "--alpha", 0)
+    (folder,) = (path.parent for path in (tmp_path / "runs").rglob("student.pt"))
+    saved = torch.load(folder / "student.pt", weights_only=True)
+    network = predict.load_student(folder)[0].network.eval()
+    with torch.no_grad():
+        logits = torch.cat([network(b.images)[1] for b in batches(data["test"], 8)])
+    shift = (logits[:, 1] - logits[:, 0]).median()  # half of all pixels are inside then
+    saved["states"]["last"]["head.0.bias"][1] -= shift
+    torch.save(saved, folder / "student.pt")
+    areas, _ = ckd.measure(predict.load_student(folder)[0].network, data, "test")
+    assert areas[:, 2].sum() > 100
+    rows = {row["file"]: row for row in read_table(masked / "labels.csv")}
+    test = [rows[name] for name in data["test"].ids]
+    write_table(masked / "new.csv", test)
+    found, evaluate = {}, metrics.evaluate_masks
+    monkeypatch.setattr(
+        metrics, "evaluate_masks", lambda **data: found.update(data) or evaluate(**data)
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def main(*arguments):
+        flags = map(str, [folder, "--labels", masked / "new.csv", *arguments])
+        monkeypatch.setattr("sys.argv", ["predict.py", *flags])
+        predict.main()
+
+    main()
+    printed = capsys.readouterr().out
+    assert f"{len(test)} of {len(test)} pictures have a label and a group and a mask" in printed
+    np.testing.assert_allclose(found["areas"], areas, atol=1)  # sums of one picture, not of eight
+    truth = data.truth("test")
+    assert found["labels"].tolist() == truth["labels"].tolist()
+    assert found["groups"].tolist() == truth["groups"].tolist()
+    assert (tmp_path / "masks" / f"{Path(test[0]['file']).stem}-mask.png").is_file()
+    result = evaluate(**truth, areas=found["areas"])
+    assert metrics.show({"student": result}, data.classes, data.group_names) in printed
+    ## Left out: one without a mask, one whose mask has another size; and masks stay what they are.
+    Image.new("L", (3, 3)).save(masked / test[1]["mask"])
+    write_table(masked / "new.csv", [test[0] | {"mask": "NA"}, *test[1:]])
+    with pytest.raises(
+        InputError, match=f"1 of {len(test)} .* left out, .* as a mask .it has 3 x 3"
+    ):
+        main()
+    assert f"{len(test) - 2} of {len(test)} pictures have" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--masks .* would replace what is read"):
+        main("--masks", masked / "masks")
+    write_table(masked / "new.csv", [{k: v for k, v in row.items() if k != "mask"} for row in test])
+    with pytest.raises(InputError, match="has no column 'mask'"):
+        main()
 
 
 def test_reports_read_results_of_masks(out, few):
