@@ -480,7 +480,7 @@ class Method(PlainTraining):
         recipe = {k: v for k, v in chosen(args).items() if not re.fullmatch(others, k)}
         pictures = data.hash("train", "val")  # validation chooses the epoch
         made_of = [recipe, pictures, files_of(args.student, args.weights)]
-        folder = data_folder(args) / "fairdi" / f"step0-{digest(made_of)}"
+        folder = data_folder(args) / "teachers" / f"step0-{digest(made_of)}"
 
         def first_step():
             plain = argparse.Namespace(**recipe, device=args.device)  # nothing else decides

@@ -440,7 +440,7 @@ def search(args, data, start):
 
     better = "minimize" if args.objective in ("loss_worst_group", "auroc_gap") else "maximize"
     name = f"search-{digest([chosen(args), data.hash(), start.state_dict()])}"
-    folder = data_folder(args) / "fairtune" / name
+    folder = data_folder(args) / "searches" / name
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # Optuna 4: the "liar"
     warnings.filterwarnings("ignore", "The reported value is ignored")  # of a trial made again

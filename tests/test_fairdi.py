@@ -444,4 +444,4 @@ def test_crossed_groups(ham10000, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("teacher of") == len(data.group_names) == 4
     assert math.isfinite(method.step(next(batches(data["train"], 8, seed=0)))["loss"].item())
-    assert list((tmp_path / "r" / "smoke" / "ham10000" / "fairdi").glob("step0-*/step0.pt"))
+    assert list((tmp_path / "r" / "smoke" / "ham10000" / "teachers").glob("step0-*/step0.pt"))

@@ -99,6 +99,7 @@ def test_a_run_as_a_user_starts_it(name, kind, copies, tmp_path):
     ours = [line for line in said if not re.search(r"\w/\w", line)]  # names of files may be long
     assert max(map(len, ours)) <= 80, max(ours, key=len)
     (path,) = (tmp_path / "runs" / "smoke" / kind / name).rglob("result.json")
+    assert [*path.parent.parent.glob("[!.]*")] == [path.parent]  # a run is all that NAME/* names
     left = sorted(file.name for file in path.parent.iterdir() if file.suffix != ".lock")
     assert left == ["logits.npz", "result.json", "student.pt"]
     result, arrays = restore(path), np.load(path.with_name("logits.npz"))
