@@ -329,8 +329,8 @@ def weights_table(rows, second):
             late = "" if row == method else ", but too few runs to be shown elsewhere"
             table.add(method, [*cells, f"chosen{late}" if weight == best else ""])
     table.notes.append(
-        f"the best worst group of those within a point of the best {words}; a collapsed one only "
-        "where all are; trained with the lowest seed (and fold)"
+        f"the best worst group of those within a point of the best {words}, of equal ones the "
+        "smallest weight; a collapsed one only where all are; trained with the lowest seed and fold"
     )
     return table
 

@@ -723,8 +723,8 @@ def grids(rows):
 def choose(rows, row_of):
     """The weight, of {weight: row}, with the best score in the worst group on validation.
 
-    Of those within a point of the best score overall, AUROC or Dice; never a collapsed one, unless
-    all are. The run with the lowest fold and seed decides.
+    Of those within a point of the best score overall, AUROC or Dice, and of equal ones the smallest
+    weight; never a collapsed one, unless all are. The run with the lowest fold and seed decides.
     """
     firsts = {weight: rows[row][min(rows[row])] for weight, row in row_of.items()}
     val = {weight: first["last"]["val"] for weight, first in firsts.items()}

@@ -1337,6 +1337,8 @@ def test_the_weight_is_chosen_by_the_worst_group_among_the_best_overall():
     assert choose(plain | {0.3: measured(0.95, 0.85, True)}) == 0.1
     assert choose({v: m | {"collapsed": True} for v, m in plain.items()}) == 0.3
     assert choose({1: measured(None, None), 2: measured(0.7, None)}) == 2
+    assert choose({1: measured(0.9, 0.8), 2: measured(0.9, 0.8)}) == 1
+    assert all([*values] == sorted(values) for _, values in results.GRID.values())
 
 
 def put_grid(folder, seeds):
