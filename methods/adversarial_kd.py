@@ -53,9 +53,9 @@ EXPECT. On CelebA (attractive; 20,140 faces, 32 pixels, 12 epochs), test, mean o
     AUROC       85.3  84.9  84.2  82.5  76.7
     mean-DEO    36.6  27.7  21.1  12.6  3.4 (one of the three collapsed)
 The best λ, by the AUROC of the worst group among those within a point of the best AUROC, is 0.5
-there, on CIFAR10-S and on FairFace, and 1 or 5 on HAM10000, where one of five students collapses
-at 5: the default for two classes is 1. Validation pictures with the skew of the training set choose
-too small a λ: on CIFAR10-S 5 has by far the lower mean-DEO (results/README.md).
+there, on CIFAR10-S and on FairFace, and 0.5, 1 or 5 on HAM10000, where one of five students
+collapses at 5: the default for two classes is 1. Validation pictures with the skew of the training
+set choose too small a λ: on CIFAR10-S 5 has by far the lower mean-DEO (results/README.md).
 The toy's six classes bear 150 (83 % in the worst training cell; CKD 80, λ = 5 98); 1, 2 and 5 are
 alike there, with an AUROC of 100, and 5 stays the default. AD lowers mean-DEO on HAM10000 by sex,
 by age and by both in two trainings of two: the same λ weighs more where no L_KD pulls against it.
