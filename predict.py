@@ -171,7 +171,7 @@ def label_rows(table, files, saved):
         own = trained.get(setting) or name
         used[name] = own if {*columns_of(own)} <= {*header} or name not in header else name
     used["file"] = used["file"].lower()
-    masks = ["mask"] if saved["settings"]["task"] == "segment" else []
+    masks = ["mask"] if saved["settings"].get("task") == "segment" else []
     require(table, header, [used["file"], *masks])
     if trained.get("target") == "none":
         used["label"] = "none"
@@ -509,7 +509,7 @@ def print_scores(answers, rows, group_names, saved):
         "clusters": subjects,
     }
     values = np.stack([*answers.values()])  # (N, C), or (N, 3)
-    if saved["settings"]["task"] == "segment":
+    if saved["settings"].get("task") == "segment":
         result = metrics.evaluate_masks(**about, areas=values)
     else:
         result = metrics.evaluate(**about, logits=values, class_shares=saved["class_shares"])

@@ -298,10 +298,11 @@ def swept(rows, kind):
 
 
 def without_sweeps(rows):
-    """`rows` without those that only the tables of a sweep, or of a grid, need."""
-    needed = [*results.grids(rows).values(), *(sweep(rows, kind) for kind in SWEEPS)]
-    extra = {name for row_of in needed for name in row_of.values()} - {*NAMES.values()}
-    return {name: runs for name, runs in rows.items() if name not in extra}
+    """`rows` without those that only the tables of a sweep, or of a grid, need, if others stay."""
+    grids = results.grids(rows)  # by the name of the row at the chosen weight
+    needed = [*grids.values(), *(sweep(rows, kind) for kind in SWEEPS)]
+    extra = {name for row_of in needed for name in row_of.values()} - {*NAMES.values(), *grids}
+    return {name: runs for name, runs in rows.items() if name not in extra} or rows
 
 
 def weights_table(rows, second):

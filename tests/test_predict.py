@@ -436,6 +436,8 @@ def test_a_student_that_is_older_than_todays_settings_answers_as_before(
         del saved["settings"][name]
     torch.save(saved, tmp_path / "old.pt")
     assert main(tmp_path / "old.pt", picture) == main(run, picture)
+    table = "--labels", originals / "csv" / "labels.csv"
+    assert main(tmp_path / "old.pt", *table) == main(run, *table)
 
 
 def test_a_folder_for_masks_is_refused_where_answers_are_classes(run, originals, main, tmp_path):

@@ -1370,6 +1370,28 @@ def test_a_method_stands_at_the_chosen_weight_if_that_has_all_runs(folder, seeds
     assert [row[-1] for row in lines] == [words, "", "", ""]
 
 
+def test_a_grid_of_a_changed_method_stands_at_the_chosen_weight(tmp_path):
+    """Its name is none of the usual ones, and the row has been left out of all tables."""
+    put(tmp_path, result("ckd"))
+    for weight in results.GRID["bird"][1]:
+        made = result("bird", meta_every=2, fair_weight=float(weight))
+        put(tmp_path, made, f"{weight}")
+    (rows,) = map(results.tuned, results.collect(tmp_path).values())
+    shown = list(report.without_sweeps(rows))
+    assert len(rows) == 5 and len(shown) == 2 and shown[0] == "CKD" and "BIRD" in shown[1]
+
+
+def test_rows_of_a_sweep_alone_are_shown(tmp_path):
+    """In folds they were a traceback."""
+    for weight, fold in itertools.product((0.0, 10.0, 50.0), range(2)):
+        made = result("adversarial_kd", adversary_weight=weight, dataset="ham10000", fold=fold)
+        put(tmp_path, made, f"{weight}-{fold}")
+    by_place = results.collect(tmp_path)
+    made, refused = report.tables(by_place, {})
+    assert all("again" in why for why in refused.values())  # intervals need answers, lacking here
+    assert "sweep" in {kind for _, kind in made}
+
+
 def test_weights_are_chosen_with_the_lowest_seed_whichever_training_is_the_first(tmp_path):
     """Here it is that of the second seed, with which the chosen weight is the worst."""
     for script, fold in itertools.product(("ckd", "rkd"), range(5)):
