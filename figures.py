@@ -172,7 +172,7 @@ def two_points(rows, pooled, where, path):
     rows, lost = at_two_points(rows, pooled)
     if len(rows) < 3:
         return None
-    groups = [*map(said, results.groups_of(rows))]
+    groups = [*map(said, results.first_of(rows)["group_names"])]
     what, score = results.score_of(rows)
     panels = [(f"{what}, {name} (%)", score, g, True) for g, name in enumerate(groups)]
     if len(groups) != 2:
@@ -344,7 +344,7 @@ def per_class(rows, where, path):
     pooled, metric, undefined = first["settings"]["fold"] is not None, f"disparity{end}", {}
     classes, groups = ([*map(said, first[name])] for name in ("classes", "group_names"))
     figure, axes = plt.subplots(figsize=(7, 2 + 0.5 * len(classes)), layout="constrained")
-    *_, (name, (row, rule)) = models.items()  # the debiased student
+    name, (row, rule) = [*models.items()][-1]  # the debiased student
     both = dict(zip((row, "CKD"), results.in_both(rows[row], rows["CKD"])))
     if not both[row]:
         return None
@@ -495,7 +495,7 @@ def outlines(models, areas, data, where, path):
     means = ", ".join(f"{said(name)} {mean}" for name, mean in zip(data.group_names, means))
     sentence = f"CKD's worst, median and good masks: examples, no evidence (mean Dice: {means})"
     save(figure, path, sentence, where)
-    credit = CREDIT * (run["settings"]["dataset"] == "ham10000")
+    credit = CREDIT * (data.name == "ham10000")
     return f"{OUTLINES}{credit} N = {len(labels)} pictures, one run."
 
 
@@ -516,8 +516,9 @@ def at_shares(scores, groups):
     members = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     if len(members) > 2:
         members.sort(key=lambda places: scores[places].mean())
+        members = [members[0], members[-1]]
     found = []
-    for places in members[:1] + members[1:][-1:]:
+    for places in members:
         ordered = places[np.argsort(scores[places], kind="stable")]
         found += [(ordered[int(share * len(ordered))], words) for share, words in SHARES.items()]
     return found
@@ -578,22 +579,23 @@ def sweep(rows, kind, where, path):
     (method, symbol, words, shown), end = ALONG[kind], results.main_rule(rows)
     colour, places, first = look(method)["color"], np.arange(len(rows)), next(iter(rows))
     bad = [value for value, runs in rows.items() if number_collapsed(runs)]
-    *_, last = (value for value in rows if value not in bad or value == first)
+    dots = 1 < len(rows[first]) < FEWEST  # each run is one, because there is no interval
+    last = [value for value in rows if value not in bad or value == first][-1]
     (figure, axes), told = plt.subplots(figsize=(7, 4.8), layout="constrained"), []
     for ls, (metric, label) in zip(("-", "--", ":"), shown.items()):
         values = [measured(runs, metric + end) for runs in rows.values()]
-        points = [value.point for value in values]
-        axes.plot(places, points, ls, color=colour, label=label, zorder=2)
+        line = [value.point for value in values]
+        axes.plot(places, line, ls, color=colour, label=label, zorder=2)
         for place, value, (name, runs) in zip(places, values, rows.items()):
             put(axes, value, place, method, name in bad, upright=True)
-            single = results.values(runs, metric + end) if 1 < len(runs) < FEWEST else []
+            single = results.values(runs, metric + end) if dots else []
             axes.plot([place + 0.12] * len(single), single, ".", color=colour, ms=3)
         put(axes, measured(rows[first], metric + end, "teacher"), -0.35, "teacher", upright=True)
         change = results.change(rows[last], rows[first], metric + end)
         points = "undefined" if np.isnan(change.point) else f"{change.point:+.1f} points"
         told.append(f"{label} {effect(change, 'falls', 'rises')} ({points})")
     axes.plot([], [], label="teacher", **look("teacher") | {"ls": ""})
-    if 1 < len(rows[first]) < FEWEST:
+    if dots:
         axes.plot([], [], ".", color=colour, ms=3, label="single runs")
     axes.set_xticks(places, [f"{first}\n(CKD)" if kind == "sweep" else first, *[*rows][1:]])
     useful, *unfair = shown.values()
@@ -606,7 +608,7 @@ def sweep(rows, kind, where, path):
     save(figure, path, sentence.replace("-", "−").replace("mean−DEO", "mean-DEO"), where)
     return (
         f"The {words} against {', '.join(shown.values())} ({DECISIONS[end]}); {over(rows[first])}"
-        f"{', each a dot' if 1 < len(rows[first]) < FEWEST else ''}; in the title: paired changes."
+        f"{', each a dot' if dots else ''}; in the title: paired changes."
     )
 
 

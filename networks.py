@@ -82,15 +82,14 @@ class Chain(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """Pictures (B, 3, H, H) to maps of four sizes: (B, width, H, H) to (B, 8 · width, H/8, H/8).
+    """Pictures (B, 3, H, H) to four maps: (B, widths[0], H, H) to (B, widths[3], H/8, H/8).
 
     attention: between all places of the smallest maps, as in TransUNet, by two layers (there: 12)
     """
 
-    def __init__(self, width, size, attention):
+    def __init__(self, widths, size, attention):
         super().__init__()
-        widths = [3, width, 2 * width, 4 * width, 8 * width]
-        pairs = zip(widths, widths[1:])
+        pairs = zip([3, *widths], widths)
         self.stages = nn.ModuleList(nn.Sequential(*layers(a, b, b)) for a, b in pairs)
         self.attention = None
         if attention:
@@ -106,7 +105,7 @@ class Encoder(nn.Module):
             maps = stage(F.max_pool2d(maps, 2) if found else maps)
             found.append(maps)
         if self.attention:
-            words = maps.flatten(2).transpose(1, 2) + self.position  # (B, H/8 · H/8, 8 · width)
+            words = maps.flatten(2).transpose(1, 2) + self.position  # (B, H/8 · H/8, widths[3])
             found[-1] = self.attention(words).transpose(1, 2).reshape(maps.shape)
         return found
 
@@ -122,7 +121,7 @@ class UNet(nn.Module):
     def __init__(self, encoder, widths, most):
         super().__init__()
         self.encoder, self.joins, below = encoder, nn.ModuleList(), widths[-1]
-        for width in widths[-2::-1]:
+        for width in reversed(widths[:-1]):
             both, below = below + width, min(width, most)
             self.joins.append(nn.Sequential(*layers(both, below, below)))
 
@@ -136,7 +135,7 @@ class UNet(nn.Module):
 def unet(width, size, attention=False):
     """U-Net (Ronneberger et al., 2015), small; with attention a TransUNet (Chen et al., 2021)."""
     widths = [width, 2 * width, 4 * width, 8 * width]
-    return UNet(Encoder(width, size, attention), widths, most=4 * width)
+    return UNet(Encoder(widths, size, attention), widths, most=4 * width)
 
 
 class Headless(nn.Module):
@@ -256,7 +255,7 @@ def refuse_unknown(networks, files, segment=False):
         if name.endswith(".py"):
             raise InputError(f"{name} alone is no network: write FILE.py:FUNCTION")
         small = SMALL.fullmatch(name)
-        if small and segment != (small[1] != "convnet"):
+        if small and segment == (small[1] == "convnet"):
             raise InputError(f"{name} is {'not ' * segment}for --task segment")
         if not (module or small or name in OWN):
             from torchvision import models  # takes 1.6 seconds: only where it is needed

@@ -160,7 +160,7 @@ def gap_columns(rows):
     """{column: metric} of the gap in Dice, raw and standardised; of two groups with its sign."""
     if not results.of_masks(rows):
         return {}
-    names, ends = results.groups_of(rows), ("", ", standardised")
+    names, ends = results.first_of(rows)["group_names"], ("", ", standardised")
     if len(names) == 2:
         columns = [f"{names[1]} − {names[0]}{end}" for end in ends]
         return dict(zip(columns, results.SIGNED))
@@ -194,10 +194,10 @@ def layout_table(kind, rows, end=None):
     main = results.main_rule(rows)
     end = main if end is None else end
     table.notes += [] if results.of_masks(rows) else [results.DECISIONS[end]]
-    first = next(iter(rows.values()), {})
+    first = next(iter(rows.values()))
     if kind in SWEEPS and len(results.folds_of(first)) == 1:
         table.notes.append(f"seeds: {results.seeds_of(first)}")  # the page's others may have more
-    groups, (words, score) = results.groups_of(rows), results.score_of(rows)
+    groups, (words, score) = results.first_of(rows)["group_names"], results.score_of(rows)
     every = kind in EVERYTHING
     if any(run["method"] in OWN_NETWORKS for runs in rows.values() for run in runs.values()):
         table.notes.append("(pre-trained): a network, a budget and a search of their own")
@@ -213,7 +213,7 @@ def layout_table(kind, rows, end=None):
     usual = [r for r in taught.values() if "teacher_balance" not in r[min(r)]["changed"]]
     if usual and kind in ("slides", "overview", "temperature", "masks"):
         lines.insert(0, (TEACHER, usual[0], "teacher"))
-    most = max((len(runs) for _, runs, _ in lines), default=0)
+    most = max(len(runs) for _, runs, _ in lines)
     for name, runs, rule in lines:
         row, model = {}, next(iter(runs.values()))[rule]
         ## No times: runs share processors with others now and then; tests/speed.py measures them.
@@ -358,7 +358,8 @@ def pooled_tables(rows, rules, second):
     compared on its own folds alone.
     """
     results.comparable(rows, whole=False)
-    masks, end, groups = results.of_masks(rows), results.main_rule(rows), results.groups_of(rows)
+    masks, end = results.of_masks(rows), results.main_rule(rows)
+    groups = results.first_of(rows)["group_names"]
     shown = {name: metric_of(name, end) for name in POOLED[masks].split("|")}
     shown |= gap_columns(rows) | ({"mean-DEO, largest output": "mean_deo"} if end else {})
     words, score = results.score_of(rows)
@@ -477,9 +478,9 @@ PAIRS = (
 )
 
 
-VERDICTS = ("undecided", "confirmed", "contradicted")  # 0, for, and against
-FEWER = {1: ("undecided", "seen once", "the contrary seen once")}  # than three trainings
-FEWER[2] = tuple(words.replace("once", "twice") for words in FEWER[1])
+VERDICTS = {1: "confirmed", -1: "contradicted", 0: "undecided"}  # by sign: for, against, neither
+FEWER = {1: {1: "seen once", -1: "the contrary seen once", 0: "undecided"}}  # than three trainings
+FEWER[2] = {sign: words.replace("once", "twice") for sign, words in FEWER[1].items()}
 
 
 def ruled(place, rows):
@@ -934,7 +935,8 @@ def tables(by_place, repeated):
             layout(place, "masks" if results.of_masks(rows) else "overview", usual)
         make(place, "gains", gains_table, rows)
         for kind in SWEEPS:
-            layout(place, kind, swept(rows, kind))
+            if found := swept(rows, kind):
+                layout(place, kind, found)
         make(place, "weights", weights_table, rows, repeated.get(place, {}))
     every = sound(by_place), sound(repeated)
     for prefix, which in zip(("", "repeated-"), every):
@@ -1040,6 +1042,7 @@ def draw(by_place, folder, wanted, data_dir):
     wanted    names of the only files to draw; empty: all of them
     """
     captions = {}
+    worst = {"worst group": "AUROC of the worst group", "worst Dice": "Dice of the worst group"}
 
     def make(place, name, function, *args):
         try:
@@ -1068,7 +1071,6 @@ def draw(by_place, folder, wanted, data_dir):
         make(place, f"{stem}-two-points.png", figures.two_points, usual, pooled, where)
         for kind in SWEEPS:
             make(place, f"{stem}-{kind}.png", figures.sweep, swept(rows, kind), kind, where)
-    worst = {"worst group": "AUROC of the worst group", "worst Dice": "Dice of the worst group"}
     for metric in ("AUROC", "worst group", "mean-DEO", "Dice", "worst Dice"):
         make("all", f"ranks-{metric.replace(' ', '-')}.png", ranked, metric)
     if (folder / DRAWN_BEFORE).exists():

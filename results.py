@@ -191,11 +191,6 @@ def score_of(rows):
     return SCORE["segment" if of_masks(rows) else "classify"]
 
 
-def groups_of(rows):
-    """The names of the groups of a table's rows, [] if it has none."""
-    return next((run["group_names"] for runs in rows.values() for run in runs.values()), [])
-
-
 def data_of(result):
     """What has pages of its own: a data set, the name of one's own folder or table, and masks."""
     own, masks = result.get("notes", {}).get(OWN_NAME), task_of(result) == "segment"
@@ -588,9 +583,7 @@ def as_rows(result):
     weight = weight_of({0: result})
     ## Balanced pictures, or another mixture c of its weights, make another FIS.
     if "fis" in result and not own.keys() & {"balance", "fusion"}:
-        ## Where step 0 has no other epoch at a rule, its last one stands for that rule.
-        names = {"last": "fis"}
-        names |= {rule: f"fis_{rule}" if f"fis_{rule}" in result else "fis" for rule in RULES}
+        names = {"last": "fis"} | {rule: f"fis_{rule}" for rule in RULES}
         renamed = {rule: places[name] for rule, name in names.items() if name in places}
         step = {rule: result[name] for rule, name in names.items()}
         row = NAMES[result["settings"].get("step0", "fis")]
@@ -661,7 +654,7 @@ def comparable(rows, whole=True):
 
 def complete(rows):
     """The rows with as many runs as any row has; and {name: number of runs} of the others."""
-    most = max(map(len, rows.values()), default=0)
+    most = max(map(len, rows.values()))
     few = {name: len(runs) for name, runs in rows.items() if len(runs) < most}
     return {name: runs for name, runs in rows.items() if name not in few}, few
 
@@ -695,7 +688,7 @@ def main_rule(rows):
     runs = [run for row in rows.values() for run in row.values()]
     runs = [run for run in runs if run["method"] != "groupdro"]  # whose weights move its shares
     shares = [part["class_shares"] for run in runs for part in tested(run).values()]
-    return metrics.ENDS[any(map(metrics.main_rule, shares))]
+    return "_corrected" if any(map(metrics.main_rule, shares)) else ""
 
 
 def metric_of(shown, end):
@@ -713,7 +706,7 @@ def grids(rows):
         first = runs[min(runs)]
         setting, values = grid_of(first)
         value = first["settings"].get(setting)
-        if value in values and "val" in first["last"]:
+        if value in values:
             words = [weight_words(setting, v) for v in values]
             method = name.removesuffix(weight_words(setting, value))
             found.setdefault(method, dict.fromkeys(words))[weight_words(setting, value)] = name
@@ -828,7 +821,8 @@ def pool(runs, rule="last"):
 
 def folds_of(runs):
     """One (fold, seed) for each fold of a row, with the lowest seed."""
-    return tuple({fold: (fold, seed) for fold, seed in sorted(runs, reverse=True)}.values())[::-1]
+    folds = sorted({fold for fold, _ in runs})
+    return [min(key for key in runs if key[0] == fold) for fold in folds]
 
 
 def trainings(by_place):
@@ -846,8 +840,9 @@ def trainings(by_place):
         most = max(len(folds_of(runs)) for runs in rows.values())
         whole = [runs for runs in rows.values() if len(folds_of(runs)) == most]
         common = collections.Counter(key for runs in whole for key in runs)
-        ## The last of a fold stays: that of most rows, of these with the lowest seed.
-        usual = {key[0]: key for key in sorted(common, key=lambda key: (common[key], -key[1]))}
+        usual = {}
+        for key in sorted(common, key=lambda key: (-common[key], key[1])):
+            usual.setdefault(key[0], key)
         first[place] = {}
         for name, runs in rows.items():
             own = {fold: (fold, seed) for fold, seed in folds_of(runs)}
@@ -1060,18 +1055,18 @@ def brief(by_place):
     """The rows of all tables that have a name of their own, or else all, in a few columns."""
     lines = []
     for place, rows in by_place.items():
+        title = f"{titled(place[0])} {place[1]}".rstrip()
         try:
             comparable(rows, whole=False)
         except Refused as error:
-            lines += ["", f"{titled(place[0])} {place[1]}".rstrip() + f": {error}"]
+            lines += ["", f"{title}: {error}"]
             continue
         own = {n: runs for n, runs in rows.items() if n in NAMES.values() or "," not in n} or rows
         end = main_rule(rows)
         test = first_of(rows)["last"]["test"]
         keys = {k: k + end if k + end in test else k for k in metrics.BRIEF if k in test}
         heads = [metrics.WORDS[key][0] + metrics.ARROWS[metrics.WORDS[key][1]] for key in keys]
-        lines += ["", f"{titled(place[0])} {place[1]}".rstrip()]
-        lines.append(f"{'percent':36}" + "".join(f"{head:>14}" for head in heads))
+        lines += ["", title, f"{'percent':36}" + "".join(f"{head:>14}" for head in heads)]
         for name, runs in own.items():
             pooled = in_folds(place) and kept(runs, "last")
             cells = [Value(point(runs, key, pooled=pooled)) for key in keys.values()]

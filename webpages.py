@@ -222,9 +222,9 @@ def panels(number, height=3.6):
 def training(run):
     """Losses and validation, epoch by epoch."""
     log = run.result["log"]
-    val = {k: [epoch["val"][k] for epoch in log] for k in (log[0]["val"] if log else ())}
-    losses = {k: [epoch[k] for epoch in log] for k in (log[0] if log else ())}
-    shown = {"losses": {k: values for k, values in losses.items() if k.startswith("loss")}}
+    val = {k: [epoch["val"][k] for epoch in log] for k in log[0]["val"]}
+    losses = [k for k in log[0] if k.startswith("loss")]
+    shown = {"losses": {k: [epoch[k] for epoch in log] for k in losses}}
     metrics_of = {"use": "auroc auroc_worst_group dice dice_worst_group"}
     metrics_of["unfairness"] = f"auroc_gap mean_deo{run.end} dice_gap dice_gap_standardised"
     for title, names in metrics_of.items():

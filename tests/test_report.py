@@ -1583,7 +1583,7 @@ def test_fairtune_with_two_networks_is_no_row(tmp_path):
 def test_fis_is_the_first_step_of_the_usual_fairdi_alone(tmp_path):
     for name, own in (("usual", {}), ("fused", {"fusion": 0.3})):
         made = result("fairdi", fis_temperature=30.0, step0="fis", **own)
-        put(tmp_path, made | {"fis": made["last"]}, name)
+        put(tmp_path, made | dict.fromkeys(FIRST_STEPS[:3], made["last"]), name)
     assert len(toy_rows(tmp_path)["FIS"]) == 1
 
 
