@@ -67,10 +67,8 @@ from predictions import in_order, refuse_alike
 
 METHODS = {path.stem: path for path in Path(__file__).resolve().parent.glob("methods/*.py")}
 RULES = ("last", "best_overall", "best_worst_group")
-KEYS = (
-    "method settings classes mean std states network size class_shares preprocessing licence test "
-    "trained_on"
-)
+KEYS = "method settings classes outputs group_names mean std states network size class_shares "
+KEYS += "preprocessing licence notes test trained_on"
 
 
 class Student(nn.Module):
@@ -92,7 +90,8 @@ class Student(nn.Module):
 
 
 def load_student(path, rule="last", module=None):
-    """The student in a file or a run's folder, as its epoch by `rule` left it; and all we know."""
+    """The student in a file or a run's folder, as its epoch by `rule` left it; and what else is
+    in its file."""
     file = Path(path) / "student.pt" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         like = next((f", such as {p.parent}" for p in Path(path).rglob("student.pt")), "")
@@ -153,86 +152,103 @@ def pictures_in(path):
 
 
 def ends_of(path):
-    """All ends of where a picture is, the longest first: data/new/1.png, new/1.png, 1.png."""
-    steps = Path(path).resolve().parts
-    return ["/".join(steps[k:]) for k in range(1, len(steps))]
+    """All ends of a picture's path, the longest first, as 1.png of new/1.png; then, if it is a
+    link, those of what it points to."""
+    ways = dict.fromkeys((Path(os.path.abspath(path)).parts, Path(path).resolve().parts))
+    return ["/".join(steps[k:]) for steps in ways for k in range(1, len(steps))]
 
 
-def label_rows(table, files, saved):
-    """{picture: its row in the table of labels, or None}; without files, all of the table. And the
-    names of groups, in order.
+def columns_for(table, header, trained):
+    """{file, label, group, subject: its column}: those of the student's training, of which
+    `trained` has the settings, or, where one is not there, file, label, group.
 
-    The columns are those of the student's training or, where one is not there, file, label, group.
+    The label is None where there is no such column: it is the folder of the picture.
     """
-    rows = [*read_rows(table, [], unique=False).values()]
-    header, trained = [*rows[0]], saved["settings"] if saved["settings"]["dataset"] == "csv" else {}
     used = {"file": "file_column", "label": "target", "group": "sensitive"}
     for name, setting in used.items():
         own = trained.get(setting) or name
         used[name] = own if {*columns_of(own)} <= {*header} or name not in header else name
     used["file"] = used["file"].lower()
-    masks = ["mask"] if saved["settings"].get("task") == "segment" else []
-    require(table, header, [used["file"], *masks])
+    used["subject"] = subject_column(header, used["label"], used["group"])
+    if trained.get("subject") and written(trained["subject"], header) in header:
+        used["subject"] = written(trained["subject"], header)
+    words = {k: f"{k} is the column {v}" for k, v in used.items() if v}
     if trained.get("target") == "none":
-        used["label"] = "none"
-        for row in rows:
+        used["label"], words["label"] = "none", "label is none"
+    elif used["label"] == "label" and "label" not in header:
+        used["label"], words["label"] = None, "label is the folder"
+    print(f"{table}:", ", ".join(words.values()))
+    return used
+
+
+def label_rows(table, files, saved):
+    """{picture: its row in the table of labels, or None}; without files, all of the table. And the
+    names of groups, in order."""
+    rows = [*read_rows(table, [], unique=False).values()]
+    trained = saved["settings"] if saved["settings"]["dataset"] == "csv" else {}
+    used = columns_for(table, [*rows[0]], trained)
+    masks = ["mask"] if saved["settings"].get("task") == "segment" else []
+    require(table, [*rows[0]], [used["file"], *masks])
+    names, places = [row[used["file"]] for row in rows], {}
+    refuse_repeated(table, names)
+    if not used["label"] or not files:
+        places = locate(table.parent, names, table)
+    for row, name in zip(rows, names):
+        row |= {"file": name, "subject": row.get(used["subject"], "")}
+        if trained.get("target") == "none":
             row["none"] = "all"  # as in datasets/csv.py
-    by_folder, places = used["label"] == "label" not in header, {}
-    if by_folder or not files:
-        places = locate(table.parent, [row[used["file"]] for row in rows], table)
-    if by_folder:  # the one where it is, as in datasets/csv.py
-        for row in rows:
-            name = row[used["file"]]
-            there = places[name] if places[name].is_file() else Path(name.replace("\\", "/"))
-            row["label"] = there.parent.name
-    (labels, _), (groups, order) = (attribute(table, rows, used[n]) for n in ("label", "group"))
-    subject = written(trained.get("subject") or "", header)
-    guess = subject_column(header, used["label"], used["group"])
-    used["subject"] = subject if subject and subject in header else guess
-    print(f"{table}:", ", ".join(f"{k} is the column {v}" for k, v in used.items() if v))
+        if not used["label"]:  # also as there: of a picture beside the table it is missing
+            there = os.path.relpath(places[name], table.parent)
+            there = there if places[name].is_file() else name.replace("\\", "/")
+            row["folder"] = Path(there).parent.name
+    (labels, _), (groups, order) = (
+        attribute(table, rows, column) for column in (used["label"] or "folder", used["group"])
+    )
+    meant = {meaning(name): name for name in saved["classes"]}  # where capitals do not count
     for row, label, group in zip(rows, labels, groups):
-        row |= {"file": row[used["file"]], "label": label, "group": group}
-        row["subject"] = row.get(used["subject"], "")
+        row |= {"label": meant.get(meaning(label), label), "group": group}
     if masks:
         named = [row["mask"] for row in rows if not missing(row["mask"])]
-        there = locate(table.parent, named, table, [row["file"] for row in rows])
+        there = locate(table.parent, named, table, names)
         for row in rows:
             row["mask"] = there.get(row["mask"])
-    refuse_repeated(table, [row["file"] for row in rows])
-    rows = {row["file"]: row for row in rows}
     needed = ["label", "group", *masks]
-    known = {name: row for name, row in rows.items() if all(row[k] for k in needed)}
+    known = {row["file"]: row for row in rows if all(row[k] for k in needed)}
+    if not known:
+        raise InputError(f"{table}: no row has a {' and a '.join(needed)}: fill them in")
     refuse_alike(table, dict.fromkeys(row["group"] for row in known.values()))
-    meant = {meaning(name): name for name in saved["classes"]}  # where capitals do not count
-    for row in known.values():
-        row["label"] = meant.get(meaning(row["label"]), row["label"])
-    for name in [name for name, row in known.items() if row["label"] not in saved["classes"]]:
-        label, classes = known[name]["label"], ", ".join(saved["classes"])
-        raise InputError(f"{table}: {name} is {label!r}, no class of it: {classes}")
-    found = {}
+    for name, row in known.items():
+        if row["label"] not in saved["classes"]:
+            classes = ", ".join(saved["classes"])
+            raise InputError(f"{table}: {name} is {row['label']!r}, no class of it: {classes}")
     if not files:
         refuse_repeated(table, [os.path.normpath(path) for path in places.values()])
-        found = {path: known.get(name) for name, path in places.items()}
-    index = {}  # {(how lax, form): names in the table}
-    for name in rows:
+        return {path: known.get(name) for name, path in places.items()}, order
+    row_of = names_of(files, names, table)
+    taken = [name for name in row_of.values() if name in known]
+    if not taken or len({*taken}) < len(taken):
+        what = "two pictures are the same row" if taken else "it says nothing about these pictures"
+        advice = f"write more of their folders into its column {used['file']}"
+        raise InputError(f"{table}: {what}: {advice}")
+    return {file: known.get(name) for file, name in row_of.items()}, order
+
+
+def names_of(files, names, table):
+    """{picture: how the table calls it, or None}: by its path as given, else by the longest end of
+    it that is a name there, if need be in a laxer form, see `forms`."""
+    found, index, there = {}, {}, {*names}  # index: {(how lax, form): names}
+    for name in names:
         for key in enumerate(forms(name)):
             index.setdefault(key, []).append(name)
-    for file in files:  # the longest end of its path that the table names, if need be in a lax form
+    for file in files:
         ends = [str(file), *ends_of(file)]
-        exact = [end for end in ends if end in rows]
+        exact = [end for end in ends if end in there]
         laxer = ((how, form) for how, each in enumerate(zip(*map(forms, ends))) for form in each)
-        names = exact[:1] or next((index[key] for key in laxer if key in index), [None])
-        if len(names) > 1:
-            raise InputError(f"{table}: {file} can be {names[0]} or {names[1]}: write its ending")
-        found[file] = known.get(names[0])
-    names = [row["file"] for row in found.values() if row]
-    if len(set(names)) < max(len(names), 1):
-        what = "two pictures are the same row" if names else "it says nothing about these pictures"
-        advice = "write more of their folders into its column file"
-        if not known:
-            what, advice = f"no row has a {' and a '.join(needed)}", "fill them in"
-        raise InputError(f"{table}: {what}: {advice}")
-    return found, order
+        these = exact[:1] or next((index[key] for key in laxer if key in index), [None])
+        if len(these) > 1:
+            raise InputError(f"{table}: {file} can be {these[0]} or {these[1]}: write its ending")
+        found[file] = these[0]
+    return found
 
 
 def export(student, saved, rule, folder):
@@ -267,6 +283,8 @@ def export(student, saved, rule, folder):
         "licence of the data": saved["licence"],
         "settings": saved["settings"],
     }
+    for name in ("student.pt2", "student.onnx"):  # of an earlier export: perhaps of another run
+        (folder / name).unlink(missing_ok=True)
     save(folder / "card.json", json.dumps(card, indent=1))
     save(folder / "card.md", card_of(saved, rule, folder.parent / "result.json", card))
     pictures = torch.zeros(2, 3, size, size, dtype=torch.uint8)
@@ -297,13 +315,15 @@ def export(student, saved, rule, folder):
 def card_of(saved, rule, path, card):
     """The model card, Markdown: use, limits, numbers by group, data, training.
 
-    path    of the run's result, which has intervals and groups; student.pt alone has neither
+    path    of the run's result, which has the groups' numbers and intervals; a student has neither
     """
     settings, classes, groups = saved["settings"], saved["classes"], saved["group_names"]
     numbers = "\n".join(f"{k} {v}" for k, v in saved["test"][rule].items())
-    note = "Their intervals and the groups' are in result.json, which was not beside the student."
-    if path.is_file():
-        test = restore(path, keys=(rule,))[rule]["test"]
+    note = f"Groups: {', '.join(groups)}. Their numbers, and intervals, are in the run's "
+    note += "result.json, which was not beside the student."
+    result = restore(path, keys=(rule, "settings")) if path.is_file() else {}
+    if result.get("settings") == settings:
+        test = result[rule]["test"]
         numbers = metrics.show({"student": test}, classes, groups)
         sizes = [f"{name} ({part['n']})" for name, part in zip(groups, test["groups"])]
         note = f"On {test['n']} test pictures of groups {', '.join(sizes)}; 95 % intervals over "
@@ -343,7 +363,7 @@ It is no medical device, and nobody has examined it for use.
 
 By methods/{saved["method"]}.py. Settings that were changed: {changed}. All are in card.json.
 
-## Files
+## How to call it
 
 {given}
 """
@@ -356,9 +376,9 @@ def refuse_replacing(flag, target, read):
             raise InputError(f"{flag} {target} would replace what is read: choose another name")
 
 
-def say_problems(files, bad, ranges, saved, rule, failed):
-    """Print that the student has collapsed, or that grey pictures had no common white; InputError
-    if pictures were left out, or for what else has `failed`."""
+def finish(files, bad, ranges, saved, rule, failed):
+    """Print that the student has collapsed, or that grey pictures had no common white or a darker
+    one than in training; InputError if something was left out, or for what else has `failed`."""
     if saved["test"][rule].get("collapsed"):
         print("beware: on the test pictures of its data set this student has collapsed")
     white = saved["notes"].get(WHITE, 0)  # 0: no picture in training was like these
@@ -373,7 +393,8 @@ def say_problems(files, bad, ranges, saved, rule, failed):
             f"than those of the training, where {white:g} is white: they are read as dark ones"
         )
     if bad:
-        failed.append(f"{len(bad)} of {len(files)} pictures are left out, the first: {bad[0]}")
+        what = f"of {len(files)} pictures {len(bad)} could not be read, or their masks"
+        failed.append(f"{what}; the first: {bad[0]}")
     if failed:
         raise InputError("; ".join(failed))
 
@@ -381,7 +402,8 @@ def say_problems(files, bad, ranges, saved, rule, failed):
 def pixels_of(files, saved, bad, ranges):
     """Each picture that can be read, and its pixels as in training, (3, H, W) uint8.
 
-    bad, ranges: a list of what is wrong with the others, and as of `decode`; both are filled.
+    bad       list of what is wrong with the others, a sentence each; is filled
+    ranges    {picture: (the end of its own range of greys, ...)}, see `decode`; is filled
     """
     for file in files:
         try:
@@ -529,8 +551,8 @@ def main():
     parser.add_argument("--export", action="store_true", help="write it for other programs")
     parser.add_argument("--student-module", metavar="FILE.py:FUNCTION", help="a network of yours")
     args = parser.parse_intermixed_args()  # flags may stand anywhere
-    if not args.pictures and not args.export and not args.labels:
-        parser.error("name pictures, or folders of pictures, or --labels, or --export")
+    if not args.pictures and not args.labels and (args.csv or args.masks or not args.export):
+        parser.error("name pictures, or folders of pictures, or --labels, or --export alone")
     student, saved = load_student(args.student, args.rule, args.student_module)
     if args.masks and not student.network.segment:
         raise InputError(f"{args.student} answers with classes: leave out --masks")
@@ -553,7 +575,7 @@ def main():
     if answers:
         print(f"\n{len(answers)} of {len(files)} pictures have a label and a group" + mask)
         print_scores(answers, files, group_names, saved)
-    say_problems(files, bad, ranges, saved, args.rule, failed)
+    finish(files, bad, ranges, saved, args.rule, failed)
 
 
 if __name__ == "__main__":

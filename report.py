@@ -278,7 +278,7 @@ SWEEPS = {  # script, what is varied, and the value with which others are compar
 def sweep(rows, kind):
     """{value: row} of the rows that differ in one setting alone, the value as text.
 
-    {} without the value to compare with, or with fewer than three.
+    {} without the value to compare with, or with fewer than three rows.
     """
     (script, setting, base), row_of = SWEEPS[kind], {}
     for name, runs in rows.items():
@@ -290,18 +290,21 @@ def sweep(rows, kind):
 
 
 def swept(rows, kind):
-    """{value: runs} of `sweep`: the runs with which others are compared, where all are there."""
+    """{value: runs} of `sweep`: those runs that the value compared with has, of values that have
+    them all. {} with fewer than three values.
+    """
     found = {value: rows[name] for value, name in sweep(rows, kind).items()}
     base = found.get(f"{SWEEPS[kind][2]:g}", {})
     whole = {value: runs for value, runs in found.items() if base.keys() <= runs.keys()}
-    return {value: {key: runs[key] for key in base} for value, runs in whole.items()}
+    cut = {value: {key: runs[key] for key in base} for value, runs in whole.items()}
+    return cut if len(cut) > 2 else {}
 
 
 def without_sweeps(rows):
     """`rows` without those that only the tables of a sweep, or of a grid, need, if others stay."""
-    grids = results.grids(rows)  # by the name of the row at the chosen weight
-    needed = [*grids.values(), *(sweep(rows, kind) for kind in SWEEPS)]
-    extra = {name for row_of in needed for name in row_of.values()} - {*NAMES.values(), *grids}
+    by_method = results.grids(rows)  # a method is named as its row at the weight that is shown
+    needed = [*by_method.values(), *(sweep(rows, kind) for kind in SWEEPS)]
+    extra = {name for row_of in needed for name in row_of.values()} - {*NAMES.values(), *by_method}
     return {name: runs for name, runs in rows.items() if name not in extra} or rows
 
 
@@ -311,23 +314,23 @@ def weights_table(rows, second):
     second    the rows of a second training, whose seed may be the lower one, see `trainings`
     """
     words, score = results.score_of(rows)
-    both = {name: [*rows[name].items(), *second.get(name, {}).items()] for name in rows}
     ## In `second` keys have the seed of the first training, not their own.
     rows = {
-        name: {(fold, run["settings"]["seed"]): run for (fold, _), run in runs}
-        for name, runs in both.items()
+        name: {(key[0], run["settings"]["seed"]): run for part in both for key, run in part.items()}
+        for name, both in ((name, (rows[name], second.get(name, {}))) for name in rows)
     }
     columns = [f"{words}, validation", "worst group, validation", "train worst cell", "collapsed"]
     table = Table(["method", "weight", *columns, "chosen"])
     for method, row_of in results.grids(rows).items():
-        best = results.choose(rows, row_of)
+        if method == CEILING or not (best := results.choose(rows, row_of)):
+            continue  # its validation is that of FairDi's student
         for weight, row in row_of.items():
             first = {min(rows[row]): rows[row][min(rows[row])]}
             areas = [results.values(first, m, split="val") for m in (score, f"{score}_worst_group")]
             cells = [weight.strip(", "), *(Value(*area) for area in areas)]
             cells += [results.trained(first, "last", results.main_rule(rows))]
             cells += ["yes" if first[min(first)]["last"]["val"]["collapsed"] else ""]
-            late = "" if row == method else ", but too few runs to be shown elsewhere"
+            late = "" if row == method else ", but shown is the usual one, which has more runs"
             table.add(method, [*cells, f"chosen{late}" if weight == best else ""])
     table.notes.append(
         f"the best worst group of those within a point of the best {words}, of equal ones the "
@@ -367,12 +370,15 @@ def pooled_tables(rows, rules, second):
     two = len(groups) == 2 and not masks
     areas += [f"{words}, {groups[1]} − {groups[0]}"] if two else []
     table = Table(["method", "n", *shown, *areas, "train worst cell"])
-    base = next((name for name in ("ERM", "CKD") if name in rows), "")
+    bases = [name for name in ("ERM", "CKD") if name in rows]
+    base = max(bases, key=lambda name: len(rows[name]), default="")  # of equals ERM
     differences = Table(["method", *(f"{s}, − {base}" for s in shown)])
     for part in (table, differences):
         part.notes += [] if masks else [results.DECISIONS[end]]
     most = max(rows.values(), key=len).keys()
     twice = {n for n, r in rows.items() if r.keys() == most == second.get(n, {}).keys()}
+    lost = [name for name in rows if base and not rows[name].keys() <= rows[base].keys()]
+    differences.notes += [f"{base} lacks runs of these: {', '.join(lost)}"] if lost else []
     once = [name for name in rows if name not in (base, *twice)]
     without = f"; without one: {', '.join(once)}" if once else ""
     differences.notes += [f"²: a second training shows it, too{without}"] if base in twice else []
@@ -387,7 +393,7 @@ def pooled_tables(rows, rules, second):
         lines.insert(0, ("CKD", "teacher", TEACHER))
     for name, rule, label in lines:
         runs, taught = rows[name], rule == "teacher"
-        few = runs.keys() != most
+        few = len(runs) < len(most)
         competes = not (few or taught or name == CEILING)
         label += f" (folds {', '.join(str(fold) for fold, _ in sorted(runs))})" if few else ""
         more = {"runs": runs, "rule": rule, "ranked": competes}
@@ -396,7 +402,7 @@ def pooled_tables(rows, rules, second):
         cells += [results.cell(runs, score, rule, g, True) for g in range(len(groups))]
         cells += figures.ahead(runs, "auroc_gap", rule, True) if two else []
         table.add(label, [*cells, results.trained(runs, rule, end)], **more)
-        if (name != base or taught) and runs.keys() <= rows.get(base, {}).keys():
+        if base and (name != base or taught) and name not in lost:
             ends = rule, "last" if taught else rule, True
             cells = [results.change(runs, rows[base], m, *ends) for m in shown.values()]
             if {name, base} <= twice and results.kept(second[name], rule):
@@ -901,16 +907,18 @@ def tables(by_place, repeated):
                 refused[place, "across data sets"] = str(error)
         return good
 
-    def layout(place, kind, rows):
-        """The table and, if it has corrected decisions, the same at the largest output."""
-        rows, few = (rows, {}) if kind in EVERYTHING else results.complete(rows)
+    def layout(place, kind, rows, few):
+        """The table and, if it has corrected decisions, the same at the largest output.
+
+        few    {row: number of runs} of those that are left out
+        """
         main = results.main_rule(rows)
         for end in dict.fromkeys((main, "")):
             name = kind + (LARGEST if main != end else "")
             make(place, name, layout_table, kind, rows, end)
             if (place, name) in made:
                 names = [f"{row} ({n})" for row, n in few.items()]
-                words = f"left out, with fewer runs than others: {', '.join(names)}"
+                words = f"left out, without all runs of others: {', '.join(names)}"
                 made[place, name].notes += [words] if few else []
                 beside_published(made[place, name], place[0], kind)
 
@@ -921,7 +929,7 @@ def tables(by_place, repeated):
         for kind, names, least in () if results.of_masks(rows) else layouts:
             chosen = {name: rows[name] for name in names if name in rows}
             if len(chosen) >= least:
-                layout(place, kind, chosen)
+                layout(place, kind, *results.complete(chosen))
         if results.in_folds(place):
             make(place, "pooled", pooled_tables, usual, {"last": ""}, repeated.get(place, {}))
             chosen, lost = figures.at_two_points(usual, pooled=True)
@@ -932,11 +940,12 @@ def tables(by_place, repeated):
                     note = figures.listed(figures.LEFT_OUT, lost).strip()
                     made[place, "fairdi"].notes.append(note)
         else:
-            layout(place, "masks" if results.of_masks(rows) else "overview", usual)
+            layout(place, "masks" if results.of_masks(rows) else "overview", usual, {})
         make(place, "gains", gains_table, rows)
         for kind in SWEEPS:
             if found := swept(rows, kind):
-                layout(place, kind, found)
+                names = sweep(rows, kind).items()
+                layout(place, kind, found, {v: len(rows[n]) for v, n in names if v not in found})
         make(place, "weights", weights_table, rows, repeated.get(place, {}))
     every = sound(by_place), sound(repeated)
     for prefix, which in zip(("", "repeated-"), every):

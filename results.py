@@ -387,39 +387,42 @@ def pack(source, target):
     that was not chosen, nor of chosen epochs of a second training. Of what is packed already, only
     the logits of both of these are lost.
     """
-    datasets, keys, orders, fresh = {}, {}, {}, read(source)
+    datasets, weights, orders, fresh = {}, {}, {}, read(source)
     for result in [*read(target), *fresh]:
         data, place, row, fold, seed = identity(result)
-        plain = row.removesuffix(weight_of({0: result}))  # whatever weight will be chosen
-        datasets.setdefault(data, {})[place, plain, row, fold, seed] = result
-        weights = keys.setdefault((data, place, plain), {})
-        weights.setdefault(row, set()).add((fold, seed))
+        datasets.setdefault(data, {})[place, row, fold, seed] = result
+        setting, values = grid_of(result)
+        if result["settings"].get(setting) in values:
+            plain = row.removesuffix(weight_of({0: result}))  # whatever weight will be chosen
+            weights.setdefault((data, place, plain), set()).add(row)
     for dataset in dict.fromkeys(map(data_of, fresh)):
-        lines, kept, by_place = [], {}, {}
-        for (place, _, row, fold, seed), result in datasets[dataset].items():
-            rows = by_place.setdefault((dataset, place), {})
-            rows.setdefault(row, {})[fold or 0, seed] = result
-        once, _ = trainings(by_place)
-        once = {id(r) for rows in once.values() for runs in rows.values() for r in runs.values()}
-        for (place, plain, row, fold, seed), result in datasets[dataset].items():
+        lines, kept, by_place, runs = [], {}, {}, collections.Counter()
+        for (place, row, fold, seed), result in datasets[dataset].items():
+            runs[place, row] += 1
+            for name, part in as_rows(result):
+                rows = by_place.setdefault((dataset, place), {})
+                rows.setdefault(name, {})[fold or 0, seed] = part
+        firsts, _ = trainings(by_place)
+        firsts = [run for rows in firsts.values() for row in rows.values() for run in row.values()]
+        firsts = {identity(run) for run in firsts}
+        for (place, row, fold, seed), result in datasets[dataset].items():
             is_packed = result["arrays"][0].name != "logits.npz"
-            weights = keys[dataset, place, plain]
-            over_seeds = fold is None and len(weights[row]) > 1 and not is_packed
+            over_seeds = fold is None and runs[place, row] > 1 and not is_packed
             names, digests = list(result["arrays"][1]), {}
+            plain = row.removesuffix(weight_of({0: result}))
+            others = weights.get((dataset, place, plain), ())
             if own_settings(result).keys() - {"fis_temperature"}:  # its teachers are no row
                 names = [name for name in names if not name.startswith("teacher_")]
-                if result["settings"].get("step0", "fis") != "fis":  # nor two points of its own
+                if result["settings"].get("step0", "fis") != "fis":  # no figure has FEBS's epochs
                     names = [name for name in names if name not in RULES]
             if over_seeds and (row not in (*DEBIASED, "CKD") or seed > 0):
                 taught = [name for name in names if name.startswith("teacher_")]
                 names = [*taught, *TRUTH] if taught else []
             elif not is_packed and plain not in TWO_POINTS and result["method"] != "fairdi":
                 names = [name for name in names if name in ("teacher", "last", *TRUTH)]
-            setting, values = grid_of(result)
-            candidate = result["settings"].get(setting) in values
-            if candidate and len(weights[row]) < max(map(len, weights.values())):
-                names = []  # another weight was chosen
-            if id(result) not in once:
+            if row in others and runs[place, row] < max(runs[place, other] for other in others):
+                names = []  # another weight has more runs, because it was chosen
+            if identity(result) not in firsts:
                 names = [name for name in names if not name.endswith((*RULES,))]
             content = dict(zip(names, arrays(result, names)))
             masks = task_of(result) == "segment"
@@ -576,12 +579,14 @@ def conditions(result, but=()):
 
 
 def as_rows(result):
-    """A result as rows: its own and, for FairDi, those of its step 0 and of its step 1."""
+    """A result as rows: its own; of FairDi, if nothing else was changed, also that of its step 0
+    and, of masks, that of its teachers, each on its own group, which has a test of its own alone.
+    """
     yield row_name(result), result
     own, (path, places) = own_settings(result), result["arrays"]
     own.pop(grid_of(result)[0], None)
     weight = weight_of({0: result})
-    ## Balanced pictures, or another mixture c of its weights, make another FIS.
+    ## Balanced pictures, or another mixture κ of its weights, make another FIS.
     if "fis" in result and not own.keys() & {"balance", "fusion"}:
         names = {"last": "fis"} | {rule: f"fis_{rule}" for rule in RULES}
         renamed = {rule: places[name] for rule, name in names.items() if name in places}
@@ -700,7 +705,11 @@ def metric_of(shown, end):
 
 
 def grids(rows):
-    """{method: {weight in words: row}} of rows that differ in a weight of GRID alone, all there."""
+    """{method: {weight in words: row}} of rows that differ in their weight alone.
+
+    Weights of GRID or, of masks, MASK_GRID, where every one has a row. A method is named as its row
+    without the weight.
+    """
     found = {}
     for name, runs in rows.items():
         first = runs[min(runs)]
@@ -717,11 +726,14 @@ def choose(rows, row_of):
     """The weight, of {weight: row}, with the best score in the worst group on validation.
 
     Of those within a point of the best score overall, AUROC or Dice, and of equal ones the smallest
-    weight; never a collapsed one, unless all are. The run with the lowest fold and seed decides.
+    weight; never a collapsed one, unless all are. The run with the lowest fold and seed decides;
+    "" where weights have not the same one.
     """
-    firsts = {weight: rows[row][min(rows[row])] for weight, row in row_of.items()}
-    val = {weight: first["last"]["val"] for weight, first in firsts.items()}
-    _, score = SCORE[task_of(next(iter(firsts.values())))]
+    lowest = {min(rows[row]) for row in row_of.values()}
+    if len(lowest) > 1:
+        return ""
+    (key,), (_, score) = lowest, score_of(rows)
+    val = {weight: rows[row][key]["last"]["val"] for weight, row in row_of.items()}
     useful = {w: v for w, v in val.items() if not v["collapsed"]} or val
     ## An undefined score is -1 here, below all others.
     overall, worst = (
@@ -740,7 +752,7 @@ def weight_of(runs):
 
 
 def tuned(rows):
-    """`rows`, each method of a grid at the chosen weight, if that has all runs, or at its usual.
+    """`rows`, each method of a grid at the chosen weight, if that has every run of the usual one.
 
     A method that was trained at a single weight stands at that one.
     """
@@ -748,7 +760,9 @@ def tuned(rows):
     single = {name: m if methods.count(m) == 1 else name for name, m in zip(rows, methods)}
     rows = {single[name]: runs for name, runs in rows.items()}
     for method, row_of in grids(rows).items():
-        best, runs_of = choose(rows, row_of), {w: rows.pop(row) for w, row in row_of.items()}
+        if not (best := choose(rows, row_of)):
+            continue
+        runs_of = {w: rows.pop(row) for w, row in row_of.items()}
         usual = next((w for w, row in row_of.items() if row == method), best)
         shown = best if runs_of[best].keys() >= runs_of[usual].keys() else usual
         rows |= {method + ("" if w == shown else w): runs for w, runs in runs_of.items()}
@@ -828,10 +842,11 @@ def folds_of(runs):
 def trainings(by_place):
     """`by_place` with one training of each fold, and the second ones.
 
-    The first of a fold is that of the seed that most whole rows of its place have there, of equals
-    the lowest; a row without it stands at its own lowest. The second is the lowest of the others,
-    perhaps a lower seed, and stands under the key (fold, seed) of the first, so that the two are
-    pairs; there is no third. Rows without folds stay as they are: several seeds are one table.
+    The first of a fold is that of the seed that most of its place's rows with all folds have there,
+    of equals the lowest; a row without it stands at its own lowest. The second is the lowest of the
+    others, perhaps a lower seed, and stands under the key (fold, seed) of the first, so that the
+    two are pairs; further ones are left out. Rows without folds stay as they are: several seeds are
+    one table.
     """
     first, second = dict(by_place), {}
     for place, rows in by_place.items():
@@ -839,9 +854,8 @@ def trainings(by_place):
             continue
         most = max(len(folds_of(runs)) for runs in rows.values())
         whole = [runs for runs in rows.values() if len(folds_of(runs)) == most]
-        common = collections.Counter(key for runs in whole for key in runs)
-        usual = {}
-        for key in sorted(common, key=lambda key: (-common[key], key[1])):
+        counts, usual = collections.Counter(key for runs in whole for key in runs), {}
+        for key in sorted(counts, key=lambda key: (-counts[key], key[1])):
             usual.setdefault(key[0], key)
         first[place] = {}
         for name, runs in rows.items():

@@ -122,7 +122,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     if target == "none":
         for row in rows:
             row["none"] = "all"
-    if target == "label" not in rows[0]:
+    if target == "label" and "label" not in rows[0]:
         for row in rows:  # the folder below `root`, as in cat/1.jpg
             row["label"] = Path(os.path.relpath(found[row[named]], root)).parent.name
         folders = sorted({row["label"] for row in rows})

@@ -255,6 +255,41 @@ def test_labels_may_be_the_folders_as_in_training(lively, originals, main, tmp_p
     assert cells_of(searched) == cells_of(printed)
 
 
+def test_a_picture_beside_the_table_has_no_label_as_in_training(lively, originals, main, tmp_path):
+    folder = shutil.copytree(originals / "csv", tmp_path / "data")
+    rows = read_table(folder / "labels.csv")
+    for row in rows[1:]:
+        named = Path(row["label"]) / Path(row["file"]).name
+        (folder / named.parent).mkdir(exist_ok=True)
+        row["file"] = str((folder / row["file"]).rename(folder / named).relative_to(folder))
+    rows[0]["file"] = str((folder / rows[0]["file"]).rename(folder / "x.png").relative_to(folder))
+    write_table(folder / "labels.csv", [{k: r[k] for k in r if k != "label"} for r in rows])
+    printed = main(lively, "--labels", folder / "labels.csv")
+    assert "label is the folder, group is the column group" in printed
+    assert "95 of 96 pictures have a label and a group" in printed
+
+
+def test_a_column_of_signs_is_no_subject(lively, originals, main, tmp_path):
+    folder = shutil.copytree(originals / "csv", tmp_path / "data")
+    rows = read_table(folder / "labels.csv")
+    plain = main(lively, "--labels", folder / "labels.csv")
+    write_table(folder / "labels.csv", [{"#": str(n)} | row for n, row in enumerate(rows)])
+    assert main(lively, "--labels", folder / "labels.csv") == plain
+
+
+def test_a_link_has_its_own_name_and_that_of_its_picture(run, originals, main, tmp_path):
+    folder = shutil.copytree(originals / "csv", tmp_path / "data")
+    rows, links = read_table(folder / "labels.csv")[:4], tmp_path / "links"
+    links.mkdir()
+    for n, row in enumerate(rows):
+        (links / f"link{n}.png").symlink_to(folder / row["file"])
+    names = [Path(row["file"]).name for row in rows]
+    for called in ([f"link{n}.png" for n in range(4)], names):
+        write_table(tmp_path / "t.csv", [row | {"file": f} for row, f in zip(rows, called)])
+        printed = main(run, links, "--labels", tmp_path / "t.csv")
+        assert "4 of 4 pictures have a label and a group" in printed
+
+
 def test_names_of_the_training_are_known_in_any_writing(run, originals, main, tmp_path):
     folder = shutil.copytree(originals / "csv", tmp_path / "pictures")
     rows = read_table(folder / "labels.csv")
@@ -365,7 +400,8 @@ def test_bad_pictures_are_named_and_the_others_are_answered(run, originals, tmp_
     first, second, last = done.stderr.splitlines()
     assert "003.jpg cannot be read as a picture" in first
     assert second.endswith("009.jpg does not exist")
-    assert last.startswith("predict.py: 2 of 96 pictures are left out, the first: ")
+    words = "predict.py: of 96 pictures 2 could not be read, or their masks; the first: "
+    assert last.startswith(words)
     assert done.returncode == 1 and "94 of 96 pictures have a label and a group" in done.stdout
     assert "fairness of AUROC" in done.stdout and len(read_table(tmp_path / "answers.csv")) == 94
 
@@ -462,6 +498,8 @@ def with_student(run, folder, module, name, **settings):
     saved |= {"method": module.__name__, "states": {"last": {"epoch": 1, **state}}}
     saved["network"] = name
     torch.save(saved, folder / "student.pt")
+    result = json.loads((folder / "result.json").read_text()) | {"settings": saved["settings"]}
+    (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
@@ -545,6 +583,33 @@ def test_the_exported_student_says_the_same_for_any_number_of_pictures(
         assert words in text
     result = json.loads((folder.parent / "result.json").read_text())
     assert metrics.show({"student": result["last"]["test"]}, *names_of(result)) in text
+
+
+def test_a_card_has_the_numbers_of_its_own_run_alone(run, main, tmp_path, monkeypatch):
+    """Also no file of an earlier export stays beside it."""
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "export-last").mkdir()
+    (folder / "export-last/student.onnx").write_text("of an earlier export")
+    monkeypatch.setattr(predict, "find_spec", lambda name: None)  # as without its packages
+    assert "wrote card.json, card.md, student.pt2 into" in main(folder, "--export")
+    assert not (folder / "export-last/student.onnx").exists()
+    card = (folder / "export-last/card.md").read_text()
+    assert "indoor (" in card and "test pictures of groups" in card
+    result = json.loads((folder / "result.json").read_text())
+    result["settings"]["seed"] = 99
+    (folder / "result.json").write_text(json.dumps(result))
+    main(folder, "--export")
+    card = (folder / "export-last/card.md").read_text()
+    assert "Groups: indoor, outdoor. Their numbers, and intervals, are in the run's" in card
+
+
+def test_an_export_without_pictures_writes_no_answers(run, main, originals, tmp_path, capsys):
+    picture, table = originals / "csv/pictures/000.png", tmp_path / "answers.csv"
+    main(run, picture, "--csv", table)
+    before = table.read_bytes()
+    with pytest.raises(SystemExit):
+        main(run, "--export", "--csv", table)
+    assert "or --export alone" in capsys.readouterr().err and table.read_bytes() == before
 
 
 BODIES = ["x.reshape(len(x), -1)", "(x if x.max() > 9 else -x).flatten(1)"]
@@ -726,7 +791,7 @@ def test_as_a_user_starts_it(run, originals, tmp_path):
     assert done.returncode == 0 and done.stdout.startswith(f"{picture}: ") and not done.stderr
     done = run_script(program, run, "nothing.png", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.startswith("nothing.png does not exist\n")
-    assert done.stderr.splitlines()[1].startswith("predict.py: 1 of 1 pictures are left out")
+    assert done.stderr.splitlines()[1].startswith("predict.py: of 1 pictures 1 could not be")
     done = run_script(program, run, cwd=tmp_path)
     assert done.returncode == 2 and "name pictures" in done.stderr
 

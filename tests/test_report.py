@@ -1028,6 +1028,42 @@ def test_pictures_of_celeba_are_packed_without_their_names(lesions, tmp_path):
     assert len(pairs) == 300  # one number for each person
 
 
+def test_a_weight_that_is_in_no_grid_takes_no_logits_from_those_that_are(lesions, tmp_path):
+    """λ = 0 of the sweep has two seeds, the four weights of the grid one."""
+    for weight, seed in [(float(w), 0) for w in results.GRID["adversarial_kd"][1]] + [
+        (0.0, 0),
+        (0.0, 1),
+    ]:
+        made = result("adversarial_kd", seed, adversary_weight=weight)
+        put_arrays(put(tmp_path / "runs", made, f"{weight}"), lesions, "ckd")
+    results.pack(tmp_path / "runs", tmp_path / "packed")
+    results.opened.cache_clear()
+    (rows,) = results.collect(tmp_path / "packed").values()
+    kept = {name: "last" in runs[0, 0]["arrays"][1] for name, runs in rows.items()}
+    assert kept.pop("adversarial KD, λ = 0") is False and len(kept) == 4 and all(kept.values())
+
+
+def test_packing_finds_second_trainings_as_tables_do(lesions, tmp_path):
+    """FIS, step 0 of FairDi, is a row that counts, too."""
+    for fold in range(5):
+        here = lesions["fold"] == fold
+        for script, seed in (("ckd", 0), ("fairdi", 1), ("groupdro", 0), ("groupdro", 1)):
+            made = result(script, seed, dataset="ham10000", fold=fold)
+            if script == "fairdi":
+                made |= dict.fromkeys(FIRST_STEPS[:3], made["last"])
+            path = put(tmp_path / "runs", made, f"fold_{fold}")
+            names = ("teacher", "last", *results.RULES, *FIRST_STEPS[:3] * (script == "fairdi"))
+            logits = dict.fromkeys(names, lesions["ckd"][here])
+            np.savez(path / "logits.npz", **logits, **{k: lesions[k][here] for k in results.TRUTH})
+    results.pack(tmp_path / "runs", tmp_path / "packed")
+    results.opened.cache_clear()
+    for where in ("runs", "packed"):
+        first, _ = results.trainings(results.collect(tmp_path / where))
+        (rows,) = first.values()
+        for name in ("GroupDRO", "FIS", "FairDi", "CKD"):
+            assert all(results.kept(rows[name], rule) for rule in results.RULES), (where, name)
+
+
 def test_what_is_packed_keeps_its_arrays_when_runs_are_added(lesions, tmp_path):
     """A second seed of one row takes no logits from the others, nor from its first seed."""
     packed = tmp_path / "packed"
@@ -1092,7 +1128,7 @@ def test_the_command_writes_pages_and_says_what_cannot_be_compared(folder, monke
     report.main()  # rows of fewer runs are left out, and named; but for one table, marked
     page = (folder / "report" / "toy.md").read_text()
     rest, everything = page.split("### Everything")
-    assert "| RKD" not in rest and "fewer runs than others: RKD (2)" in rest
+    assert "| RKD" not in rest and "without all runs of others: RKD (2)" in rest
     assert "| RKD (2 runs, not 3) | 90.5 ± " in everything
 
 
@@ -1366,7 +1402,7 @@ def test_a_method_stands_at_the_chosen_weight_if_that_has_all_runs(folder, seeds
     assert not refused
     lines = made[("toy", ""), "weights"].rows
     assert [*map(str, lines[0][:4])] == ["BIRD", "μ = 0.1", "90.0", "89.0"]
-    words = "chosen" if seeds == 3 else "chosen, but too few runs to be shown elsewhere"
+    words = "chosen" if seeds == 3 else "chosen, but shown is the usual one, which has more runs"
     assert [row[-1] for row in lines] == [words, "", "", ""]
 
 
@@ -1379,6 +1415,52 @@ def test_a_grid_of_a_changed_method_stands_at_the_chosen_weight(tmp_path):
     (rows,) = map(results.tuned, results.collect(tmp_path).values())
     shown = list(report.without_sweeps(rows))
     assert len(rows) == 5 and len(shown) == 2 and shown[0] == "CKD" and "BIRD" in shown[1]
+
+
+def test_weights_of_other_seeds_are_not_compared(tmp_path):
+    """Whichever would win: the rows stand under their own names, and no table says "chosen"."""
+    put(tmp_path, result("ckd"))
+    for weight in results.GRID["bird"][1]:
+        changed = {} if weight == 1 else {"fair_weight": float(weight)}
+        made = result("bird", int(weight == 0.1), **changed)
+        made["settings"]["fair_weight"] = float(weight)
+        put(tmp_path, made, f"{weight}")
+    rows = toy_rows(tmp_path)
+    assert rows.keys() == {"CKD", "BIRD", "BIRD, μ = 0.1", "BIRD, μ = 0.3", "BIRD, μ = 3"}
+    assert rows["BIRD"][0, 0]["settings"]["fair_weight"] == 1
+    made, _ = report.tables(results.collect(tmp_path), {})
+    assert "weights" not in {kind for _, kind in made}
+
+
+def test_a_teacher_of_masks_has_no_weights_of_its_own(monkeypatch):
+    """Its validation is that of FairDi's student."""
+    monkeypatch.setattr(results, "arrays", lambda run, names: (0, 0, 0))
+    monkeypatch.setattr(metrics, "evaluate_masks", lambda **_: {"collapsed": False})
+    rows = {}
+    for t in results.GRID["fairdi"][1]:
+        made = result("fairdi", **({} if t == 10 else {"fis_temperature": float(t)}))
+        made["settings"] |= {"fis_temperature": float(t), "task": "segment"}
+        made["arrays"] = "x", {"teacher_0": 0, "teacher_1": 0}
+        made["last"]["val"] = {"dice": 0.8, "dice_worst_group": t / 100, "collapsed": False}
+        made["last"]["train"] = {"worst_cell": 0.9}
+        rows |= {name: {(0, 0): run} for name, run in results.as_rows(made)}
+    assert len(rows) == 8 and results.CEILING in results.grids(rows)
+    assert {row[0] for row in report.weights_table(rows, {}).rows} == {"FairDi"}
+
+
+@pytest.mark.parametrize("lacking", [1, 2])
+def test_what_a_sweep_leaves_out_is_said(tmp_path, lacking):
+    """Of four values some have fewer runs than the one to compare with; two make no table."""
+    weights = (0.0, 1.0, 10.0, 50.0)
+    for n, weight in enumerate(weights):
+        for seed in range(2 if n <= len(weights) - 1 - lacking else 1):
+            put(tmp_path, result("adversarial_kd", seed, adversary_weight=weight), f"{weight}")
+    made, refused = report.tables(results.collect(tmp_path), {})
+    table = made.get((("toy", ""), "sweep"))
+    assert not refused and (table is None) == (lacking == 2)
+    if table:
+        assert [row[0] for row in table.rows] == ["0", "1", "10"]
+        assert "left out, without all runs of others: 50 (1)" in table.notes
 
 
 def test_rows_of_a_sweep_alone_are_shown(tmp_path):
@@ -1630,6 +1712,28 @@ def test_a_fold_with_another_seed_alone_is_not_lost(tmp_path):
         put(tmp_path, result(name, seed, dataset="ham10000", fold=fold), f"fold_{fold}")
     ((first,), second) = (part.values() for part in results.trainings(results.collect(tmp_path)))
     assert [*first["CKD"]] == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1)] and not second
+
+
+def test_a_row_without_a_difference_is_named(folded, lesions):
+    """Where the base has fewer folds, or the row another seed; this has all folds all the same."""
+    put_folds(folded, lesions | {"rkd": lesions["ckd"]}, "rkd")
+    path = folded / "ham10000/groupdro/fold_4-seed0/result.json"
+    made = json.loads(path.read_text())
+    made["settings"]["seed"] = 1
+    path.write_text(json.dumps(made))
+    tables = pooled_tables(folded)
+    assert "GroupDRO" in [row[0] for row in tables[""].rows] and not results.POOLS.clear()
+    (name, *_), (note,) = tables["-differences"].rows, tables["-differences"].notes[1:]
+    assert "GroupDRO" != name[0] and note == "ERM lacks runs of these: GroupDRO"
+    for fold in (3, 4):
+        shutil.rmtree(folded / "ham10000/ckd" / f"fold_{fold}-seed0")
+    table = pooled_tables(folded)["-differences"]
+    assert not table.rows and "ERM lacks runs of these: RKD, GroupDRO" in table.notes
+    for fold in range(5):  # CKD has all folds: it is the base
+        path = put(folded, result("ckd", dataset="ham10000", fold=fold), f"ckd_{fold}")
+        put_arrays(path, lesions, "ckd", lesions["fold"] == fold)
+    table = pooled_tables(folded)["-differences"]
+    assert table.header[1].endswith("− CKD") and table.rows
 
 
 def test_a_difference_without_an_interval_is_not_seen_twice():
