@@ -28,6 +28,7 @@ in the test of its training: scaled to as few pixels.
 """
 
 import argparse
+import collections
 import contextlib
 import csv
 import importlib
@@ -194,7 +195,6 @@ def label_rows(table, files, saved):
     if not used["label"] or not files:
         places = locate(table.parent, names, table)
     for row, name in zip(rows, names):
-        row |= {"file": name, "subject": row.get(used["subject"], "")}
         if trained.get("target") == "none":
             row["none"] = "all"  # as in datasets/csv.py
         if not used["label"]:  # also as there: of a picture beside the table it is missing
@@ -205,7 +205,8 @@ def label_rows(table, files, saved):
         attribute(table, rows, column) for column in (used["label"] or "folder", used["group"])
     )
     meant = {meaning(name): name for name in saved["classes"]}  # where capitals do not count
-    for row, label, group in zip(rows, labels, groups):
+    for row, name, label, group in zip(rows, names, labels, groups):
+        row |= {"file": name, "subject": row.get(used["subject"], "")}
         row |= {"label": meant.get(meaning(label), label), "group": group}
     if masks:
         named = [row["mask"] for row in rows if not missing(row["mask"])]
@@ -217,6 +218,9 @@ def label_rows(table, files, saved):
     if not known:
         raise InputError(f"{table}: no row has a {' and a '.join(needed)}: fill them in")
     refuse_alike(table, dict.fromkeys(row["group"] for row in known.values()))
+    uses = collections.Counter(row["mask"] for row in known.values()) if masks else {}
+    if shared := [mask for mask, n in uses.items() if n > 1]:
+        print(f"beware: masks that are of several pictures: {len(shared)}, such as {shared[0]}")
     for name, row in known.items():
         if row["label"] not in saved["classes"]:
             classes = ", ".join(saved["classes"])

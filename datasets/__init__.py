@@ -497,6 +497,10 @@ def read_table(
             table.leave_out("mask unreadable", found["faults"])
             compare_kinds(found["kinds"], table.notes)
             table.notes["masks that are empty or full"] = found["flat"]
+            named = zip(table.ids, table.mask_files)
+            named = [os.path.normpath(file) for i, file in named if i not in {*found["flat"]}]
+            if shared := [file for file, n in collections.Counter(named).items() if n > 1]:
+                table.notes["MASKS OF SEVERAL PICTURES"] = shared
             table.refuse_empty({*found["flat"]}, name)
         table.images, found = decode_all(table, size, cache, skip_bad, source)
         table.leave_out("unreadable", found["faults"])

@@ -698,7 +698,11 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
     "an older one": ({"class_shares": None}, [], ["student.pt is no student", "an older version"]),
     "a rule less": ({"states": {}}, [], ["student.pt is no student", "such as a teacher's"]),
     "its own code": ({"network": "net.py:f"}, [], ["net.py:f", "--student-module FILE.py:FUNC"]),
-    "labels without a group": ({}, ["--labels", "few.csv"], ["few.csv has no column 'group'"]),
+    "labels without a group": (
+        {},
+        ["--labels", "few.csv"],
+        ["'group': choose or write one, it has file, label"],
+    ),
     "labels that are empty": (
         {},
         ["picture.png", "--labels", "unknown.csv"],

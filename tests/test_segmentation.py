@@ -1,6 +1,7 @@
 """Masks: their metrics against scikit-learn, their loss against a loop, views, files, and networks;
 every script that has a meaning for --task segment, and the sentence of every one that has none."""
 
+import contextlib
 import copy
 import importlib
 import json
@@ -537,6 +538,24 @@ def test_masks_of_which_all_are_empty_or_full(masked, value):
         load("csv", masked, 16, task="segment", skip_bad=True)
 
 
+def test_masks_of_several_pictures_are_said(masked):
+    """A name that was copied down a column; one empty mask of all healthy pictures is no fault."""
+    assert "MASKS OF SEVERAL PICTURES" not in load("csv", masked, 16, task="segment").notes
+    rows = read_table(masked / "labels.csv")
+    by_size = {}
+    for row in rows:
+        with Image.open(masked / row["mask"]) as mask:
+            by_size.setdefault(mask.size, []).append(row)
+    one, other, third = max(by_size.values(), key=len)[:3]
+    other["mask"] = third["mask"] = one["mask"]
+    write_table(masked / "labels.csv", rows)
+    noted = load("csv", masked, 16, task="segment").notes["MASKS OF SEVERAL PICTURES"]
+    assert noted == [str(masked / one["mask"])]
+    with Image.open(masked / one["mask"]) as mask:
+        Image.new("L", mask.size).save(masked / one["mask"])
+    assert "MASKS OF SEVERAL PICTURES" not in load("csv", masked, 16, task="segment").notes
+
+
 def test_a_mask_that_is_cut_out_is_refused(tmp_path):
     """White everywhere, or black, and its shape in what is transparent: no grey value says it."""
     Image.new("RGB", (20, 20)).save(tmp_path / "picture.png")
@@ -868,6 +887,12 @@ def test_predict_compares_masks_as_the_test_did(target, masked, tmp_path, monkey
     assert (tmp_path / "masks" / f"{Path(test[0]['file']).stem}-mask.png").is_file()
     result = evaluate(**truth, areas=found["areas"])
     assert metrics.show({"student": result}, data.classes, data.group_names) in printed
+    same = [row | {"mask": test[0]["mask"]} for row in test]
+    write_table(masked / "new.csv", same)
+    with contextlib.suppress(InputError):  # some are of another size
+        main()
+    assert "beware: masks that are of several pictures: 1, such" in capsys.readouterr().out
+    assert "beware: masks" not in printed
     ## Left out: one without a mask, one whose mask has another size; and masks stay what they are.
     Image.new("L", (3, 3)).save(masked / test[1]["mask"])
     write_table(masked / "new.csv", [test[0] | {"mask": "NA"}, *test[1:]])
