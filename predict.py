@@ -194,16 +194,15 @@ def label_rows(table, files, saved):
     refuse_repeated(table, names)
     if not used["label"] or not files:
         places = locate(table.parent, names, table)
+    groups, order = attribute(table, rows, used["group"])
     for row, name in zip(rows, names):
         if trained.get("target") == "none":
             row["none"] = "all"  # as in datasets/csv.py
         if not used["label"]:  # also as there: of a picture beside the table it is missing
             there = os.path.relpath(places[name], table.parent)
             there = there if places[name].is_file() else name.replace("\\", "/")
-            row["folder"] = Path(there).parent.name
-    (labels, _), (groups, order) = (
-        attribute(table, rows, column) for column in (used["label"] or "folder", used["group"])
-    )
+            row["label"] = Path(there).parent.name
+    labels, _ = attribute(table, rows, used["label"] or "label")
     meant = {meaning(name): name for name in saved["classes"]}  # where capitals do not count
     for row, name, label, group in zip(rows, names, labels, groups):
         row |= {"file": name, "subject": row.get(used["subject"], "")}

@@ -782,7 +782,8 @@ UNETS = "teacher_unet8-student_unet4-epochs_20-teacher_epochs_20-train_share_0.1
 TRANS = UNETS.replace("unet", "transunet")
 PRE_TRAINED = "teacher_weights_efficientnet-lite0-57934424.pth-teacher_epochs_9-teacher_lr_0.0005-"
 PRE_TRAINED += "teacher_optimizer_adamw-teacher_statistics_imagenet-teacher_sees_flips"
-LITE0 = f"teacher_timm:tf_efficientnet_lite0-student_mobilenet_v3_small-{PRE_TRAINED}"
+SHUFFLE = f"teacher_timm:tf_efficientnet_lite0-{PRE_TRAINED}"  # HAM10000's usual student
+MOBILE = f"teacher_timm:tf_efficientnet_lite0-student_mobilenet_v3_small-{PRE_TRAINED}"
 HEADLINE = {  # the places whose results stand in the README
     "toy": ("toy", ""),
     "HAM10000, age": ("ham10000", f"{BY_AGE}-{NETWORKS}"),
@@ -793,8 +794,9 @@ HEADLINE = {  # the places whose results stand in the README
 PLACES = HEADLINE | {  # and others that have a short name
     "HAM10000, sex": ("ham10000", f"folds-image_size_32-{NETWORKS}"),
     "HAM10000, sex and age": ("ham10000", f"folds-image_size_32-sensitive_sex+age-{NETWORKS}"),
-    "HAM10000, age, ImageNet teacher": ("ham10000", f"folds-image_size_96-sensitive_age-{LITE0}"),
-    "HAM10000, sex, ImageNet teacher": ("ham10000", f"folds-image_size_96-{LITE0}"),
+    "HAM10000, age, ImageNet teacher": ("ham10000", f"folds-image_size_96-sensitive_age-{MOBILE}"),
+    "HAM10000, sex, ImageNet teacher": ("ham10000", f"folds-image_size_96-{MOBILE}"),
+    "HAM10000, sex, ImageNet teacher, shufflenet": ("ham10000", f"folds-image_size_96-{SHUFFLE}"),
     "CelebA, smiling": ("celeba", f"image_size_32-target_Smiling-{NETWORKS}"),
     "CelebA, blond hair": ("celeba", f"image_size_32-target_Blond_Hair-{NETWORKS}"),
     "HAM10000, masks, age": ("ham10000-segment", f"{BY_AGE}-{UNETS}"),

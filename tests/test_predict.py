@@ -263,10 +263,19 @@ def test_a_picture_beside_the_table_has_no_label_as_in_training(lively, original
         (folder / named.parent).mkdir(exist_ok=True)
         row["file"] = str((folder / row["file"]).rename(folder / named).relative_to(folder))
     rows[0]["file"] = str((folder / rows[0]["file"]).rename(folder / "x.png").relative_to(folder))
-    write_table(folder / "labels.csv", [{k: r[k] for k in r if k != "label"} for r in rows])
+    for row in rows:
+        del row["label"]
+    write_table(folder / "labels.csv", rows)
     printed = main(lively, "--labels", folder / "labels.csv")
     assert "label is the folder, group is the column group" in printed
     assert "95 of 96 pictures have a label and a group" in printed
+    saved = torch.load(lively, weights_only=True)  # with a column that is called like what it is
+    saved["settings"]["sensitive"] = "folder"
+    torch.save(saved, tmp_path / "folder.pt")
+    rows = [{k if k != "group" else "folder": row[k] for k in row} for row in rows]
+    write_table(folder / "labels.csv", rows)
+    again = main(tmp_path / "folder.pt", "--labels", folder / "labels.csv")
+    assert again == printed.replace("the column group", "the column folder")
 
 
 def test_a_column_of_signs_is_no_subject(lively, originals, main, tmp_path):
