@@ -217,6 +217,12 @@ def label_rows(table, files, saved):
     if not known:
         raise InputError(f"{table}: no row has a {' and a '.join(needed)}: fill them in")
     refuse_alike(table, dict.fromkeys(row["group"] for row in known.values()))
+    if new := [name for name in order if name not in saved["group_names"]]:
+        print(f"groups that its training did not have: {', '.join(new)}")
+    if used["subject"] is None and trained.get("subject"):
+        print(
+            f"beware: no column {trained['subject']}, the training's subject: each picture is one"
+        )
     uses = collections.Counter(row["mask"] for row in known.values()) if masks else {}
     if shared := [mask for mask, n in uses.items() if n > 1]:
         print(f"beware: masks that are of several pictures: {len(shared)}, such as {shared[0]}")
@@ -229,6 +235,13 @@ def label_rows(table, files, saved):
         return {path: known.get(name) for name, path in places.items()}, order
     row_of = names_of(files, names, table)
     taken = [name for name in row_of.values() if name in known]
+    own = {file: table.parent / name for file, name in row_of.items() if name in known}
+    others = [f for f, there in own.items() if there.is_file() and not there.samefile(f)]
+    if others:
+        print(
+            f"beware: {len(others)} pictures, such as {others[0]}, have a row by their names, but "
+            "are not the files that lie beside the table under these names"
+        )
     if not taken or len({*taken}) < len(taken):
         what = "two pictures are the same row" if taken else "it says nothing about these pictures"
         advice = f"write more of their folders into its column {used['file']}"
@@ -445,7 +458,9 @@ def answer_by_masks(student, saved, files, args):
             try:
                 true = decode_mask(row["mask"], saved["size"], file) > 0  # (H, W)
             except Exception as why:  # decoders raise all kinds of errors
-                bad.append(f"{row['mask']} cannot be read as a mask ({why})")
+                gone = isinstance(why, FileNotFoundError)
+                fault = "does not exist" if gone else f"cannot be read as a mask ({why})"
+                bad.append(f"{row['mask']} {fault}")
                 print(bad[-1], file=sys.stderr)
             else:
                 said = (logits[0, 1] > logits[0, 0]).numpy()
@@ -535,6 +550,9 @@ def print_scores(answers, rows, group_names, saved):
     }
     values = np.stack([*answers.values()])  # (N, C), or (N, 3)
     if saved["settings"].get("task") == "segment":
+        inside, full = values[:, 1], saved["size"] ** 2
+        flat = f"{(inside == 0).sum()} masks are empty, {(inside == full).sum()} full"
+        print(f"inside of masks: {inside.mean() / full:.1%} of pixels; {flat}")
         result = metrics.evaluate_masks(**about, areas=values)
     else:
         result = metrics.evaluate(**about, logits=values, class_shares=saved["class_shares"])

@@ -144,13 +144,17 @@ class Table:
                 self.notes[what] = alone
 
     def refuse_empty(self, flat, name):
-        """Raise InputError where all masks of a split are in `flat`, ids of empty or full ones."""
-        for part in ("train", "val", "test"):
-            ids = [i for i, where in zip(self.ids, self.split) if where == part]
-            if ids and flat.issuperset(ids):  # of a split without pictures refuse_gaps tells
+        """Raise InputError where all masks of a split, or of a group, are in `flat`, the ids of
+        those that are empty or full."""
+        ids, used = np.array(self.ids), self.split != ""
+        places = {f"the {part} split": self.split == part for part in ("train", "val", "test")}
+        for g, group in enumerate(self.group_names):
+            places[f"the group {group!r}"] = used & (self.groups == g)
+        for where, there in places.items():
+            if there.any() and flat.issuperset(ids[there].tolist()):  # without any: refuse_gaps
                 raise InputError(
-                    f"all {len(ids)} masks of the {part} split of {name} are empty, or full, so "
-                    "nothing can be learnt or tested: look at their files"
+                    f"all {there.sum()} masks of {where} of {name} are empty, or full, so nothing "
+                    "can be learnt or tested: look at their files"
                 )
 
 
@@ -288,24 +292,31 @@ def decode_mask(file, size, picture):
         ## The numbers of a palette mean nothing by themselves. In 402 masks of HAM10000 number 0 is
         ## white, the lesion: read as numbers, they would be inside out.
         upright = ImageOps.exif_transpose(image)
-        ## As 8 bits, 300 and 700 of 16 bits would be one value, and 0.4 would be 0.
+        ## As 8 bits, 300 and 700 of 16 bits would be one value, and 0.4 would be 0. As grey, blue
+        ## of 1 would be 0, too.
+        grey, words = upright.mode[0] in "IF1L", "grey values"
         values = np.asarray(upright if upright.mode[0] in "IF" else upright.convert("L"))
+        colours = values[..., None] if grey else np.asarray(upright.convert("RGB"), int)
+    if np.ptp(colours, axis=2).any():
+        values, words = colours @ (65536, 256, 1), "colours"  # a number for each
     there = np.unique(values)
     if len(there) > 2 or (len(there) == 2 and 0 not in there):
-        few = ", ".join(map(str, there[:4])) + ", ..." * (len(there) > 4)
-        raise ValueError(f"it has the grey values {few}: 0 must be outside, one other inside")
+        few = ", ".join(f"#{v:06x}" if words == "colours" else str(v) for v in there[:4])
+        few += ", ..." * (len(there) > 4)
+        raise ValueError(f"it has the {words} {few}: 0 must be outside, one other inside")
     inside = Image.fromarray(255 * (values != 0).astype(np.uint8))
     square = np.asarray(ImageOps.fit(inside, (size, size), Image.Resampling.BILINEAR))
     return 255 * (square > 127).astype(np.uint8)  # a pixel is inside or outside, never grey
 
 
-def compare_kinds(kinds, notes):
-    """Note how much is inside of masks, by kind of file {kind: (number, share)}.
+def compare_kinds(kinds, notes, what="files of mode"):
+    """Note how much is inside of masks, by kind of file, or group, {kind: (number, share)}.
 
-    Files of one kind that are inside out show nowhere else.
+    Files of one kind, or of one group, that are inside out show nowhere else.
     """
-    told = [f"{share:.1%} in {n} files of mode {kind}" for kind, (n, share) in kinds.items()]
-    notes["inside of masks, share of pixels"] = ", ".join(told)
+    told = [f"{share:.1%} in {n} {what} {kind}" for kind, (n, share) in kinds.items()]
+    before = notes.get(key := "inside of masks, share of pixels")
+    notes[key] = ", ".join(filter(None, [before, *told]))
     shares = [share for n, share in kinds.values() if n >= 5]
     if shares and max(shares) - min(shares) > 0.2:
         notes["KINDS OF MASKS DISAGREE"] = "is one of them inside out? Look at --describe"
@@ -348,7 +359,9 @@ def decode_into(path, table, views, shape, skip_bad, masks):
             except FileNotFoundError:
                 return  # known before, and left out
             except Exception as error:  # decoders raise all kinds of errors
-                faults[table.ids[n]] = str(error)
+                faults[table.ids[n]] = (
+                    f"{table.mask_files[n].name}: {error}" if masks else str(error)
+                )
             else:
                 one_colour = np.ptp(images[n], axis=(0, 1)).max() < 8
                 (flat.add if one_colour else flat.discard)(table.ids[n])
@@ -496,6 +509,14 @@ def read_table(
             table.masks, found = decode_all(table, size, cache, skip_bad, source, masks=True)
             table.leave_out("mask unreadable", found["faults"])
             compare_kinds(found["kinds"], table.notes)
+            there = {
+                n: np.flatnonzero((table.groups == g) & (table.split != ""))
+                for g, n in enumerate(table.group_names)
+            }
+            shares = {
+                n: (len(k), float(table.masks[k].mean() / 255)) for n, k in there.items() if len(k)
+            }
+            compare_kinds(shares, table.notes, "of the group")
             table.notes["masks that are empty or full"] = found["flat"]
             named = zip(table.ids, table.mask_files)
             named = [os.path.normpath(file) for i, file in named if i not in {*found["flat"]}]

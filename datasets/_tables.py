@@ -65,7 +65,7 @@ def require(path, header, columns, flag=""):
     """
     for column in [column for column in columns if column not in header]:
         known = ", ".join(filter(None, header))
-        advice = f"choose one with {flag} or write it" if flag else "choose or write one"
+        advice = f"choose one with {flag} or write it" if flag else "rename or write one"
         raise InputError(f"{path} has no column {column!r}: {advice}, it has {known}")
 
 

@@ -113,7 +113,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
             raise InputError(
                 f"{table}, line {line}: {row[named]} lies outside {root}: use names inside it"
             )
-    others = [row.get("mask", "") for row in rows]
+    others, header = [row.get("mask", "") for row in rows], [*rows[0]]
     found = locate(root, [row[named] for row in rows], table, others)
     refuse_repeated(table, [os.path.normpath(found[row[named]]) for row in rows])
     path = table.resolve()
@@ -191,7 +191,7 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
                 )
 
     def masks():
-        require(table, rows[0], ["mask"])
+        require(table, header, ["mask"])
         names = [row["mask"] for row in rows if not missing(row["mask"])]
         places = locate(root, names, table, [row[named] for row in rows])
         return [places.get(row["mask"]) for row in rows]

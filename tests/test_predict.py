@@ -278,6 +278,26 @@ def test_a_picture_beside_the_table_has_no_label_as_in_training(lively, original
     assert again == printed.replace("the column group", "the column folder")
 
 
+def test_what_the_training_had_otherwise_is_said(lively, originals, main, tmp_path):
+    """A new group, or a word for an old one; a subject that is not there; others' files."""
+    folder = shutil.copytree(originals / "csv", tmp_path / "data")
+    rows = read_table(folder / "labels.csv")
+    printed = main(lively, "--labels", folder / "labels.csv")
+    assert "beside the table" not in printed and "did not have" not in printed
+    assert "no column" not in printed
+    copies = shutil.copytree(folder / "pictures", tmp_path / "copies/pictures")
+    printed = main(lively, copies, "--labels", folder / "labels.csv")
+    assert f"beware: {len(rows)} pictures, such as {copies}" in printed
+    saved = torch.load(lively, weights_only=True)
+    saved["settings"]["subject"] = "case"
+    torch.save(saved, tmp_path / "case.pt")
+    rows[0]["group"] = "elsewhere"
+    write_table(folder / "labels.csv", [{k: r[k] for k in r if k != "subject"} for r in rows])
+    printed = main(tmp_path / "case.pt", "--labels", folder / "labels.csv")
+    assert "groups that its training did not have: elsewhere\n" in printed
+    assert "beware: no column case, the training's subject: each picture is one" in printed
+
+
 def test_a_column_of_signs_is_no_subject(lively, originals, main, tmp_path):
     folder = shutil.copytree(originals / "csv", tmp_path / "data")
     rows = read_table(folder / "labels.csv")
@@ -710,7 +730,7 @@ FAULTS = {  # name: (what student.pt holds, arguments after RUN, words of the se
     "labels without a group": (
         {},
         ["--labels", "few.csv"],
-        ["'group': choose or write one, it has file, label"],
+        ["'group': rename or write one, it has file, label"],
     ),
     "labels that are empty": (
         {},

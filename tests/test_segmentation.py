@@ -36,7 +36,7 @@ from conftest import (
     write_table,
 )
 from forked import SCRIPTS, run_script
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.metrics import f1_score, jaccard_score
 
 import figures
@@ -487,7 +487,7 @@ def test_a_row_without_a_mask_and_a_table_without_masks(masked):
     with pytest.raises(InputError, match="1 of 96 pictures have no mask.*no mask is named"):
         load("csv", masked, 16, task="segment")
     write_table(masked / "labels.csv", [{k: r[k] for k in r if k != "mask"} for r in rows])
-    with pytest.raises(InputError, match="labels.csv has no column 'mask': choose or write one"):
+    with pytest.raises(InputError, match="labels.csv has no column 'mask': rename or write one"):
         load("csv", masked, 16, task="segment")
 
 
@@ -536,6 +536,40 @@ def test_masks_of_which_all_are_empty_or_full(masked, value):
     words = f"all {len(test)} masks of the test split of csv are empty, or full"
     with pytest.raises(InputError, match=words):
         load("csv", masked, 16, task="segment", skip_bad=True)
+
+
+def test_masks_of_a_group_that_are_empty_or_inside_out(masked):
+    """The first is refused, as of a split: its Dice says nothing. The second is asked."""
+    assert "of the group outdoor" in str(load("csv", masked, 16, task="segment").notes)
+    for change in (
+        lambda mask: ImageOps.invert(mask.convert("L")),
+        lambda m: Image.new("L", m.size),
+    ):
+        for row in read_table(masked / "labels.csv"):
+            if row["group"] == "indoor":
+                with Image.open(masked / row["mask"]) as mask:
+                    changed = change(mask)
+                changed.save(masked / row["mask"])
+        if change(Image.new("L", (2, 2))).getpixel((0, 0)):
+            notes = load("csv", masked, 16, task="segment", skip_bad=True).notes
+            assert "inside out" in notes["KINDS OF MASKS DISAGREE"]
+    with pytest.raises(InputError, match="masks of the group 'indoor' of csv are empty, or full"):
+        load("csv", masked, 16, task="segment", skip_bad=True)
+
+
+@pytest.mark.parametrize("colour", [(1, 0, 0), (0, 0, 1), (255, 255, 255), (0, 200, 9)])
+def test_a_mask_in_colour_is_outside_where_it_is_black(tmp_path, colour):
+    """As grey, red or blue of 1 would be black, too."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "picture.png")
+    inside = mask_of(1, (20, 20))
+    drawn = Image.fromarray(inside[..., None] * np.array(colour, np.uint8))
+    drawn.save(tmp_path / "mask.png")
+    found = decode_mask(tmp_path / "mask.png", 20, tmp_path / "picture.png")
+    assert np.array_equal(found > 0, inside)
+    drawn.putpixel((0, 0), (0, 3, 0))
+    drawn.save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="it has the colours #000000, #.*: 0 must be outside"):
+        decode_mask(tmp_path / "mask.png", 20, tmp_path / "picture.png")
 
 
 def test_masks_of_several_pictures_are_said(masked):
@@ -880,6 +914,9 @@ def test_predict_compares_masks_as_the_test_did(target, masked, tmp_path, monkey
     main()
     printed = capsys.readouterr().out
     assert f"{len(test)} of {len(test)} pictures have a label and a group and a mask" in printed
+    assert (
+        f"inside of masks: {areas[:, 1].mean() / 256:.1%} of pixels; 0 masks are empty" in printed
+    )
     np.testing.assert_allclose(found["areas"], areas, atol=1)  # sums of one picture, not of eight
     truth = data.truth("test")
     assert found["labels"].tolist() == truth["labels"].tolist()
