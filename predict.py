@@ -234,15 +234,15 @@ def label_rows(table, files, saved):
         refuse_repeated(table, [os.path.normpath(path) for path in places.values()])
         return {path: known.get(name) for name, path in places.items()}, order
     row_of = names_of(files, names, table)
-    taken = [name for name in row_of.values() if name in known]
-    own = {file: table.parent / name for file, name in row_of.items() if name in known}
-    others = [f for f, there in own.items() if there.is_file() and not there.samefile(f)]
+    taken = {file: name for file, name in row_of.items() if name in known}
+    beside = {file: table.parent / name for file, name in taken.items() if file.exists()}
+    others = [f for f, there in beside.items() if there.is_file() and not there.samefile(f)]
     if others:
         print(
             f"beware: {len(others)} pictures, such as {others[0]}, have a row by their names, but "
             "are not the files that lie beside the table under these names"
         )
-    if not taken or len({*taken}) < len(taken):
+    if not taken or len({*taken.values()}) < len(taken):
         what = "two pictures are the same row" if taken else "it says nothing about these pictures"
         advice = f"write more of their folders into its column {used['file']}"
         raise InputError(f"{table}: {what}: {advice}")

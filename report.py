@@ -322,8 +322,9 @@ def weights_table(rows, second):
     columns = [f"{words}, validation", "worst group, validation", "train worst cell", "collapsed"]
     table = Table(["method", "weight", *columns, "chosen"])
     for method, row_of in results.grids(rows).items():
+        ## The validation of the ceiling is that of FairDi's student.
         if method == CEILING or not (best := results.choose(rows, row_of)):
-            continue  # its validation is that of FairDi's student
+            continue
         for weight, row in row_of.items():
             first = {min(rows[row]): rows[row][min(rows[row])]}
             areas = [results.values(first, m, split="val") for m in (score, f"{score}_worst_group")]

@@ -292,13 +292,13 @@ def decode_mask(file, size, picture):
         ## The numbers of a palette mean nothing by themselves. In 402 masks of HAM10000 number 0 is
         ## white, the lesion: read as numbers, they would be inside out.
         upright = ImageOps.exif_transpose(image)
-        ## As 8 bits, 300 and 700 of 16 bits would be one value, and 0.4 would be 0. As grey, blue
-        ## of 1 would be 0, too.
-        grey, words = upright.mode[0] in "IF1L", "grey values"
+        ## As 8 bits, 300 and 700 of 16 bits would be one value, and 0.4 would be 0.
         values = np.asarray(upright if upright.mode[0] in "IF" else upright.convert("L"))
-        colours = values[..., None] if grey else np.asarray(upright.convert("RGB"), int)
-    if np.ptp(colours, axis=2).any():
-        values, words = colours @ (65536, 256, 1), "colours"  # a number for each
+        words = "grey values"
+        if upright.mode[0] not in "IF1L":
+            colours = np.asarray(upright.convert("RGB"), int)
+            if np.ptp(colours, axis=2).any():  # as grey, blue of 1 would be 0
+                values, words = colours @ (65536, 256, 1), "colours"  # a number for each
     there = np.unique(values)
     if len(there) > 2 or (len(there) == 2 and 0 not in there):
         few = ", ".join(f"#{v:06x}" if words == "colours" else str(v) for v in there[:4])
@@ -509,20 +509,19 @@ def read_table(
             table.masks, found = decode_all(table, size, cache, skip_bad, source, masks=True)
             table.leave_out("mask unreadable", found["faults"])
             compare_kinds(found["kinds"], table.notes)
-            there = {
-                n: np.flatnonzero((table.groups == g) & (table.split != ""))
-                for g, n in enumerate(table.group_names)
-            }
-            shares = {
-                n: (len(k), float(table.masks[k].mean() / 255)) for n, k in there.items() if len(k)
-            }
-            compare_kinds(shares, table.notes, "of the group")
+            ## One mask at a time, because all together may be larger than the memory.
+            shares, uses, flat = {}, collections.Counter(), {*found["flat"]}
+            for n in np.flatnonzero(table.split != ""):
+                group = table.group_names[table.groups[n]]
+                shares.setdefault(group, []).append(table.masks[n].mean() / 255)
+                if table.ids[n] not in flat:
+                    uses[os.path.normpath(table.mask_files[n])] += 1
+            groups = {group: (len(each), np.mean(each)) for group, each in sorted(shares.items())}
+            compare_kinds(groups, table.notes, "of the group")
             table.notes["masks that are empty or full"] = found["flat"]
-            named = zip(table.ids, table.mask_files)
-            named = [os.path.normpath(file) for i, file in named if i not in {*found["flat"]}]
-            if shared := [file for file, n in collections.Counter(named).items() if n > 1]:
+            if shared := [file for file, n in uses.items() if n > 1]:
                 table.notes["MASKS OF SEVERAL PICTURES"] = shared
-            table.refuse_empty({*found["flat"]}, name)
+            table.refuse_empty(flat, name)
         table.images, found = decode_all(table, size, cache, skip_bad, source)
         table.leave_out("unreadable", found["faults"])
         if found["flat"]:

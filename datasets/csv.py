@@ -122,14 +122,14 @@ def read(root, target, sensitive, fold, download, subject=None, file_column="fil
     if target == "none":
         for row in rows:
             row["none"] = "all"
-    if target == "label" and "label" not in rows[0]:
+    if target == "label" and "label" not in header:
         for row in rows:  # the folder below `root`, as in cat/1.jpg
             row["label"] = Path(os.path.relpath(found[row[named]], root)).parent.name
         folders = sorted({row["label"] for row in rows})
         if len(folders) == 1 and "mask" not in rows[0]:
             raise InputError(
                 f"{table} has no column 'label', and all pictures lie in one folder: write the "
-                f"column, or choose one with --target, it has {', '.join([*rows[0]][:-1])}"
+                f"column, or choose one with --target, it has {', '.join(header)}"
             )
         notes["labels"] = f"the folders of the pictures, such as {folders[0]!r} (see --target)"
 

@@ -288,6 +288,8 @@ def test_what_the_training_had_otherwise_is_said(lively, originals, main, tmp_pa
     copies = shutil.copytree(folder / "pictures", tmp_path / "copies/pictures")
     printed = main(lively, copies, "--labels", folder / "labels.csv")
     assert f"beware: {len(rows)} pictures, such as {copies}" in printed
+    with pytest.raises(InputError, match="does not exist"):  # but beside the table there is one
+        main(lively, tmp_path / "none" / rows[0]["file"], "--labels", folder / "labels.csv")
     saved = torch.load(lively, weights_only=True)
     saved["settings"]["subject"] = "case"
     torch.save(saved, tmp_path / "case.pt")

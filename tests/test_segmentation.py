@@ -585,6 +585,9 @@ def test_masks_of_several_pictures_are_said(masked):
     write_table(masked / "labels.csv", rows)
     noted = load("csv", masked, 16, task="segment").notes["MASKS OF SEVERAL PICTURES"]
     assert noted == [str(masked / one["mask"])]
+    write_table(masked / "labels.csv", [rows[0] | {"mask": ""}, *rows[1:]])
+    load("csv", masked, 16, task="segment", skip_bad=True)
+    write_table(masked / "labels.csv", rows)
     with Image.open(masked / one["mask"]) as mask:
         Image.new("L", mask.size).save(masked / one["mask"])
     assert "MASKS OF SEVERAL PICTURES" not in load("csv", masked, 16, task="segment").notes
